@@ -1,0 +1,22 @@
+"""The one family of errors that is written for the person at the keyboard.
+
+Everything that a user can cause by a wrong argument, file or folder is raised as a [UsageError][]: its message says what is
+wrong, where, and what to do about it. The command line prints it as one line and exits with status 2; `--debug` shows the
+traceback.
+"""
+
+
+class UsageError(Exception):
+    """Wrong usage or wrong input: one readable line, exit status 2."""
+
+
+class DataError(UsageError):
+    """A data set, list file, image or archive is not what it should be."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint cannot be read, cannot be trusted, or belongs to something else."""
+
+
+class UntrainedError(UsageError):
+    """An answer was asked of a network that has never been trained."""
