@@ -1,0 +1,66 @@
+"""What weights must remember of the data they were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fgzoo.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """The part of a data module that travels inside a checkpoint.
+
+    Attributes:
+        dataset: `cub`, `cars`, `aircraft`, `folder` or `birds`.
+        class_names: Names by class index.
+        image_size: Side of the network's input in pixels.
+        resize: Side in pixels to which images are resized before the crop.
+        resize_mode: `squash` (to a square) or `shortest` (the shorter side; the aspect stays).
+        interpolation: Always `bilinear`, antialiased.
+        decoder: `torchcodec`, `pillow` or `generated`.
+        fingerprint: Hash of the lists, see [Listing.fingerprint][fgzoo.data.records.Listing.fingerprint].
+    """
+
+    dataset: str
+    class_names: list[str]
+    image_size: int
+    resize: int
+    resize_mode: str
+    interpolation: str
+    decoder: str
+    fingerprint: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types only, so that a checkpoint loads with weights alone."""
+        return asdict(self)
+
+    def transform(self) -> Callable[[Tensor], Tensor]:
+        """The evaluation transform: upright uint8 (3, H, W) -> uint8 (3, image_size, image_size)."""
+        from fgzoo.data.transforms import evaluation_transform
+
+        return evaluation_transform(self.image_size, self.resize, self.resize_mode)
+
+    def check_classes(self, other: DataCard) -> None:
+        """Refuse to score weights on classes that they do not know.
+
+        Args:
+            other: The card of the data at hand.
+
+        Raises:
+            CheckpointError: The class names differ.
+        """
+        if self.class_names != other.class_names:
+            pairs = zip(self.class_names, other.class_names, strict=False)
+            first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(map(len, (self.class_names, other.class_names))))
+            mine = self.class_names[first] if first < len(self.class_names) else "nothing"
+            theirs = other.class_names[first] if first < len(other.class_names) else "nothing"
+            raise CheckpointError(
+                f"checkpoint: its classes are those of '{self.dataset}' ({len(self.class_names)}), the data's those of "
+                f"'{other.dataset}' ({len(other.class_names)}); class {first} is '{mine}' there and '{theirs}' here; fine-tune with "
+                f"--reset_head, or choose the checkpoint's own data"
+            )

@@ -1,0 +1,358 @@
+"""One data module for all data sets."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import lightning as L
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fgzoo.data.card import DataCard
+from fgzoo.data.dataset import RecordDataset, Sample, collate
+from fgzoo.data.images import Decoder, active_decoder, decode
+from fgzoo.data.records import Listing, Record
+from fgzoo.data.samplers import EpochSampler
+from fgzoo.data.split import folds as split_folds
+from fgzoo.data.split import stratified_holdout
+from fgzoo.data.synthetic import Birds, SyntheticBirds
+from fgzoo.data.transforms import (
+    Augmentation,
+    ResizeMode,
+    default_resize,
+    evaluation_transform,
+    mix_batch,
+    training_transform,
+)
+from fgzoo.errors import DataError, UsageError
+
+DatasetName = Literal["birds", "cub", "cars", "aircraft", "folder"]
+Split = Literal["train", "val", "test"]
+
+
+class FGVCDataModule(L.LightningDataModule):
+    """CUB-200-2011, Stanford Cars, FGVC-Aircraft, your own folders, or the built-in synthetic birds.
+
+    Batches are (images, classes, indices): uint8 (B, 3, image_size, image_size), (B,), (B,). The model normalises on the device.
+
+    Args:
+        name: `cub`, `cars`, `aircraft`, `folder` or `birds`.
+        root: Folder of the data; by default the environment variable FGZOO_DATA, or its subfolder with the data set's name.
+            `birds` needs none.
+        image_size: Side of the network's input in pixels.
+        resize: Side to which images are resized before the crop; by default image_size / 0.875 (256 for 224, 512 for 448), and
+            image_size itself for the augmentation `paper`.
+        resize_mode: `squash` (to a square, as the field's recipes do) or `shortest` (the shorter side; the aspect stays).
+        augmentation: `paper` (resize only), `standard` (random crop and flip) or `strong` (the same, TrivialAugment, and mixup or
+            cutmix of each batch).
+        batch_size: Training images a step, per device.
+        eval_batch_size: Images a step of validation and testing; by default twice batch_size.
+        num_workers: Loader processes; by default none for `birds`, else one per core, at most eight.
+        val_fraction: Share of the training split held out for validation, stratified; 0 trains on all of it.
+        folds: Number of cross-validation folds of the training split; 0: none. Excludes val_fraction.
+        fold: The fold that is validated on, from 0.
+        seed: Seed of splits, orders and augmentation; by default the run's (`--seed_everything`).
+        decoder: `auto` (torchcodec where it is installed), `torchcodec` or `pillow`.
+        on_error: `raise` stops at an image that cannot be read; `skip` leaves it out of training with a counted warning. Testing
+            always raises.
+        download: Fetch and unpack CUB or Aircraft into root if it is not there.
+        level: (aircraft) `variant`, `family` or `manufacturer`.
+        banner: (aircraft) Cut off the strip of 20 pixels with the copyright notice at the bottom of every image.
+        csv: (folder) A table with the columns path, label, split, relative to root, instead of class folders.
+        test_fraction: (folder) Share of the images held out for testing where the data names no test split.
+        birds: (birds) Size and difficulty of the synthetic set.
+
+    Raises:
+        UsageError: An argument is out of its range.
+        DataError: The data is not there, or not what its lists say (when it is first asked about).
+    """
+
+    def __init__(
+        self,
+        name: DatasetName = "birds",
+        root: str | Path | None = None,
+        image_size: int = 448,
+        resize: int | None = None,
+        resize_mode: ResizeMode = "squash",
+        augmentation: Augmentation = "standard",
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        val_fraction: float = 0.0,
+        folds: int = 0,
+        fold: int = 0,
+        seed: int | None = None,
+        decoder: Decoder = "auto",
+        on_error: Literal["raise", "skip"] = "raise",
+        download: bool = False,
+        level: Literal["variant", "family", "manufacturer"] = "variant",
+        banner: bool = True,
+        csv: str | Path | None = None,
+        test_fraction: float = 0.0,
+        birds: Birds = Birds(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        if name not in get_args(DatasetName):
+            raise UsageError(f"data.name: '{name}' is none of {', '.join(get_args(DatasetName))}")
+        if image_size < 32:
+            raise UsageError(f"data.image_size: {image_size} pixels is less than 32, which no backbone can take")
+        if batch_size < 1:
+            raise UsageError(f"data.batch_size: {batch_size}; at least 1")
+        if folds and val_fraction:
+            raise UsageError("data.folds and data.val_fraction both hold images out; give one of them")
+        if folds and (folds < 2 or not 0 <= fold < folds):
+            raise UsageError(f"data.fold: {fold} of {folds} folds; folds start from 0, and there are at least 2")
+        self.name = name
+        self.root = _find_root(name, root)
+        self.image_size = image_size
+        self.resize = resize or default_resize(image_size, augmentation)
+        if self.resize < image_size:
+            raise UsageError(f"data.resize: {self.resize} is smaller than data.image_size ({image_size}), which is cropped from it")
+        self.resize_mode: ResizeMode = resize_mode
+        self.augmentation: Augmentation = augmentation
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or 2 * batch_size
+        self.num_workers = default_workers(name) if num_workers is None else num_workers
+        self.val_fraction = val_fraction
+        self.folds = folds
+        self.fold = fold
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self.decoder: Decoder = decoder
+        self.on_error: Literal["raise", "skip"] = on_error
+        self.download = download
+        self.level: Literal["variant", "family", "manufacturer"] = level
+        self.banner = banner
+        self.csv = csv
+        self.test_fraction = test_fraction
+        self.birds = birds
+        self._datasets: dict[Split, RecordDataset] = {}
+
+    # ------------------------------------------------------------------ what is known without opening an image
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The data set as its lists describe it; read at the first question."""
+        if self.name == "birds":
+            return SyntheticBirds(self.birds).listing()
+        if self.root is None:
+            raise DataError(
+                f"data.root: where is '{self.name}'? Give --data.root PATH, or set FGZOO_DATA; `fgzoo data info {self.name}` "
+                f"says what must lie there"
+            )
+        if not self.root.is_dir() and not self.download:
+            raise DataError(f"data.root: no folder {self.root}")
+        return read_listing(self.name, self.root, self.level, self.csv, self.test_fraction, self.seed)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by class index."""
+        return list(self.listing.class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.listing.class_names)
+
+    @cached_property
+    def splits(self) -> dict[Split, tuple[Record, ...]]:
+        """Records by split: the official ones, with validation held out of training where that is asked for."""
+        listing = self.listing
+        train, val = listing.train, listing.val
+        if self.folds:
+            train, val = split_folds(train, self.folds, self.seed)[self.fold]
+        elif self.val_fraction:
+            if val:
+                raise UsageError("data.val_fraction: this data has a validation split of its own; leave val_fraction at 0")
+            train, val = stratified_holdout(train, self.val_fraction, self.seed)
+        return {"train": tuple(train), "val": tuple(val), "test": listing.test}
+
+    def names(self, split: str) -> list[str]:
+        """Names of a split's images, in the order of their index."""
+        splits: dict[str, tuple[Record, ...]] = dict(self.splits)  # type: ignore[arg-type]
+        return [record.name for record in splits[split]]
+
+    @property
+    def card(self) -> DataCard:
+        """What travels inside a checkpoint."""
+        return DataCard(
+            dataset=self.name,
+            class_names=self.class_names,
+            image_size=self.image_size,
+            resize=self.resize,
+            resize_mode=self.resize_mode,
+            interpolation="bilinear",
+            decoder="generated" if self.listing.read is not None else active_decoder(self.decoder),
+            fingerprint=self.listing.fingerprint(),
+        )
+
+    # ------------------------------------------------------------------ Lightning's hooks
+
+    def prepare_data(self) -> None:
+        """Download on one process, if that is asked for."""
+        if self.download and self.name != "birds":
+            from fgzoo.data.download import prepare
+
+            if self.root is None:
+                raise DataError(f"data.root: give a folder to download '{self.name}' into")
+            prepare(self.name, self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the lists and check that every image they name is there."""
+        splits = self.splits
+        if stage in (None, "fit") and len(splits["train"]) < 2:
+            raise DataError(f"data: {len(splits['train'])} training images; batch-norm needs at least 2")
+
+    def train_dataloader(self) -> DataLoader[Sample | None]:
+        """Shuffled; an incomplete last batch is dropped (the samples differ every epoch), unless it is the only one."""
+        dataset = self._dataset("train")
+        rank, world_size = self._rank()
+        sampler = EpochSampler(len(dataset), True, self.seed, rank, world_size)
+        if self.trainer is not None:
+            # A resumed run must go on with its own epoch's order, whenever its loader is made.
+            sampler.set_epoch(self.trainer.current_epoch)
+        return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Sample | None] | list[DataLoader[Sample | None]]:
+        """In order, every image once; no loader where nothing is held out."""
+        return self._evaluation_loader("val") if self.splits["val"] else []
+
+    def test_dataloader(self) -> DataLoader[Sample | None]:
+        """In order, every image once."""
+        if not self.splits["test"]:
+            raise DataError(
+                f"data: '{self.name}' at {self.root} has no test images; add a test folder, or use --data.test_fraction"
+            )
+        return self._evaluation_loader("test")
+
+    def mix(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Mix a training batch on its device, where the augmentation says so; otherwise return it unchanged."""
+        if self.augmentation != "strong":
+            return images, targets
+        return mix_batch(images, targets, num_classes)
+
+    # ------------------------------------------------------------------ loaders
+
+    def dataset(self, split: Split) -> RecordDataset:
+        """A split as a torch data set of (uint8 image, class, index).
+
+        Args:
+            split: `train` (augmented), `val` or `test`.
+
+        Returns:
+            The data set.
+        """
+        train = split == "train"
+        if train:
+            transform = training_transform(self.augmentation, self.image_size, self.resize, self.resize_mode)
+        else:
+            transform = evaluation_transform(self.image_size, self.resize, self.resize_mode)
+        read = self.listing.read or partial(_read_file, decoder=self.decoder, banner=self._banner())
+        on_error = self.on_error if train else "raise"
+        return RecordDataset(self.splits[split], read, transform, self.seed, on_error, split)
+
+    def _dataset(self, split: Split) -> RecordDataset:
+        """The split's data set, made once: it remembers which images were skipped."""
+        if split not in self._datasets:
+            self._datasets[split] = self.dataset(split)
+        return self._datasets[split]
+
+    def skipped(self) -> list[str]:
+        """Names of the training images that could not be read and were left out."""
+        dataset = self._datasets.get("train")
+        if dataset is None:
+            return []
+        return [dataset.records[i].name for i in dataset.skipped.nonzero().flatten().tolist()]
+
+    def _banner(self) -> int:
+        """Height in pixels of the strip to cut off at the bottom of every image."""
+        return AIRCRAFT_BANNER if self.name == "aircraft" and self.banner else 0
+
+    def _evaluation_loader(self, split: Split) -> DataLoader[Sample | None]:
+        dataset = self._dataset(split)
+        rank, world_size = self._rank()
+        sampler = EpochSampler(len(dataset), False, self.seed, rank, world_size)
+        return self._loader(dataset, sampler, self.eval_batch_size, drop_last=False)
+
+    def _loader(
+        self, dataset: RecordDataset, sampler: EpochSampler, batch_size: int, drop_last: bool
+    ) -> DataLoader[Sample | None]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=collate,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+#: Height in pixels of the copyright strip that every FGVC-Aircraft image carries.
+AIRCRAFT_BANNER = 20
+
+
+def read_listing(
+    name: DatasetName,
+    root: Path,
+    level: Literal["variant", "family", "manufacturer"] = "variant",
+    csv: str | Path | None = None,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+) -> Listing:
+    """Read a data set's lists.
+
+    Args:
+        name: `cub`, `cars`, `aircraft` or `folder`.
+        root: Its folder.
+        level: (aircraft) What a class is.
+        csv: (folder) A table instead of class folders.
+        test_fraction: (folder) Share to hold out for testing.
+        seed: Seed of that share.
+
+    Returns:
+        The listing.
+    """
+    if name == "cub":
+        from fgzoo.data.cub import read_cub
+
+        return read_cub(root)
+    if name == "cars":
+        from fgzoo.data.cars import read_cars
+
+        return read_cars(root)
+    if name == "aircraft":
+        from fgzoo.data.aircraft import read_aircraft
+
+        return read_aircraft(root, level)
+    from fgzoo.data.folder import read_folder
+
+    return read_folder(root, None if csv is None else Path(csv), test_fraction, seed)
+
+
+def default_workers(name: str) -> int:
+    """Loader processes when nothing is said: none for generated images, else one per core, at most eight."""
+    return 0 if name == "birds" else min(8, os.cpu_count() or 1)
+
+
+def _read_file(record: Record, decoder: Decoder, banner: int) -> Tensor:
+    assert record.path is not None
+    image = decode(record.path, decoder)
+    return image[:, : image.shape[1] - banner] if 0 < banner < image.shape[1] else image
+
+
+def _find_root(name: str, root: str | Path | None) -> Path | None:
+    """The data's folder: as given, else FGZOO_DATA/NAME where that exists, else FGZOO_DATA."""
+    if root is not None:
+        return Path(root).expanduser()
+    base = os.environ.get("FGZOO_DATA")
+    if not base or name == "birds":
+        return None
+    inside = Path(base).expanduser() / name
+    return inside if inside.is_dir() else Path(base).expanduser()

@@ -1,0 +1,97 @@
+"""A list of records as a torch data set."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from fgzoo.data.records import Record
+from fgzoo.data.transforms import Transform
+from fgzoo.errors import DataError
+
+Sample = tuple[Tensor, int, int]
+
+
+class RecordDataset(Dataset[Sample | None]):
+    """Reads a record's image, transforms it, and returns (uint8 image, class, index).
+
+    Random choices of the transform are decided by (seed, epoch, index): whichever worker reads a sample, and whatever it read
+    before, the result is the same.
+
+    Args:
+        records: The images.
+        read: Record -> upright uint8 (3, H, W).
+        transform: uint8 (3, H, W) -> uint8 (3, size, size).
+        seed: Seed of the random choices.
+        on_error: What to do with an image that cannot be read: `raise`, or `skip` it with a counted warning.
+        split: Name of the split, for messages.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        read: Callable[[Record], Tensor],
+        transform: Transform,
+        seed: int = 0,
+        on_error: Literal["raise", "skip"] = "raise",
+        split: str = "train",
+    ) -> None:
+        self.records = tuple(records)
+        self.read = read
+        self.transform = transform
+        self.seed = seed
+        self.on_error = on_error
+        self.split = split
+        #: Which images were skipped; shared with the loader's workers.
+        self.skipped = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | None:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = self.records[index]
+        try:
+            image = self.read(record)
+        except DataError as error:
+            message = f"{error} ({self.split} image {index}, '{record.name}')"
+            if self.on_error == "raise":
+                raise DataError(message) from error
+            if not self.skipped[index]:
+                self.skipped[index] = True
+                warnings.warn(f"skipped {int(self.skipped.sum())} so far: {message}", stacklevel=2)
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(sample_seed(self.seed, epoch, index))
+            return self.transform(image), record.target, index
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """One 63-bit seed out of (seed, epoch, index), without the collisions that a sum would have."""
+    digest = hashlib.blake2b(f"{seed} {epoch} {index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def collate(samples: list[Sample | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Stack samples, leaving out those that were skipped.
+
+    Args:
+        samples: Samples of one batch.
+
+    Returns:
+        Images (B, 3, size, size) uint8, classes (B,), indices (B,).
+
+    Raises:
+        DataError: Not one image of the batch could be read.
+    """
+    good = [sample for sample in samples if sample is not None]
+    if not good:
+        raise DataError(f"data: none of the {len(samples)} images of a batch could be read")
+    images, targets, index = default_collate(good)
+    return images, targets, index

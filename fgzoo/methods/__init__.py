@@ -1,0 +1,76 @@
+"""The methods, by name. Importing this module imports no torch; a method is imported when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from fgzoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from fgzoo.methods.base import FineGrainedClassifier as FineGrainedClassifier
+    from fgzoo.methods.baseline import Baseline as Baseline
+    from fgzoo.methods.rra import RRA as RRA
+
+#: Class path and fixed arguments by name. A parent is its method's class with the mechanism switched off.
+BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
+    "baseline": ("fgzoo.methods.baseline.Baseline", {}),
+    "rra": ("fgzoo.methods.rra.RRA", {}),
+    "rra-parent": ("fgzoo.methods.rra.RRA", {"local": False}),
+}
+
+_EXPORTED = {path.rpartition(".")[2]: path for path, _ in BUILT_IN.values()} | {
+    "FineGrainedClassifier": "fgzoo.methods.base.FineGrainedClassifier"
+}
+
+__all__ = ["BUILT_IN", "RRA", "Baseline", "FineGrainedClassifier", "available", "find_method", "import_path"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTED:
+        return import_path(_EXPORTED[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def import_path(path: str) -> Any:
+    """Import `package.module.Name`."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def available() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Every method by name: the built-in ones, then those that installed packages declare under `fgzoo.methods`.
+
+    Returns:
+        Name -> (class path, fixed arguments). An entry point can neither replace a built-in method nor fix arguments.
+    """
+    found = {point.name: (point.value.replace(":", "."), {}) for point in entry_points(group="fgzoo.methods")}
+    return {**found, **BUILT_IN}
+
+
+def find_method(name: str) -> tuple[type[FineGrainedClassifier], dict[str, Any]]:
+    """The class of a method and the arguments that its name fixes.
+
+    Args:
+        name: A name of [available][], or the path of a class.
+
+    Returns:
+        The class and the fixed arguments.
+
+    Raises:
+        UsageError: There is no such method.
+    """
+    methods = available()
+    if name in methods:
+        path, fixed = methods[name]
+        return import_path(path), fixed
+    if "." in name:
+        try:
+            return import_path(name), {}
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"model: '{name}' cannot be imported ({error})") from error
+    near = difflib.get_close_matches(name, methods, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise UsageError(f"model: no method '{name}'{hint} Known: {', '.join(methods)}")

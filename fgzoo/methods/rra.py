@@ -1,0 +1,488 @@
+"""RRA, "Focus Longer to See Better": recursively refined attention for fine-grained image classification.
+
+Shroff, Chen, Wei, Wang. CVPR workshops 2020, arXiv 2005.10979.
+
+From the authors' published code: two streams with separate weights (VGG-19 both); the global one sees the image, two 1x1
+convolutions of width 1024 and a linear classifier; the local one sees a patch of the image, and its pooled features x feed the
+*same* vector at every step into a two-layer LSTM of width 512; attention over the steps' states; z = z_g + lambda z_l with
+lambda = 1; the sum of both cross-entropies; T = 10 steps; classifiers N(0, 0.01) with zero bias, added convolutions Kaiming
+fan-out; SGD, momentum 0.9, weight decay 5e-4, learning rate 1e-3 falling tenfold at epochs 30 and 60, batch 32, images of
+448x448. An explanation is Grad-CAM of each step's logit on the patch stream's last map.
+
+This project's decisions, each an argument: where patches come from (the authors drew one of ten stored boxes at random, at test
+time too; here the global stream's own strongest channels propose them, see [activation_boxes][fgzoo.nn.crops.activation_boxes],
+and testing averages the first four, so it is deterministic); the linear projection of x to the LSTM's width where the backbone's
+differs; which level of another backbone the local stream reads (`local_stride`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fgzoo.errors import DataError, UsageError
+from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.nn.attention import TemporalAttention
+from fgzoo.nn.backbone import Backbone
+from fgzoo.nn.crops import activation_boxes, center_boxes, crop_boxes, paste_boxes, random_boxes
+from fgzoo.nn.maps import class_activation_map, normalize_map
+from fgzoo.nn.output import MethodOutput
+from fgzoo.nn.randomness import keyed_uniform
+from fgzoo.nn.recurrent import RepeatedInputLSTM
+
+Patches = Literal["activation", "center", "random", "file"]
+
+#: The local crop's side relative to the input's: 224 of 448. Also the side of `center` and `random` boxes.
+LOCAL_SCALE = 0.5
+#: Attention maps of a forward pass come at this stride, fine enough for a pasted patch.
+ATTENTION_STRIDE = 8
+
+
+class GlobalStream(nn.Module):
+    """The image: features -> Conv1x1, ReLU, Conv1x1, ReLU -> global average pooling -> linear.
+
+    Shape:
+        - features: (B, C, h, w)
+        - returns: logits z_g (B, K) and the maps that were pooled (B, width, h, w)
+    """
+
+    def __init__(self, channels: int, num_classes: int, width: int = 1024) -> None:
+        super().__init__()
+        self.added = nn.Sequential(
+            nn.Conv2d(channels, width, 1), nn.ReLU(inplace=True), nn.Conv2d(width, width, 1), nn.ReLU(inplace=True)
+        )
+        self.classifier = linear_classifier(width, num_classes)
+        for layer in self.added:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify the image."""
+        maps = self.added(features)
+        return self.classifier(maps.mean(dim=(2, 3))), maps
+
+
+class LocalStream(nn.Module):
+    """A patch: pooled features -> the recursion -> attention over its steps -> linear.
+
+    Args:
+        channels: Channels C of the patch features.
+        num_classes: K.
+        steps: T, how long to focus.
+        hidden_size: Width of the LSTM.
+        recursion: Off: the classifier reads x directly (the control with two networks and no mechanism).
+        attend_over_time: Off: the classifier reads the last step's state.
+
+    Shape:
+        - pooled: (N, C)
+        - returns: logits z_l (N, K)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        steps: int = 10,
+        hidden_size: int = 512,
+        recursion: bool = True,
+        attend_over_time: bool = True,
+    ) -> None:
+        super().__init__()
+        self.steps = steps if recursion else 1
+        self.project = nn.Identity() if channels == hidden_size else nn.Linear(channels, hidden_size)
+        self.recursion = RepeatedInputLSTM(hidden_size, hidden_size) if recursion else None
+        self.attention = TemporalAttention(hidden_size) if recursion and attend_over_time else None
+        self.classifier = linear_classifier(hidden_size, num_classes)
+
+    def states(self, pooled: Tensor) -> Tensor:
+        """The steps' states h_1 .. h_T, (N, T, hidden); x itself where the recursion is off."""
+        x = self.project(pooled)
+        return x[:, None] if self.recursion is None else self.recursion(x, self.steps)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Classify patches by their pooled features."""
+        hidden = self.states(pooled)
+        context = hidden[:, -1] if self.attention is None else self.attention(hidden)[0]
+        return self.classifier(context)
+
+
+class RRANetwork(nn.Module):
+    """Both streams and their fusion, z = z_g + lambda z_l.
+
+    Args:
+        global_backbone: Sees the image.
+        local_backbone: Sees the patches; `None` leaves the global stream alone (the parent).
+        num_classes: K.
+        steps: T.
+        hidden_size: Width of the LSTM.
+        global_width: Width of the global stream's added convolutions.
+        fusion_weight: lambda.
+        recursion: See [LocalStream][].
+        attend_over_time: See [LocalStream][].
+        patches: Where patches come from: `activation` (the global stream's strongest channels), `center`, `random`, or `file`
+            (`stored_boxes`).
+        num_patches: Candidates, of which training draws one for every sample.
+        test_patches: How many of the first candidates testing averages.
+
+    Attributes:
+        stored_boxes: (number of images, num_patches, 4) for `file`, looked up by the samples' index.
+
+    Shape:
+        - images: (B, 3, H, W); keys: (B, 3)
+        - logits: (B, K); heads: `global` and `local`; attention: (B, 2, ceil(H / 8), ceil(W / 8)), the global stream's class
+          activation map of the predicted class, then the mean activation of the local stream's map, pasted where the patches are
+          (without a local stream: the first only)
+    """
+
+    def __init__(
+        self,
+        global_backbone: Backbone,
+        local_backbone: Backbone | None,
+        num_classes: int,
+        steps: int = 10,
+        hidden_size: int = 512,
+        global_width: int = 1024,
+        fusion_weight: float = 1.0,
+        recursion: bool = True,
+        attend_over_time: bool = True,
+        patches: Patches = "activation",
+        num_patches: int = 10,
+        test_patches: int = 4,
+    ) -> None:
+        super().__init__()
+        self.global_backbone = global_backbone
+        self.global_stream = GlobalStream(global_backbone.levels[-1].channels, num_classes, global_width)
+        self.local_backbone = local_backbone
+        self.local_stream: LocalStream | None = None
+        if local_backbone is not None:
+            channels = local_backbone.levels[-1].channels
+            self.local_stream = LocalStream(channels, num_classes, steps, hidden_size, recursion, attend_over_time)
+        self.fusion_weight = fusion_weight
+        self.patches = patches
+        self.num_patches = num_patches
+        self.test_patches = test_patches
+        self.stored_boxes: Tensor | None = None
+
+    def forward(self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None) -> MethodOutput:
+        """Classify; in evaluation `targets` chooses the class whose activation map is shown."""
+        features = self.global_backbone(images)[-1]
+        z_g, maps = self.global_stream(features)
+        if self.local_backbone is None or self.local_stream is None:
+            return MethodOutput(z_g, {"global": z_g}, self._global_map(images, maps, z_g, targets))
+
+        boxes = self.boxes(images, features, keys)
+        patch_maps = self.patch_features(images, boxes)
+        z_l = self.local_stream(patch_maps.mean(dim=(2, 3))).unflatten(0, boxes.shape[:2]).mean(dim=1)
+        z = z_g + self.fusion_weight * z_l
+        attention = torch.cat(
+            [self._global_map(images, maps, z, targets), self._local_map(images, patch_maps, boxes)], dim=1
+        )
+        return MethodOutput(z, {"global": z_g, "local": z_l}, attention)
+
+    def boxes(self, images: Tensor, features: Tensor, keys: Tensor | None) -> Tensor:
+        """The boxes of this pass, relative to the image: in training one drawn for every sample, else the first few.
+
+        Args:
+            images: (B, 3, H, W).
+            features: (B, C, h, w), the global backbone's last level.
+            keys: (B, 3); without them training draws from torch's generator.
+
+        Returns:
+            (B, N, 4) with N = 1 in training, `test_patches` in evaluation.
+        """
+        batch = images.shape[0]
+        candidates = self._candidates(images, features, keys)
+        if not self.training:
+            return candidates[:, : self.test_patches]
+        draw = torch.rand(batch, 1, device=images.device) if keys is None else keyed_uniform(keys, salt=1)
+        choice = (draw * candidates.shape[1]).long()
+        return candidates.gather(1, choice[:, :, None].expand(-1, -1, 4))
+
+    def _candidates(self, images: Tensor, features: Tensor, keys: Tensor | None) -> Tensor:
+        batch = images.shape[0]
+        if self.patches == "activation":
+            return activation_boxes(features, self.num_patches)
+        if self.patches == "center":
+            return center_boxes(batch, self.num_patches, images, LOCAL_SCALE)
+        if self.patches == "random":
+            # In evaluation the same boxes for every image, so that testing is deterministic.
+            if keys is None or not self.training:
+                keys = torch.zeros(batch, 3, dtype=torch.long, device=images.device)
+            uniform = keyed_uniform(keys, 2 * self.num_patches, salt=2)
+            return random_boxes(uniform.view(batch, self.num_patches, 2), LOCAL_SCALE)
+        if self.stored_boxes is None or keys is None:
+            raise UsageError(
+                "patches: 'file' looks boxes up by the images' names, which only images of a data module have; take "
+                "'activation', 'center' or 'random' for other images"
+            )
+        return self.stored_boxes.to(images.device)[keys[:, 2]]
+
+    def patch_features(self, images: Tensor, boxes: Tensor) -> Tensor:
+        """The local backbone's last maps of the patches.
+
+        Args:
+            images: (B, 3, H, W).
+            boxes: (B, N, 4).
+
+        Returns:
+            (B * N, C, h, w).
+        """
+        if self.local_backbone is None:
+            raise UsageError("patches: this network has no local stream (local=False)")
+        height, width = (max(32, int(side * LOCAL_SCALE)) for side in images.shape[-2:])
+        return self.local_backbone(crop_boxes(images, boxes, (height, width)))[-1]
+
+    def _global_map(self, images: Tensor, maps: Tensor, logits: Tensor, targets: Tensor | None) -> Tensor:
+        explained = logits.argmax(dim=1) if targets is None or self.training else targets
+        cam = class_activation_map(maps, self.global_stream.classifier.weight, explained)
+        return F.interpolate(cam[:, None], size=_attention_size(images), mode="bilinear", align_corners=False)
+
+    def _local_map(self, images: Tensor, patch_maps: Tensor, boxes: Tensor) -> Tensor:
+        energy = normalize_map(patch_maps.detach().mean(dim=1)).unflatten(0, boxes.shape[:2])
+        return normalize_map(paste_boxes(energy[:, :, None], boxes, _attention_size(images)).mean(dim=1))
+
+
+class RRA(FineGrainedClassifier):
+    """Focus Longer to See Better: recursively refined attention.
+
+    The parent is `local=False`; the control with two networks and no mechanism is `recursion=False`.
+
+    Args:
+        num_classes: Number of classes K; the command line takes it from the data.
+        backbone: Name of a timm network; both streams use it, with weights of their own. The paper's is VGG-19.
+        pretrained: Start from timm's pretrained weights.
+        backbone_weights: A local `.safetensors` or `.pth` file with the backbone's weights, used instead of timm's.
+        local: Off: the global stream alone.
+        recursion: Off: the local classifier reads the pooled features without the recursion.
+        steps: T, the number of steps of the recursion (10 in the authors' command).
+        attend_over_time: Off: the last step's state instead of attention over all.
+        hidden_size: Width of the LSTM (512 in the authors' code).
+        global_width: Width of the global stream's added convolutions (1024 in the authors' code).
+        fusion_weight: lambda in z = z_g + lambda z_l and in the loss.
+        patches: Where patches come from: `activation`, `center`, `random` or `file`. Our decision, see the module.
+        num_patches: Candidates, of which training draws one for every sample.
+        test_patches: How many of the first candidates testing averages. Our decision; the authors drew one at random.
+        patch_file: For `file`: an `.npz` with, under each image's name, (num_patches, 4) relative boxes x0, y0, x1, y1.
+        local_stride: The local stream reads its backbone's deepest level of at most this stride (VGG-19 without its last pool:
+            16), else the last level. Our decision for other backbones.
+        **training: Optimiser, schedule and so on, see [FineGrainedClassifier][].
+
+    Raises:
+        UsageError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "vgg19",
+        pretrained: bool = True,
+        backbone_weights: str | Path | None = None,
+        *,
+        local: bool = True,
+        recursion: bool = True,
+        steps: int = 10,
+        attend_over_time: bool = True,
+        hidden_size: int = 512,
+        global_width: int = 1024,
+        fusion_weight: float = 1.0,
+        patches: Patches = "activation",
+        num_patches: int = 10,
+        test_patches: int = 4,
+        patch_file: str | Path | None = None,
+        local_stride: int = 16,
+        **training: Any,
+    ) -> None:
+        super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
+        if steps < 1:
+            raise UsageError(f"model.steps: {steps}; the recursion needs at least one step")
+        if not 1 <= test_patches <= num_patches:
+            raise UsageError(f"model.test_patches: {test_patches} is not between 1 and num_patches ({num_patches})")
+        if (patches == "file") != (patch_file is not None):
+            raise UsageError("model.patches: 'file' and model.patch_file go together; give both or neither")
+        self.local = local
+        self.recursion = recursion
+        self.steps = steps
+        self.attend_over_time = attend_over_time
+        self.hidden_size = hidden_size
+        self.global_width = global_width
+        self.fusion_weight = fusion_weight
+        self.patches: Patches = patches
+        self.num_patches = num_patches
+        self.test_patches = test_patches
+        self.patch_file = patch_file
+        self.local_stride = local_stride
+
+    def build_network(self) -> nn.Module:
+        """Two backbones (one without a local stream) and both streams."""
+        return RRANetwork(
+            self.make_backbone(),
+            self.make_backbone(max_stride=self.local_stride) if self.local else None,
+            self.num_classes,
+            steps=self.steps,
+            hidden_size=self.hidden_size,
+            global_width=self.global_width,
+            fusion_weight=self.fusion_weight,
+            recursion=self.recursion,
+            attend_over_time=self.attend_over_time,
+            patches=self.patches,
+            num_patches=self.num_patches,
+            test_patches=self.test_patches,
+        )
+
+    def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
+        """CE(z_g, y) + lambda CE(z_l, y)."""
+        terms = super().loss(output, targets)
+        if "local" in terms:
+            terms["local"] = self.fusion_weight * terms["local"]
+        return terms
+
+    def explain(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
+        """The focus at each step of the recursion: S = T maps; without a local stream the global map alone.
+
+        For every step t the local classifier is applied to h_t; Grad-CAM (Selvaraju et al., arXiv 1610.02391) of that logit on
+        the patch stream's last map F gives
+
+        $$\\alpha^t_c = \\frac{1}{hw} \\frac{\\partial z^t_y}{\\partial x_c}, \\quad M^t = \\max(0, \\sum_c \\alpha^t_c F_c)$$
+
+        since x is F's average. So only the head is differentiated. The patches' maps are pasted into the image frame and summed,
+        weighted by each patch's probability of the explained class.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            targets: (B,), the classes to explain; by default the predicted ones.
+
+        Returns:
+            (B, T, H, W) in [0, 1].
+        """
+        network = self.network
+        assert isinstance(network, RRANetwork)
+        if network.local_stream is None:
+            return super().explain(images, targets)
+        was_training = network.training
+        network.eval()
+        try:
+            with torch.no_grad():
+                if targets is None:
+                    targets = network(images).logits.argmax(dim=1)
+                boxes = network.boxes(images, network.global_backbone(images)[-1], None)
+                features = network.patch_features(images, boxes).float()
+            owner_targets = targets.repeat_interleave(boxes.shape[1])
+            weights, probability = _step_gradients(network.local_stream, features, owner_targets)
+        finally:
+            network.train(was_training)
+        cams = normalize_map(torch.einsum("ntc,nchw->nthw", weights, features)).unflatten(0, boxes.shape[:2])
+        pasted = paste_boxes(cams, boxes, (images.shape[-2], images.shape[-1]))
+        return normalize_map(torch.einsum("bn,bnthw->bthw", probability.view(boxes.shape[:2]), pasted))
+
+    # ------------------------------------------------------------------ boxes from a file
+
+    def setup(self, stage: str) -> None:
+        """Check the box file against the data, before anything is trained."""
+        super().setup(stage)
+        if self.patch_file is not None and getattr(self._datamodule(), "augmentation", "paper") != "paper":
+            raise UsageError(
+                "model.patches: boxes from a file fit whole images only; use --data.augmentation paper, which crops nothing"
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Look boxes up by the training images' names."""
+        self._store_boxes("train")
+
+    def on_validation_epoch_start(self) -> None:
+        """Look boxes up by the validation images' names."""
+        super().on_validation_epoch_start()
+        self._store_boxes("val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Back to the training images' names: validation may run within an epoch."""
+        super().on_validation_epoch_end()
+        if self.trainer.state.fn == "fit":
+            self._store_boxes("train")
+
+    def on_test_epoch_start(self) -> None:
+        """Look boxes up by the test images' names."""
+        super().on_test_epoch_start()
+        self._store_boxes("test")
+
+    def _store_boxes(self, split: str) -> None:
+        if self.patch_file is None:
+            return
+        names = self._datamodule().names(split)
+        assert isinstance(self.network, RRANetwork)
+        self.network.stored_boxes = read_boxes(Path(self.patch_file), names, self.num_patches).to(self.device)
+
+
+def _step_gradients(stream: LocalStream, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Grad-CAM's channel weights of every step, and the probability of the explained class.
+
+    Args:
+        stream: The local stream.
+        features: (N, C, h, w), the patches' last maps.
+        targets: (N,).
+
+    Returns:
+        (N, T, C) and (N,).
+    """
+    height, width = features.shape[-2:]
+    # Explanations work inside inference_mode, too: the head alone is differentiated, on a copy that autograd may follow.
+    with torch.inference_mode(False), torch.enable_grad():
+        pooled = features.mean(dim=(2, 3)).clone().requires_grad_()
+        logits = stream.classifier(stream.states(pooled))
+        chosen = logits.gather(2, targets.clone()[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(2)
+        gradients = [
+            torch.autograd.grad(chosen[:, step].sum(), pooled, retain_graph=True)[0] for step in range(chosen.shape[1])
+        ]
+        probability = stream(pooled.detach()).float().softmax(dim=1)
+    weights = torch.stack(gradients, dim=1) / (height * width)
+    return weights.detach(), probability.detach().gather(1, targets[:, None]).squeeze(1)
+
+
+def read_boxes(path: Path, names: list[str], num_patches: int) -> Tensor:
+    """Read relative boxes from an `.npz`.
+
+    Args:
+        path: Its arrays are named like the images and hold at least `num_patches` boxes x0, y0, x1, y1 in [0, 1].
+        names: The images, in the order of their index.
+        num_patches: How many boxes to take.
+
+    Returns:
+        (len(names), num_patches, 4).
+
+    Raises:
+        DataError: The file is missing or damaged, an image has no boxes, or boxes are not boxes.
+    """
+    try:
+        stored = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"model.patch_file: {path} cannot be read as .npz: {error}") from error
+    absent = [name for name in names if name not in stored]
+    if absent:
+        raise DataError(f"model.patch_file: {path} has no boxes for {len(absent)} images, e.g. {', '.join(absent[:5])}")
+    rows = []
+    for name in names:
+        boxes = np.asarray(stored[name], dtype=np.float32)
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) < num_patches:
+            raise DataError(f"model.patch_file: {path}, {name}: shape {boxes.shape}, needed ({num_patches}, 4)")
+        if not ((boxes >= 0) & (boxes <= 1)).all() or not (boxes[:, :2] < boxes[:, 2:]).all():
+            raise DataError(f"model.patch_file: {path}, {name}: boxes must be x0 < x1, y0 < y1 within [0, 1]")
+        rows.append(torch.from_numpy(boxes[:num_patches]))
+    return torch.stack(rows)
+
+
+def linear_classifier(width: int, num_classes: int) -> nn.Linear:
+    """A linear classifier with weights N(0, 0.01) and zero bias, as in the authors' code."""
+    layer = nn.Linear(width, num_classes)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _attention_size(images: Tensor) -> tuple[int, int]:
+    height, width = images.shape[-2:]
+    return -(-height // ATTENTION_STRIDE), -(-width // ATTENTION_STRIDE)

@@ -1,0 +1,171 @@
+"""Any timm network as a list of feature maps."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fgzoo.errors import CheckpointError, UsageError
+
+
+class Level(NamedTuple):
+    """One feature map of a backbone: its channels, and its stride in pixels of the input."""
+
+    channels: int
+    stride: int
+
+
+class Backbone(nn.Module):
+    """A timm network without its classifier, as feature maps from shallow to deep.
+
+    The last level is what the network's own `forward_features` gives, which for some networks is more than their deepest
+    stage: mobilenetv2_100 ends in 1,280 channels, its deepest stage in 320. Transformers are built for any image size; their
+    tokens come as maps, after the final norm, and all their levels share one stride.
+
+    Args:
+        name: A timm model name, e.g. `resnet50`.
+        pretrained: Load timm's pretrained weights (downloads them, unless cached).
+        weights: A local `.safetensors` or `.pth` file with the network's weights, with or without a classifier. Takes precedence
+            over `pretrained`.
+        max_stride: Cut the network after its deepest level of at most this stride; without such a level, or by default, nothing
+            is cut.
+
+    Attributes:
+        levels: Channels and stride of each map that `forward` returns.
+        mean: Channel means the weights were trained with.
+        std: Channel standard deviations the weights were trained with.
+
+    Shape:
+        - images: (B, 3, H, W)
+        - returns: list of (B, C_l, ceil(H / stride_l), ceil(W / stride_l)); some networks floor
+
+    Raises:
+        UsageError: The name is unknown, or the pretrained weights cannot be fetched.
+        CheckpointError: The weight file cannot be read or belongs to another network.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = True,
+        weights: str | Path | None = None,
+        max_stride: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.model = _create(name, pretrained and weights is None)
+        config = self.model.pretrained_cfg
+        self.mean: tuple[float, ...] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
+        self.std: tuple[float, ...] = tuple(config.get("std", (0.229, 0.224, 0.225)))
+        #: Tokens, or maps with channels last: their maps come from forward_intermediates, after the final norm.
+        self._reshaped = hasattr(self.model, "num_prefix_tokens") or getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+
+        stages = [Level(info["num_chs"], info["reduction"]) for info in self.model.feature_info]
+        last = len(stages) - 1
+        if max_stride is not None:
+            last = max((i for i, stage in enumerate(stages) if stage.stride <= max_stride), default=last)
+        self._whole = last == len(stages) - 1
+        self._indices = list(range(last + 1))
+        full_keys = set(self.model.state_dict())
+        # Where forward_features goes beyond the deepest stage (mobilenetv2's conv_head), timm counts that layer to the head.
+        extended = self._whole and not self._reshaped and self.model.num_features != stages[-1].channels
+        features = self.model.num_features
+        self.model.prune_intermediate_layers(self._indices, prune_norm=not self._whole, prune_head=not extended)
+        if extended:
+            self.model.reset_classifier(0)
+        self.levels = stages[: last + 1]
+        if self._whole and not self._reshaped:
+            self.levels[-1] = Level(features, stages[-1].stride)
+        if weights is not None:
+            _load_weights(self.model, Path(weights), name, full_keys)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute all levels."""
+        if not self._whole:
+            maps: list[Tensor] = self.model.forward_intermediates(
+                images, indices=self._indices, stop_early=True, output_fmt="NCHW", intermediates_only=True
+            )
+            return maps
+        final, maps = self.model.forward_intermediates(
+            images, indices=self._indices, norm=self._reshaped, output_fmt="NCHW"
+        )
+        return maps if self._reshaped else [*maps[:-1], final]
+
+
+def _create(name: str, pretrained: bool) -> Any:
+    """Build a timm network whose input size is free."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() names them all"
+        raise UsageError(f"backbone: timm knows no network '{name}'{hint}")
+    try:
+        try:
+            # Vision transformers only; every other network refuses the arguments at once.
+            model = timm.create_model(name, pretrained=pretrained, dynamic_img_size=True, dynamic_img_pad=True)
+        except TypeError:
+            model = timm.create_model(name, pretrained=pretrained)
+    except Exception as error:
+        if not pretrained:
+            raise
+        # The hub's clients raise errors of their own families, so this cannot be narrower.
+        raise UsageError(
+            f"backbone: the pretrained weights of '{name}' could not be fetched ({type(error).__name__}); give a local file by "
+            f"--model.backbone_weights PATH (.safetensors or .pth), or train from scratch by --model.pretrained false"
+        ) from error
+    if not hasattr(model, "forward_intermediates") or not hasattr(model, "prune_intermediate_layers"):
+        raise UsageError(f"backbone: timm's '{name}' gives no intermediate features; take another network")
+    return model
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a weight file without executing anything in it.
+
+    Args:
+        path: `.safetensors`, or a `.pth`/`.pt` file holding a state dict, bare or under `state_dict` or `model`.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds something else than tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"weights: no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"weights: {path} cannot be read as tensors alone, and is not loaded otherwise: {reason}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"weights: {path} holds no state dict (tensors by name)")
+    return content
+
+
+def _load_weights(model: nn.Module, path: Path, name: str, full_keys: Sequence[str] | set[str]) -> None:
+    """Load a file into a pruned network; what the full network has and the pruned one lacks may lie in the file."""
+    state = read_weights(path)
+    own = model.state_dict()
+    # A counter that most exporters leave out; timm's networks do not use it.
+    missing = sorted(key for key in set(own) - set(state) if not key.endswith("num_batches_tracked"))
+    foreign = sorted(set(state) - set(own) - set(full_keys))
+    shapes = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
+    for what, keys in (("lacks", missing), ("has unknown", foreign), ("has other shapes for", shapes)):
+        if keys:
+            raise CheckpointError(
+                f"weights: {path} does not fit timm's '{name}': it {what} {len(keys)} tensors, e.g. {', '.join(keys[:3])}"
+            )
+    model.load_state_dict({key: state.get(key, own[key]) for key in own})

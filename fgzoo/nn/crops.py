@@ -1,0 +1,136 @@
+"""Boxes in relative coordinates, crops of them, and maps pasted back where the crops came from.
+
+A box is (x0, y0, x1, y1) in [0, 1] relative to the image, so that it means the same on a feature map and on the image.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import roi_align
+
+
+def activation_boxes(features: Tensor, num_boxes: int, percentile: float = 0.95, upsample: int = 4) -> Tensor:
+    """Boxes round the strongest activations of the channels that peak highest.
+
+    Takes the `num_boxes` channels with the largest peak, enlarges each map bilinearly and boxes the pixels at or above its
+    percentile. Channels come in the order of their peaks, so the first box belongs to the strongest one.
+
+    Our decision: "Focus Longer to See Better" reads its boxes from files that a ProtoPNet made (box of the pixels at or above the
+    95th percentile of an activation map, at the image's resolution). Enlarging by 4 and not to full resolution moves an edge
+    by less than an eighth of a cell of the map and costs a sixtieth.
+
+    Args:
+        features: (B, C, h, w); no gradient flows through the boxes.
+        num_boxes: Number of boxes of an image.
+        percentile: Share of pixels below the threshold.
+        upsample: Factor of the enlargement.
+
+    Returns:
+        (B, num_boxes, 4). With fewer channels than boxes the strongest are repeated in turn.
+    """
+    features = features.detach().float()
+    batch, channels, height, width = features.shape
+    order = features.flatten(2).amax(dim=2).topk(min(num_boxes, channels), dim=1).indices
+    order = order.repeat(1, math.ceil(num_boxes / order.shape[1]))[:, :num_boxes]
+    chosen = features.gather(1, order[:, :, None, None].expand(-1, -1, height, width))
+    maps = F.interpolate(chosen, scale_factor=upsample, mode="bilinear", align_corners=False)
+    height, width = height * upsample, width * upsample
+    kept = max(1, round((1 - percentile) * height * width))
+    flat = maps.flatten(2)
+    # On a constant map every pixel is at its percentile: the box is the whole image.
+    mask = (flat >= flat.topk(kept, dim=2).values[:, :, -1:]).view(batch, num_boxes, height, width)
+    x0, x1 = _extent(mask.any(dim=2))
+    y0, y1 = _extent(mask.any(dim=3))
+    return torch.stack([x0 / width, y0 / height, x1 / width, y1 / height], dim=-1)
+
+
+def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First occupied position and the position after the last one, along the last dimension of a boolean tensor."""
+    length = occupied.shape[-1]
+    position = torch.arange(length, device=occupied.device)
+    first = torch.where(occupied, position, length - 1).amin(dim=-1)
+    last = torch.where(occupied, position, 0).amax(dim=-1)
+    return first.float(), last.float() + 1
+
+
+def center_boxes(batch: int, num_boxes: int, like: Tensor, side: float = 0.5) -> Tensor:
+    """The same central box for every image.
+
+    Args:
+        batch: Number of images B.
+        num_boxes: Number of (equal) boxes of an image.
+        like: A tensor on the wanted device.
+        side: Side relative to the image's.
+
+    Returns:
+        (B, num_boxes, 4).
+    """
+    low, high = 0.5 - side / 2, 0.5 + side / 2
+    box = torch.tensor([low, low, high, high], device=like.device)
+    return box.expand(batch, num_boxes, 4)
+
+
+def random_boxes(uniform: Tensor, side: float = 0.5) -> Tensor:
+    """Boxes of one size at random places: the control that shows whether proposals help.
+
+    Args:
+        uniform: (B, N, 2) in [0, 1).
+        side: Side relative to the image's.
+
+    Returns:
+        (B, N, 4).
+    """
+    low = uniform * (1 - side)
+    return torch.cat([low, low + side], dim=-1)
+
+
+def crop_boxes(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop and resize boxes bilinearly, with a 2x2 average per pixel so that large boxes do not alias.
+
+    Args:
+        images: (B, 3, H, W).
+        boxes: (B, N, 4), relative.
+        size: Height and width of a crop in pixels.
+
+    Returns:
+        (B * N, 3, *size), the crops of an image after one another.
+    """
+    batch, count, _ = boxes.shape
+    height, width = images.shape[-2:]
+    scale = boxes.new_tensor([width, height, width, height])
+    owner = torch.arange(batch, device=boxes.device, dtype=images.dtype).repeat_interleave(count)
+    rois = torch.cat([owner[:, None], (boxes * scale).flatten(0, 1).to(images.dtype)], dim=1)
+    return roi_align(images, rois, size, sampling_ratio=2, aligned=True)
+
+
+def paste_boxes(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Put maps of crops back where the crops came from; outside its box a map is zero.
+
+    The inverse of [crop_boxes][] for a map: the pixel at (x, y) reads the crop's map at ((x - x0) / (x1 - x0), ...), bilinearly.
+
+    Args:
+        maps: (B, N, S, h, w), S maps of each of N crops.
+        boxes: (B, N, 4), relative.
+        size: Height and width of the frame.
+
+    Returns:
+        (B, N, S, *size).
+    """
+    batch, count, steps, map_height, map_width = maps.shape
+    boxes = boxes.to(maps.dtype).flatten(0, 1)
+    y = (torch.arange(size[0], device=maps.device, dtype=maps.dtype) + 0.5) / size[0]
+    x = (torch.arange(size[1], device=maps.device, dtype=maps.dtype) + 0.5) / size[1]
+    u = (x[None] - boxes[:, 0:1]) / (boxes[:, 2:3] - boxes[:, 0:1])
+    v = (y[None] - boxes[:, 1:2]) / (boxes[:, 3:4] - boxes[:, 1:2])
+    grid = torch.stack(
+        [u[:, None, :].expand(-1, size[0], -1), v[:, :, None].expand(-1, -1, size[1])],
+        dim=-1,
+    )
+    inside = ((grid >= 0) & (grid <= 1)).all(dim=-1)
+    flat = maps.reshape(batch * count, steps, map_height, map_width)
+    pasted = F.grid_sample(flat, grid * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False)
+    return (pasted * inside[:, None]).view(batch, count, steps, *size)

@@ -1,0 +1,39 @@
+"""Attention maps: normalisation and class activation maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def normalize_map(maps: Tensor, eps: float = 1e-6) -> Tensor:
+    """Clamp maps at zero and divide each by its own maximum; a map without a positive value stays zero.
+
+    Args:
+        maps: (..., h, w).
+        eps: Floor of the divisor.
+
+    Returns:
+        (..., h, w) in [0, 1], float32.
+    """
+    maps = maps.float().clamp_min(0)
+    return maps / maps.amax(dim=(-2, -1), keepdim=True).clamp_min(eps)
+
+
+def class_activation_map(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
+    r"""Class activation map of a linear classifier over global average pooling.
+
+    $$M_b(i, j) = \max\big(0, \sum_c w_{y_b c} F_{b c}(i, j)\big) / \max_{i, j}$$
+
+    Source: Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2.
+
+    Args:
+        features: (B, C, h, w), what was pooled.
+        weight: (K, C), the classifier's weight.
+        classes: (B,), the class to explain.
+
+    Returns:
+        (B, h, w) in [0, 1].
+    """
+    chosen = weight.detach().float()[classes]
+    return normalize_map(torch.einsum("bc,bchw->bhw", chosen, features.detach().float()))

@@ -1,0 +1,1 @@
+"""Models by name: making them, and reading and writing their checkpoints."""

@@ -1,0 +1,226 @@
+"""Reading checkpoints: nothing in them is executed, and what does not fit is said by name."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fgzoo
+from fgzoo.data.card import DataCard
+from fgzoo.errors import CheckpointError
+from fgzoo.methods import available, import_path
+from fgzoo.methods.base import FineGrainedClassifier
+
+#: Where a run keeps its checkpoints, relative to the run's folder.
+LAST = Path("checkpoints") / "last.ckpt"
+BEST = Path("checkpoints") / "best.ckpt"
+
+
+def resolve(source: str | Path) -> Path:
+    """The file that a path means: itself, or the last checkpoint of a run's folder.
+
+    Args:
+        source: A checkpoint file or a run's folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if (path / LAST).is_file():
+            return path / LAST
+        raise CheckpointError(f"checkpoint: the folder {path} holds no {LAST}")
+    if path.is_file():
+        return path
+    raise CheckpointError(f"checkpoint: no file or run folder '{source}'")
+
+
+def read_checkpoint(source: str | Path) -> dict[str, Any]:
+    """Read a checkpoint as tensors and plain values, executing nothing.
+
+    Args:
+        source: A checkpoint file or a run's folder.
+
+    Returns:
+        Lightning's checkpoint dictionary, with fgzoo's card under `fgzoo`.
+
+    Raises:
+        CheckpointError: The file is damaged, holds objects that would run code, was not written by fgzoo, or by a newer one.
+    """
+    path = resolve(source)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"checkpoint: {path} holds more than tensors and plain values; loading it could run code, so it is refused"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"checkpoint: {path} is damaged or no checkpoint: {reason}") from error
+    if not isinstance(content, dict) or "fgzoo" not in content or "state_dict" not in content:
+        raise CheckpointError(
+            f"checkpoint: {path} was not written by fgzoo; weights of a bare backbone go to --model.backbone_weights"
+        )
+    written = str(content["fgzoo"].get("version", "0"))
+    if _release(written) > _release(fgzoo.__version__):
+        raise CheckpointError(
+            f"checkpoint: {path} was written by fgzoo {written}, newer than this {fgzoo.__version__}; update fgzoo"
+        )
+    return content
+
+
+def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier:
+    """Load a trained model; nothing but the checkpoint is needed.
+
+    Args:
+        source: A checkpoint file or a run's folder.
+        trust: Packages whose classes the checkpoint may name. fgzoo's own methods, those of installed plug-ins and classes that
+            are already imported need no trust.
+
+    Returns:
+        The model, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read, or names a class that is neither known nor trusted.
+    """
+    checkpoint = read_checkpoint(source)
+    card = checkpoint["fgzoo"]
+    cls = method_class(card["method"], trust)
+    arguments = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
+    parameters = inspect.signature(cls).parameters
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        arguments = {name: value for name, value in arguments.items() if name in parameters}
+    # The weights follow at once, so none are fetched for the backbone.
+    arguments.update({k: v for k, v in (("pretrained", False), ("backbone_weights", None)) if k in arguments})
+    arguments["num_classes"] = card["num_classes"]
+    model: FineGrainedClassifier = cls(**arguments)
+    _load_state(model, checkpoint["state_dict"], str(source))
+    model.on_load_checkpoint(checkpoint)
+    return model.eval()
+
+
+def method_class(path: str, trust: Sequence[str] = ()) -> type[FineGrainedClassifier]:
+    """Import the class that a checkpoint names, if that is safe.
+
+    Args:
+        path: Path of the class.
+        trust: Packages whose classes may be imported.
+
+    Returns:
+        The class.
+
+    Raises:
+        CheckpointError: It is neither known, imported nor trusted, or it is no method.
+    """
+    module, _, name = path.rpartition(".")
+    known = {known_path for known_path, _ in available().values()}
+    trusted = any(module == package or module.startswith(f"{package}.") for package in trust)
+    if path not in known and module not in sys.modules and not trusted:
+        raise CheckpointError(
+            f"checkpoint: it names the class {path}, which is not part of fgzoo; importing it would run its code. Import it first, "
+            f"or allow it by --trust {module.partition('.')[0]}"
+        )
+    try:
+        cls = import_path(path)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint: the class {path} cannot be imported ({error})") from error
+    if not (isinstance(cls, type) and issubclass(cls, FineGrainedClassifier)):
+        raise CheckpointError(f"checkpoint: {path} is no FineGrainedClassifier")
+    return cls
+
+
+def load_weights(model: FineGrainedClassifier, source: str | Path, reset_head: bool = False) -> dict[str, Any]:
+    """Load a checkpoint's weights into a model that a configuration made, or say how the two differ.
+
+    Args:
+        model: The model.
+        source: A checkpoint file or a run's folder.
+        reset_head: Leave every weight whose shape depends on the number of classes as it is, for fine-tuning on other classes.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        CheckpointError: Method, backbone, class count or weights differ.
+    """
+    checkpoint = read_checkpoint(source)
+    card = checkpoint["fgzoo"]
+    cls = type(model)
+    mine = {"method": f"{cls.__module__}.{cls.__qualname__}", "backbone": model.backbone, "num_classes": model.num_classes}
+    differing = [key for key in mine if card[key] != mine[key] and not (reset_head and key == "num_classes")]
+    if differing:
+        said = ", ".join(f"{key} is {card[key]} there and {mine[key]} here" for key in differing)
+        hint = "; fine-tune on other classes by --reset_head" if differing == ["num_classes"] else ""
+        raise CheckpointError(f"checkpoint: {source} does not fit: {said}{hint}")
+    state: dict[str, Tensor] = checkpoint["state_dict"]
+    if reset_head:
+        own = model.state_dict()
+        state = {**state, **{key: own[key] for key in class_dependent(model)}}
+        _load_state(model, state, str(source))
+    else:
+        _load_state(model, state, str(source))
+        model.on_load_checkpoint(checkpoint)
+    return checkpoint
+
+
+def class_dependent(model: FineGrainedClassifier) -> list[str]:
+    """Names of the weights whose shape depends on the number of classes, whatever the method.
+
+    Found by building the same network for one class more, without memory (on the meta device).
+
+    Args:
+        model: The model.
+
+    Returns:
+        Names as in its state dict.
+    """
+    arguments = {k: v for k, v in dict(model.hparams).items() if not k.startswith("_")}
+    arguments.update({k: v for k, v in (("pretrained", False), ("backbone_weights", None)) if k in arguments})
+    arguments["num_classes"] = model.num_classes + 1
+    with torch.device("meta"):
+        other = type(model)(**arguments)
+    shapes = {key: value.shape for key, value in other.state_dict().items()}
+    return [key for key, value in model.state_dict().items() if shapes.get(key) != value.shape]
+
+
+def _load_state(model: FineGrainedClassifier, state: dict[str, Tensor], source: str) -> None:
+    own = model.state_dict()
+    for what, keys in (
+        ("lacks", sorted(set(own) - set(state))),
+        ("has unknown", sorted(set(state) - set(own))),
+        ("has other shapes for", sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)),
+    ):
+        if keys:
+            raise CheckpointError(
+                f"checkpoint: {source} does not fit the model's arguments: it {what} {len(keys)} tensors, e.g. {', '.join(keys[:3])}"
+            )
+    model.load_state_dict(state)
+
+
+def card_of(checkpoint: dict[str, Any]) -> DataCard | None:
+    """The data a checkpoint was trained on, where it says so."""
+    data = checkpoint["fgzoo"].get("data")
+    return None if data is None else DataCard(**data)
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """The numbers before any suffix: 1.2.0rc1 -> (1, 2, 0)."""
+    numbers = []
+    for part in text.split("+")[0].split(".")[:3]:
+        digits = "".join(c for c in part if c.isdigit())
+        numbers.append(int(digits) if digits else 0)
+    return tuple(numbers)
+
+
+__all__ = ["BEST", "LAST", "card_of", "class_dependent", "load", "load_weights", "method_class", "read_checkpoint", "resolve"]
