@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from fgzoo.data.card import DataCard
 from fgzoo.data.dataset import RecordDataset, Sample, collate
-from fgzoo.data.images import Decoder, active_decoder, decode
+from fgzoo.data.images import DecoderName, active_decoder, decode
 from fgzoo.data.records import Listing, Record
 from fgzoo.data.samplers import EpochSampler
 from fgzoo.data.split import folds as split_folds
@@ -85,7 +85,7 @@ class FGVCDataModule(L.LightningDataModule):
         folds: int = 0,
         fold: int = 0,
         seed: int | None = None,
-        decoder: Decoder = "auto",
+        decoder: DecoderName = "auto",
         on_error: Literal["raise", "skip"] = "raise",
         download: bool = False,
         level: Literal["variant", "family", "manufacturer"] = "variant",
@@ -120,7 +120,7 @@ class FGVCDataModule(L.LightningDataModule):
         self.folds = folds
         self.fold = fold
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
-        self.decoder: Decoder = decoder
+        self.decoder: DecoderName = decoder
         self.on_error: Literal["raise", "skip"] = on_error
         self.download = download
         self.level: Literal["variant", "family", "manufacturer"] = level
@@ -192,12 +192,11 @@ class FGVCDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download on one process, if that is asked for."""
-        if self.download and self.name != "birds":
-            from fgzoo.data.download import prepare
-
-            if self.root is None:
-                raise DataError(f"data.root: give a folder to download '{self.name}' into")
-            prepare(self.name, self.root)
+        if not self.download or self.name == "birds":
+            return
+        if self.root is None:
+            raise DataError(f"data.root: give a folder to download '{self.name}' into")
+        fetch_dataset(self.name, self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the lists and check that every image they name is there."""
@@ -336,12 +335,38 @@ def read_listing(
     return read_folder(root, None if csv is None else Path(csv), test_fraction, seed)
 
 
+def fetch_dataset(name: DatasetName, root: Path) -> None:
+    """Fetch and unpack a data set, unless it is there.
+
+    Args:
+        name: The data set.
+        root: The folder to put it into.
+
+    Raises:
+        UsageError: It cannot be fetched; the message says what to do by hand.
+    """
+    if name == "cub":
+        from fgzoo.data.cub import prepare_cub
+
+        prepare_cub(root)
+    elif name == "aircraft":
+        from fgzoo.data.aircraft import prepare_aircraft
+
+        prepare_aircraft(root)
+    elif name == "cars":
+        from fgzoo.data.cars import prepare_cars
+
+        prepare_cars(root)
+    else:
+        raise UsageError(f"data: '{name}' is not something to download")
+
+
 def default_workers(name: str) -> int:
     """Loader processes when nothing is said: none for generated images, else one per core, at most eight."""
     return 0 if name == "birds" else min(8, os.cpu_count() or 1)
 
 
-def _read_file(record: Record, decoder: Decoder, banner: int) -> Tensor:
+def _read_file(record: Record, decoder: DecoderName, banner: int) -> Tensor:
     assert record.path is not None
     image = decode(record.path, decoder)
     return image[:, : image.shape[1] - banner] if 0 < banner < image.shape[1] else image

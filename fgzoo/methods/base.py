@@ -37,6 +37,12 @@ class _BuildsNetwork(type):
     a checkpoint are the ones it was called with, whatever its `__init__` makes of them.
     """
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The signature that help and parsers show: that of `__init__`, not of the metaclass."""
+        of_init = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return of_init.replace(parameters=list(of_init.parameters.values())[1:])
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         model = super().__call__(*args, **kwargs)
         bound = inspect.signature(cls).bind(*args, **kwargs)

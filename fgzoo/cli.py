@@ -1,0 +1,116 @@
+"""The verbs. Nothing heavy is imported before the verb is known, so that `fgzoo --help` answers at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from fgzoo.errors import UsageError
+
+#: Verb -> what it does, as `fgzoo --help` shows it.
+VERBS = {
+    "fit": "train a method; with nothing else, RRA on the built-in synthetic birds",
+    "validate": "score a checkpoint on the validation split",
+    "test": "score a checkpoint on the test split",
+    "list": "name methods, recipes and data sets",
+    "data": "info | verify | prepare: what a data set needs, whether it is whole, and fetching it",
+}
+
+USAGE = 2
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        arguments: What followed `fgzoo`; by default the process's own.
+
+    Returns:
+        0 done, 1 failed, 2 wrong usage or input, 130 interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except UsageError as error:
+        return _say(error, debug, USAGE)
+    except KeyboardInterrupt:
+        sys.stderr.write("fgzoo: interrupted\n")
+        return INTERRUPTED
+    except OSError as error:
+        return _say(error, debug, 1)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help", "help"):
+        _help()
+        return 0
+    if verb == "--version":
+        import fgzoo
+
+        sys.stdout.write(f"fgzoo {fgzoo.__version__}\n")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean 'fgzoo {near[0]}'?" if near else "`fgzoo --help` names the verbs"
+        raise UsageError(f"no verb '{verb}'; {hint}")
+    if verb in ("fit", "validate", "test"):
+        return _train(verb, arguments[1:])
+    from fgzoo import tools
+
+    components: dict[str, Callable[[list[str]], int]] = {"list": tools.list_command, "data": tools.data_command}
+    return components[verb](arguments[1:])
+
+
+def _train(verb: str, arguments: list[str]) -> int:
+    """Lightning's verbs; its interrupt handling ends in exit status 1, ours in 130."""
+    if os.environ.get("HOME") is None:
+        # Caches of torch, timm and matplotlib fall back to the home folder, which there may be none of.
+        os.environ["HOME"] = os.environ.get("TMPDIR", "/tmp")
+    # Threads that spin while they wait make every other process on the cores, loader workers too, many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from fgzoo.training.command import run
+
+    try:
+        return run(verb, arguments)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from end
+        raise
+
+
+def _say(error: Exception, debug: bool, status: int) -> int:
+    """One line on stderr; the traceback where it is asked for."""
+    if debug:
+        traceback.print_exception(error)
+    # A loader's worker wraps what it raised into a traceback's text; the last line is what the person needs.
+    text = str(error).strip()
+    line = text.splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else " ".join(text.split())
+    sys.stderr.write(f"fgzoo: {line}\n")
+    return status
+
+
+def _help() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for verb, what in VERBS.items():
+        table.add_row(f"[bold]{verb}[/bold]", what)
+    console.print("[bold]fgzoo[/bold]: a model zoo for fine-grained visual classification\n\nusage: fgzoo VERB [ARGUMENTS]\n")
+    console.print(table)
+    console.print(
+        "\nEvery verb has --help; --debug shows tracebacks.\n"
+        "First steps:  fgzoo fit   |   fgzoo fit --config cub/rra --data.root PATH   |   fgzoo list recipes"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

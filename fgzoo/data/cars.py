@@ -1,0 +1,165 @@
+"""Stanford Cars: 196 models of cars, 16,185 images with boxes, read from existing copies (the download is gone).
+
+Krause, Stark, Deng, Fei-Fei: 3D Object Representations for Fine-Grained Categorization. 3DRR, 2013.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import scipy.io
+
+from fgzoo.data.download import Archive
+from fgzoo.data.folder import read_folder
+from fgzoo.data.lists import by_name, checked, pixel_box
+from fgzoo.data.records import Listing, Record
+from fgzoo.errors import DataError, UsageError
+
+#: The official files; they have no address any more.
+ARCHIVES = (
+    Archive(url="", md5="065e5b463ae28d29e77c1b4b166cfe61", filename="cars_train.tgz"),
+    Archive(url="", md5="4ce7ebf6a94d07f1952d94dd34c4d501", filename="cars_test.tgz"),
+    Archive(url="", md5="c3b158d763b6e2245038c8ad08e45376", filename="car_devkit.tgz"),
+    Archive(url="", md5="b0a2b23655a3edd16d84508592a98d10", filename="cars_test_annos_withlabels.mat"),
+)
+
+LAYOUTS = (
+    "(1) cars_train/*.jpg, cars_test/*.jpg, devkit/cars_meta.mat, devkit/cars_train_annos.mat and "
+    "cars_test_annos_withlabels.mat (in devkit/ or beside it); "
+    "(2) car_ims/*.jpg and cars_annos.mat; "
+    "(3) train/CLASS/*.jpg and test/CLASS/*.jpg"
+)
+
+
+def read_cars(root: Path) -> Listing:
+    """Read whichever of the three layouts in circulation is there, and check that every image is.
+
+    Args:
+        root: The folder, or the one that holds it as `stanford_cars/`:
+
+            1. `cars_train/`, `cars_test/`, `devkit/`, `cars_test_annos_withlabels.mat` (in `devkit/` or beside it);
+            2. `car_ims/` and `cars_annos.mat`;
+            3. `train/CLASS/` and `test/CLASS/`, without boxes.
+
+    Returns:
+        The official split. A subset in the same format is legal.
+
+    Raises:
+        DataError: A list is missing or inconsistent, or images are missing; says where each file must lie.
+    """
+    return checked(list_cars(root), root)
+
+
+def list_cars(root: Path) -> Listing:
+    """Read the lists alone; in the layouts with lists no image is looked for.
+
+    Args:
+        root: As in [read_cars][].
+
+    Returns:
+        The data set as its lists describe it.
+
+    Raises:
+        DataError: A list is missing or inconsistent.
+    """
+    for folder in (root, root / "stanford_cars"):
+        if (folder / "devkit").is_dir():
+            return _devkit(folder)
+        if (folder / "cars_annos.mat").is_file():
+            return _single_list(folder)
+        if (folder / "train").is_dir() and (folder / "test").is_dir():
+            note = "Read from class folders: there are no boxes, and names and order of classes are the folders'."
+            listing = read_folder(folder)
+            return replace(listing, dataset="cars", notes=(*listing.notes, note))
+    raise DataError(f"{root} holds no Stanford Cars. One of these must lie there: {LAYOUTS}.")
+
+
+def prepare_cars(root: Path, progress: bool = True) -> NoReturn:  # noqa: ARG001 - the same call as for other data sets
+    """Say what to do: the official download is gone.
+
+    Args:
+        root: Where the data set shall lie.
+        progress: Without effect.
+
+    Raises:
+        UsageError: Always; names the files, their hashes and where each must lie.
+    """
+    files = ", ".join(f"{archive.filename} (md5 {archive.md5})" for archive in ARCHIVES)
+    raise UsageError(
+        f"Stanford Cars cannot be downloaded: its official address no longer exists. Get a copy and put it into "
+        f"{root} in one of these layouts: {LAYOUTS}. The official files are {files}."
+    )
+
+
+def _devkit(root: Path) -> Listing:
+    class_names = _class_names(root / "devkit" / "cars_meta.mat")
+    labelled = "cars_test_annos_withlabels.mat"
+    test_list = next((path for path in (root / "devkit" / labelled, root / labelled) if path.is_file()), None)
+    if test_list is None:
+        raise DataError(
+            f"{root / 'devkit' / labelled} is missing; it is a file of its own beside the devkit, whose "
+            "cars_test_annos.mat has no labels. Put it into devkit/ or beside it."
+        )
+
+    def split(folder: str, path: Path) -> tuple[Record, ...]:
+        images = _unnested(root / folder)
+        return by_name(
+            _record(path, number, row, class_names, f"{folder}/{row['fname']}", images / str(row["fname"]))
+            for number, row in enumerate(_annotations(path, "fname"), start=1)
+        )
+
+    train = split("cars_train", root / "devkit" / "cars_train_annos.mat")
+    return Listing("cars", class_names, train, split("cars_test", test_list))
+
+
+def _single_list(root: Path) -> Listing:
+    path = root / "cars_annos.mat"
+    class_names = _class_names(path)
+    train: list[Record] = []
+    test: list[Record] = []
+    for number, row in enumerate(_annotations(path, "relative_im_path", "test"), start=1):
+        name = str(row["relative_im_path"])
+        record = _record(path, number, row, class_names, name, root / name)
+        (test if row["test"] else train).append(record)
+    return Listing("cars", class_names, by_name(train), by_name(test))
+
+
+def _record(path: Path, number: int, row: Any, class_names: Sequence[str], name: str, image: Path) -> Record:
+    target = int(row["class"]) - 1
+    if not 0 <= target < len(class_names):
+        raise DataError(f"{path}, annotation {number}: class {target + 1} is not one of 1 to {len(class_names)}.")
+    x0, y0, x1, y1 = (float(row[f"bbox_{corner}"]) for corner in ("x1", "y1", "x2", "y2"))
+    return Record(name, target, image, pixel_box(x0, y0, x1, y1, one_based=True))
+
+
+def _unnested(folder: Path) -> Path:
+    inner = folder / folder.name  # some copies hold cars_train/cars_train/*.jpg
+    return inner if inner.is_dir() else folder
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    return tuple(str(name) for name in _load(path, "class_names"))
+
+
+def _annotations(path: Path, *fields: str) -> Any:
+    rows = _load(path, "annotations")
+    needed = {"class", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", *fields}
+    if absent := sorted(needed - set(rows.dtype.names or ())):
+        raise DataError(f"{path}: the annotations have no {', '.join(absent)}; this is not the official file.")
+    return rows
+
+
+def _load(path: Path, variable: str) -> Any:
+    """One variable of a MATLAB file, as an array of at least one dimension."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing. One of these layouts must be complete: {LAYOUTS}.")
+    try:
+        content = scipy.io.loadmat(path, squeeze_me=True, variable_names=[variable])
+    except Exception as error:  # scipy raises nearly any type on a damaged file
+        raise DataError(f"{path} is no readable MATLAB file: {error}. Unpack it again.") from error
+    if variable not in content:
+        raise DataError(f"{path} holds no variable {variable!r}; this is not the official file.")
+    return content[variable].reshape(-1)

@@ -1,0 +1,140 @@
+"""CUB-200-2011: 200 bird species, 11,788 images, boxes and 15 parts.
+
+Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 Dataset. CNS-TR-2011-001, 2011.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from fgzoo.data.download import Archive, prepare
+from fgzoo.data.lists import by_name, checked, pixel_box, read_rows, read_table, require_same_ids
+from fgzoo.data.records import Box, Listing, Part, Record
+from fgzoo.errors import DataError
+
+ARCHIVE = Archive(
+    url="https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+    md5="97eceeb196236b17998738112f37df78",
+    filename="CUB_200_2011.tgz",
+)
+
+NOTES = (
+    "About two dozen of the official test images are also in ImageNet's training set: "
+    "a backbone trained on ImageNet has seen them.",
+)
+
+
+def read_cub(root: Path) -> Listing:
+    """Read the lists and check that every image is there.
+
+    Args:
+        root: The folder with `images.txt`, or the one that holds `CUB_200_2011/`. A subset in the same format is legal.
+
+    Returns:
+        The official split. Boxes and parts are filled in where `bounding_boxes.txt` and `parts/` exist.
+
+    Raises:
+        DataError: A list is missing or inconsistent (file and line are named), or images are missing.
+    """
+    return checked(list_cub(root), root)
+
+
+def list_cub(root: Path) -> Listing:
+    """Read the lists alone; no image is looked for.
+
+    Args:
+        root: As in [read_cub][].
+
+    Returns:
+        The data set as its lists describe it.
+
+    Raises:
+        DataError: A list is missing or inconsistent (file and line are named).
+    """
+    folder = _folder(root)
+    images = read_table(folder / "images.txt", 2, open_end=True)
+    labels = read_table(folder / "image_class_labels.txt", 2)
+    splits = read_table(folder / "train_test_split.txt", 2)
+    classes = read_table(folder / "classes.txt", 2, open_end=True)
+    for table in (labels, splits):
+        require_same_ids(table, images)
+
+    def class_number(key: str) -> int:
+        if not key.isdecimal():
+            raise classes[key].error(f"expected a class number, found {key!r}.")
+        return int(key)
+
+    ordered = sorted(classes, key=class_number)
+    targets = {key: target for target, key in enumerate(ordered)}
+    boxes, parts = _boxes(folder), _parts(folder)
+
+    train: list[Record] = []
+    test: list[Record] = []
+    for key, row in images.items():
+        label, split = labels[key].fields[1], splits[key].fields[1]
+        if label not in targets:
+            raise labels[key].error(f"class {label!r} is unknown to classes.txt; add it there or remove the image.")
+        if split not in ("0", "1"):
+            raise splits[key].error(f"expected 1 (training) or 0 (test), found {split!r}.")
+        name = row.fields[1]
+        record = Record(name, targets[label], folder / "images" / name, boxes.get(key), tuple(parts.get(key, ())))
+        (train if split == "1" else test).append(record)
+    class_names = tuple(classes[key].fields[1] for key in ordered)
+    return Listing("cub", class_names, by_name(train), by_name(test), notes=NOTES)
+
+
+def prepare_cub(root: Path, progress: bool = True) -> Path:
+    """Download and unpack the data set into `root`, unless it is there already.
+
+    Args:
+        root: Where `CUB_200_2011/` shall lie; the archive (1.1 GB) is kept beside it.
+        progress: Show a progress bar.
+
+    Returns:
+        The folder to give to [read_cub][].
+
+    Raises:
+        UsageError: The download failed; the message says how to supply the archive by hand.
+        DataError: The archive is not the official one.
+    """
+    if not (root / "images.txt").is_file():
+        prepare(root, ARCHIVE, "CUB_200_2011/images.txt", progress)
+    return root
+
+
+def _folder(root: Path) -> Path:
+    for folder in (root, root / "CUB_200_2011"):
+        if (folder / "images.txt").is_file():
+            return folder
+    raise DataError(
+        f"{root} holds no CUB-200-2011: neither images.txt nor CUB_200_2011/images.txt exists. "
+        f"Unpack {ARCHIVE.filename} there (from {ARCHIVE.url})."
+    )
+
+
+def _boxes(folder: Path) -> dict[str, Box]:
+    path = folder / "bounding_boxes.txt"
+    if not path.is_file():
+        return {}
+    boxes = {}
+    for key, row in read_table(path, 5).items():
+        x, y, width, height = row.numbers()
+        boxes[key] = pixel_box(x, y, x + width, y + height, one_based=False)
+    return boxes
+
+
+def _parts(folder: Path) -> dict[str, list[Part]]:
+    path = folder / "parts" / "part_locs.txt"
+    if not path.is_file():
+        return {}
+    names = {key: row.fields[1] for key, row in read_table(folder / "parts" / "parts.txt", 2, open_end=True).items()}
+    parts: dict[str, list[Part]] = defaultdict(list)
+    for row in read_rows(path, 5):
+        image, part = row.fields[:2]
+        if part not in names:
+            raise row.error(f"part {part!r} is unknown to parts.txt.")
+        x, y, visible = row.numbers(2)
+        if visible:
+            parts[image].append(Part(names[part], x, y))
+    return parts

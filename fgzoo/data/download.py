@@ -1,0 +1,268 @@
+"""Archives: downloaded whole and verified, or not at all; unpacked whole and inside their folder, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import logging
+import lzma
+import shutil
+import stat
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
+
+import pooch
+import requests
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from fgzoo.errors import DataError, UsageError
+
+log = logging.getLogger(__name__)
+
+#: How often a download that breaks off is taken up again before giving up.
+ATTEMPTS = 5
+#: Seconds without a byte after which the server counts as stalled.
+TIMEOUT = 30.0
+#: Seconds to wait before the second attempt; doubled for each further one.
+PAUSE = 1.0
+
+_CHUNK = 1 << 20
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,  # an encrypted zip file
+)
+_TRANSIENT = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+
+
+class _ServerError(Exception):
+    """The server failed (HTTP 5xx); it may recover."""
+
+
+class Archive(NamedTuple):
+    """An archive as its publisher offers it."""
+
+    url: str
+    md5: str
+    filename: str
+
+
+def prepare(root: Path, archive: Archive, proof: str, progress: bool = True) -> None:
+    """Download and unpack an archive, unless that is done already. Two processes do it once.
+
+    Args:
+        root: Folder for the archive and its contents; made where it does not exist.
+        archive: What to download.
+        proof: A file below `root` whose existence shows that the archive is unpacked.
+        progress: Show a progress bar.
+
+    Raises:
+        UsageError: The download failed; the message says how to supply the archive by hand.
+        DataError: The archive is not the official one, or is unsafe to unpack.
+    """
+    if (root / proof).is_file():
+        return
+    with _locked(root, f"{archive.filename}.prepare.lock"):
+        if not (root / proof).is_file():
+            extract(fetch(archive, root, progress), root)
+
+
+def fetch(archive: Archive, folder: Path, progress: bool = True) -> Path:
+    """Download an archive into a folder and verify it; one that lies there already is verified too.
+
+    The bytes arrive in `FILENAME.part`. A download that breaks off is resumed where it stopped, by this call or a later
+    one; the file gets its name only after its hash has been checked. A lock keeps a second process waiting meanwhile.
+
+    Args:
+        archive: What to download.
+        folder: Where to put it; made where it does not exist.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        The verified file.
+
+    Raises:
+        UsageError: No connection, an HTTP error, or the file cannot be written. The message names the address, the
+            file and how to supply it by hand.
+        DataError: The hash of an existing or freshly downloaded file is wrong.
+    """
+    target = folder / archive.filename
+    if not target.exists():
+        with _locked(folder, f"{archive.filename}.lock"):
+            if not target.exists():
+                _download(archive, target, progress)
+                return target
+    found = pooch.file_hash(str(target), alg="md5")
+    if found != archive.md5:
+        raise DataError(
+            f"{target} is not the official archive: its md5 is {found}, expected {archive.md5}. "
+            f"Delete it and run again to download it from {archive.url}."
+        )
+    return target
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Unpack a tar or zip archive whose members are not trusted.
+
+    Members are unpacked beside their destination and moved into place when all of them are complete, so that a
+    top-level member exists whole or not at all. Refused are `..`, absolute paths, devices, pipes, and links whose
+    target is absolute or contains `..`: links that only lead downwards cannot leave the folder, chained or not.
+
+    Args:
+        archive: The archive; its type is read from its content.
+        folder: Where its members appear; made where it does not exist.
+
+    Raises:
+        DataError: A member is unsafe, the archive is damaged or of unknown type, or a top-level folder exists already.
+            Nothing has been written outside a temporary folder, which is removed.
+        UsageError: The folder cannot be written.
+    """
+    temporary = folder / f".{archive.name}.unpacking"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+        temporary.mkdir(parents=True)
+        if tarfile.is_tarfile(archive):
+            _unpack_tar(archive, temporary)
+        elif zipfile.is_zipfile(archive):
+            _unpack_zip(archive, temporary)
+        else:
+            raise DataError(
+                f"{archive} is neither a tar nor a zip archive, or it is damaged; delete it and download it again."
+            )
+        members = list(temporary.iterdir())
+        for member in members:
+            if (folder / member.name).is_dir():
+                raise DataError(
+                    f"{folder / member.name} exists already; delete or rename it before unpacking {archive}."
+                )
+        for member in members:
+            member.replace(folder / member.name)
+    except _DAMAGED as error:
+        raise DataError(f"{archive} is damaged or unsafe: {error}. Delete it and download it again.") from error
+    except OSError as error:
+        raise UsageError(f"{archive} cannot be unpacked into {folder}: {error}. Nothing was kept.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    def refuse_unsafe(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo | None:
+        _require_inside(archive, member.name)
+        if member.issym() or member.islnk():
+            _require_inside(archive, member.linkname, f"link {member.name!r} to ")
+        elif not (member.isfile() or member.isdir()):
+            raise DataError(f"{archive} is refused: member {member.name!r} is a device or a pipe.")
+        return tarfile.data_filter(member, destination)
+
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder, filter=refuse_unsafe)
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.infolist():
+            _require_inside(archive, member.orig_filename)
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise DataError(f"{archive} is refused: member {member.filename!r} is a link, a device or a pipe.")
+            opened.extract(member, folder)
+
+
+def _require_inside(archive: Path, name: str, what: str = "member ") -> None:
+    path = PureWindowsPath(name)  # splits at both kinds of slash and knows drives
+    if path.drive or path.root or ".." in path.parts:
+        raise DataError(
+            f"{archive} is refused: {what}{name!r} leads out of the folder. Download it again from its publisher."
+        )
+
+
+@contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / name)
+        lock.acquire()
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({error}); choose another data folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _download(archive: Archive, target: Path, progress: bool) -> None:
+    part = target.with_name(f"{target.name}.part")
+    by_hand = f"Run again to resume, or get the file by other means and put it at {target} (md5 {archive.md5})."
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            resumed = _receive(archive.url, part, progress)
+        except (*_TRANSIENT, _ServerError) as error:
+            if attempt >= ATTEMPTS:
+                raise UsageError(f"{archive.url} could not be downloaded: {error}. {by_hand}") from error
+        except requests.RequestException as error:
+            raise UsageError(f"{archive.url} could not be downloaded: {error}. {by_hand}") from error
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise UsageError(f"{archive.url} could not be written to {part}: {reason}. {by_hand}") from error
+        else:
+            found = pooch.file_hash(str(part), alg="md5")
+            if found == archive.md5:
+                part.replace(target)
+                return
+            part.unlink()
+            if not resumed:
+                raise DataError(
+                    f"{archive.url} delivered another file than expected (md5 {found}); it was deleted. {by_hand}"
+                )
+        log.warning("Download of %s was interrupted; attempt %d of %d follows.", archive.url, attempt + 1, ATTEMPTS)
+        time.sleep(PAUSE * 2 ** (attempt - 1))
+
+
+def _receive(url: str, part: Path, progress: bool) -> bool:
+    """Append what is missing to `part`; True where it held some bytes before."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == 416:  # range not satisfiable
+            return True  # nothing is missing; the hash decides
+        if response.status_code >= 500:
+            raise _ServerError(f"HTTP {response.status_code} {response.reason}")
+        response.raise_for_status()
+        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if not resumed:
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with part.open("ab" if resumed else "wb") as file, _progress_bar(progress) as bar:
+            task = bar.add_task(part.stem, total=total, completed=have)
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
+                bar.advance(task, len(chunk))
+    if total is not None and part.stat().st_size < total:
+        raise requests.ConnectionError(f"the connection broke off at {part.stat().st_size} of {total} bytes")
+    return resumed
+
+
+def _progress_bar(shown: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), disable=not shown)

@@ -1,0 +1,135 @@
+"""Image files to tensors: one upright RGB picture per file, whatever the format and whichever decoder is installed."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from fgzoo.errors import DataError, UsageError
+
+DecoderName = Literal["auto", "torchcodec", "pillow"]
+
+#: Pillow's own limit: a larger picture is taken for a decompression bomb.
+MAX_PIXELS = 178_956_970
+
+_END_OF_IMAGE = b"\xff\xd9"
+
+
+def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Decode one image file, the same way on every machine.
+
+    Pillow reads the header of every file, so that size and completeness are judged before a pixel is decoded. Plain
+    gray and RGB JPEG files then go to torchcodec, which returns the same values as Pillow, faster. Everything else
+    (CMYK JPEG, PNG, GIF, WebP, BMP, TIFF ...) is decoded by Pillow under both settings, so colours cannot differ.
+
+    * EXIF orientation is applied: the picture is upright.
+    * Transparency is dropped: the colours stored in the file are returned as if every pixel were opaque.
+    * Of an animation, the first frame is returned. The format is read from the content, never from the file's name.
+    * Samples of 16 bits are scaled to 8 (divided by 257); samples of 32 bits have no defined range and are refused.
+    * A JPEG file that breaks off is an error. Damage inside a complete JPEG stream is repaired by libjpeg unnoticed.
+
+    Args:
+        path: The image file.
+        decoder: `auto` takes torchcodec where it can be imported, otherwise Pillow ([active_decoder][] says which).
+        max_pixels: Largest width x height that is decoded; more than Pillow's limit, the default, has no effect.
+
+    Returns:
+        uint8 (3, H, W), RGB; in memory the three channels of a pixel lie side by side, as decoders write them.
+
+    Raises:
+        DataError: The file is missing, empty, no image, broken off, or larger than `max_pixels`.
+        UsageError: `decoder` is `torchcodec` and torchcodec cannot be imported.
+    """
+    decode_jpeg = _torchcodec_jpeg() if active_decoder(decoder) == "torchcodec" else None
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not data:
+        raise DataError(f"{path} is empty (0 bytes); replace the file or take it out of the data set.")
+
+    stream = io.BytesIO(data)
+    try:
+        image = Image.open(stream)
+        if image.width * image.height > max_pixels:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {max_pixels}")
+        # Open leaves a JPEG stream behind the first scan's header: a thumbnail's end lies before it.
+        if image.format == "JPEG" and data.find(_END_OF_IMAGE, stream.tell()) < 0:
+            raise EOFError("the JPEG stream breaks off before its end marker")
+        if decode_jpeg is not None and _is_plain_jpeg(image):
+            return decode_jpeg(data)
+        return _decode_with_pillow(image)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} is refused as a decompression bomb: {error}. Scale the picture down.") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is not an image that can be read (it starts with {data[:8]!r}).") from error
+    except Exception as error:  # a damaged file makes decoders raise nearly any type
+        raise DataError(
+            f"{path} is damaged or incomplete: {error}. Replace it or take it out of the data set."
+        ) from error
+
+
+def active_decoder(decoder: DecoderName = "auto") -> Literal["torchcodec", "pillow"]:
+    """Which decoder a request leads to on this machine; a run's record should hold the answer.
+
+    Args:
+        decoder: The request, as in [decode][].
+
+    Returns:
+        The decoder of plain JPEG files.
+
+    Raises:
+        UsageError: `decoder` is unknown, or is `torchcodec` and torchcodec cannot be imported.
+    """
+    if decoder not in ("auto", "torchcodec", "pillow"):
+        raise UsageError(f"Unknown decoder {decoder!r}; choose auto, torchcodec or pillow.")
+    if decoder == "pillow":
+        return "pillow"
+    if _torchcodec_jpeg() is not None:
+        return "torchcodec"
+    if decoder == "torchcodec":
+        raise UsageError(
+            "decoder=torchcodec, but torchcodec cannot be imported. Install it with `pip install 'torchcodec>=0.16'` "
+            "(its version must match torch's), or choose decoder=pillow."
+        )
+    return "pillow"
+
+
+@cache
+def _torchcodec_jpeg() -> Callable[[bytes], Tensor] | None:
+    try:
+        decoders = importlib.import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError):  # absent, or its shared libraries do not fit this torch
+        return None
+    return partial(decoders.decode_jpeg, mode="RGB")
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    # An orientation in XMP alone is honoured by Pillow and unknown to torchcodec.
+    return (
+        image.format == "JPEG" and image.mode in ("L", "RGB") and b"tiff:Orientation" not in image.info.get("xmp", b"")
+    )
+
+
+def _decode_with_pillow(image: Image.Image) -> Tensor:
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        gray = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            f"samples of 32 bits (Pillow mode {image.mode}) have no defined range; save the picture with 8 bits"
+        )
+    elif "transparency" in image.info:
+        image = image.convert("RGBA")
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

@@ -1,0 +1,248 @@
+"""Reading the list files of data sets, and the checks that every listing passes before it is used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fgzoo.data.records import Box, Listing, Record
+from fgzoo.errors import DataError
+
+
+class Row(NamedTuple):
+    """One line of a list file, split into fields, that knows where it stands."""
+
+    path: Path
+    line: int
+    fields: tuple[str, ...]
+
+    def error(self, problem: str) -> DataError:
+        """An error that names this line.
+
+        Args:
+            problem: What is wrong, and what to do about it.
+
+        Returns:
+            The error, to be raised by the caller.
+        """
+        return DataError(f"{self.path}, line {self.line}: {problem}")
+
+    def numbers(self, first: int = 1) -> tuple[float, ...]:
+        """The fields from `first` on as numbers.
+
+        Args:
+            first: Index of the first numeric field.
+
+        Returns:
+            One float per remaining field.
+
+        Raises:
+            DataError: A field is not a number.
+        """
+        try:
+            return tuple(float(field) for field in self.fields[first:])
+        except ValueError:
+            raise self.error(f"expected numbers, found {' '.join(self.fields[first:])!r}.") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a list file; a byte order mark is taken off.
+
+    Args:
+        path: A UTF-8 text file.
+
+    Returns:
+        The text.
+
+    Raises:
+        DataError: The file is missing, unreadable or not UTF-8 (the line is named).
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; it must lie there for the data set to be read.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text; save the file in UTF-8.") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a list file that are not blank, with either kind of line end.
+
+    Args:
+        path: A UTF-8 text file.
+
+    Yields:
+        Line number, counted from 1, and the line without surrounding white space.
+
+    Raises:
+        DataError: The file is missing, unreadable or not UTF-8.
+    """
+    for number, raw in enumerate(read_text(path).split("\n"), start=1):
+        if line := raw.strip():
+            yield number, line
+
+
+def read_rows(path: Path, columns: int, *, open_end: bool = False, header: str | None = None) -> list[Row]:
+    """Read a list file with a fixed number of columns, separated by white space.
+
+    Args:
+        path: The list file.
+        columns: Number of columns.
+        open_end: The last column is free text and may hold spaces.
+        header: A first line that consists of this word alone is skipped; some official files have one.
+
+    Returns:
+        One row per line, in the file's order.
+
+    Raises:
+        DataError: The file is missing or empty, or a line has another number of columns.
+    """
+    rows = []
+    for number, text in read_lines(path):
+        if number == 1 and text == header:
+            continue
+        fields = tuple(text.split(maxsplit=columns - 1) if open_end else text.split())
+        row = Row(path, number, fields)
+        if len(fields) != columns:
+            raise row.error(f"expected {columns} columns, found {len(fields)}: {text!r}.")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path} is empty; the data set is incomplete.")
+    return rows
+
+
+def read_table(path: Path, columns: int, *, open_end: bool = False, header: str | None = None) -> dict[str, Row]:
+    """Read a list file whose first column is an identifier that occurs once.
+
+    Args:
+        path: The list file.
+        columns: Number of columns, the identifier included.
+        open_end: As in [read_rows][].
+        header: As in [read_rows][].
+
+    Returns:
+        Identifier to row, in the file's order.
+
+    Raises:
+        DataError: As [read_rows][]; or an identifier occurs twice.
+    """
+    table: dict[str, Row] = {}
+    for row in read_rows(path, columns, open_end=open_end, header=header):
+        key = row.fields[0]
+        if key in table:
+            raise row.error(f"identifier {key!r} stands already on line {table[key].line}; remove one of the two.")
+        table[key] = row
+    return table
+
+
+def require_same_ids(table: dict[str, Row], reference: dict[str, Row]) -> None:
+    """Check that two list files speak about the same identifiers.
+
+    Args:
+        table: The table that is checked.
+        reference: The table that defines the identifiers.
+
+    Raises:
+        DataError: Names the line of the first identifier that only one of the two files holds.
+    """
+    for ours, theirs in ((table, reference), (reference, table)):
+        for key, row in ours.items():
+            if key not in theirs:
+                other = next(iter(theirs.values())).path.name
+                raise row.error(f"identifier {key!r} is unknown to {other}; add it there or remove this line.")
+
+
+def pixel_box(x0: float, y0: float, x1: float, y1: float, *, one_based: bool) -> Box:
+    """A box in pixels of the upright image, whose upper left corner is (0, 0).
+
+    Args:
+        x0: Left edge.
+        y0: Upper edge.
+        x1: Right edge.
+        y1: Lower edge.
+        one_based: The four numbers are pixel indices counted from 1, the last one included.
+
+    Returns:
+        x0, y0, x1, y1 with exclusive x1 and y1.
+    """
+    shift = 1.0 if one_based else 0.0
+    return (x0 - shift, y0 - shift, x1, y1)
+
+
+def by_name(records: Iterable[Record]) -> tuple[Record, ...]:
+    """Sort records by name, so that neither the file system nor a list's order matters.
+
+    Args:
+        records: Records in any order.
+
+    Returns:
+        The same records, sorted.
+    """
+    return tuple(sorted(records, key=lambda record: record.name))
+
+
+def first_five(names: Sequence[str]) -> str:
+    """The first five of many names, for an error message.
+
+    Args:
+        names: The names.
+
+    Returns:
+        The names, separated by commas; an ellipsis where there are more.
+    """
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def missing_images(listing: Listing) -> list[str]:
+    """Names of the listed images that do not exist.
+
+    Args:
+        listing: A data set whose records have paths.
+
+    Returns:
+        Names in the order training, validation, test.
+    """
+    records = (*listing.train, *listing.val, *listing.test)
+    return [record.name for record in records if record.path is None or not record.path.is_file()]
+
+
+def checked(listing: Listing, root: Path) -> Listing:
+    """The checks that every data set passes at set-up.
+
+    Args:
+        listing: A data set as its lists describe it.
+        root: Its folder, for the messages.
+
+    Returns:
+        The same listing.
+
+    Raises:
+        DataError: Fewer than two classes, a class without a training image, an image listed twice, or images missing.
+    """
+    names = listing.class_names
+    if len(names) < 2:
+        raise DataError(f"{root} has {len(names)} class ({first_five(names)}); a classifier needs at least two.")
+    trained = {record.target for record in listing.train}
+    if untrained := [name for target, name in enumerate(names) if target not in trained]:
+        raise DataError(
+            f"{root}: {len(untrained)} classes have no training image: {first_five(untrained)}. "
+            "Add images to the training split or remove the classes from the lists."
+        )
+    counts = Counter(record.name for record in (*listing.train, *listing.val, *listing.test))
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise DataError(
+            f"{root}: {len(repeated)} images are listed more than once: {first_five(repeated)}. Keep one each."
+        )
+    if missing := missing_images(listing):
+        raise DataError(
+            f"{root}: {len(missing)} of {len(counts)} listed images are missing: {first_five(missing)}. "
+            "Restore them or remove them from the lists."
+        )
+    return listing

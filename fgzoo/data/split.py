@@ -1,0 +1,88 @@
+"""Splits that depend on a seed and on the images' names alone: not on their order, and not on the machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+from fgzoo.data.records import Record
+from fgzoo.errors import UsageError
+
+Split = tuple[tuple[Record, ...], tuple[Record, ...]]
+
+
+def stratified_holdout(records: Sequence[Record], fraction: float, seed: int) -> Split:
+    """Hold out the same fraction of every class.
+
+    A class of n images gives up n x `fraction`, rounded, but at least one and at most n - 1; a class of one keeps it.
+
+    Args:
+        records: Records with distinct names.
+        fraction: Fraction to hold out, in [0, 1).
+        seed: Another seed, another choice.
+
+    Returns:
+        Records to train on and records held out, each in the order given.
+
+    Raises:
+        UsageError: `fraction` is outside [0, 1).
+    """
+    if not 0.0 <= fraction < 1.0:
+        raise UsageError(f"A fraction of {fraction} cannot be held out; choose one from 0 to below 1.")
+    if fraction == 0.0:
+        return tuple(records), ()
+    held_out: set[str] = set()
+    for members in _shuffled_classes(records, seed):
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        held_out.update(record.name for record in members[:count])
+    return (
+        tuple(record for record in records if record.name not in held_out),
+        tuple(record for record in records if record.name in held_out),
+    )
+
+
+def folds(records: Sequence[Record], k: int, seed: int) -> list[Split]:
+    """k-fold cross-validation in which every fold has its share of every class.
+
+    Args:
+        records: Records with distinct names.
+        k: Number of folds, at least 2.
+        seed: Another seed, another partition.
+
+    Returns:
+        k pairs of training and validation records, each in the order given. The validation parts are disjoint and cover
+        all records; their sizes differ by at most one.
+
+    Raises:
+        UsageError: `k` is below 2 or above the number of records, or a class has a single image.
+    """
+    if not 2 <= k <= len(records):
+        raise UsageError(f"{len(records)} images cannot be cut into {k} folds; choose 2 to {len(records)}.")
+    fold_of: dict[str, int] = {}
+    for members in _shuffled_classes(records, seed):
+        if len(members) < 2:
+            raise UsageError(
+                f"Class {members[0].target} has a single image; cross-validation needs two of every class."
+            )
+        for record in members:
+            fold_of[record.name] = len(fold_of) % k  # goes on counting across classes: folds of equal size
+    return [
+        (
+            tuple(record for record in records if fold_of[record.name] != fold),
+            tuple(record for record in records if fold_of[record.name] == fold),
+        )
+        for fold in range(k)
+    ]
+
+
+def _shuffled_classes(records: Sequence[Record], seed: int) -> list[list[Record]]:
+    """The records by class; within a class in an order drawn by hashing seed and name."""
+    classes: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        classes[record.target].append(record)
+
+    def draw(record: Record) -> bytes:
+        return hashlib.sha256(f"{seed} {record.name}".encode()).digest()
+
+    return [sorted(classes[target], key=draw) for target in sorted(classes)]

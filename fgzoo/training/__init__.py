@@ -1,0 +1,1 @@
+"""Training: run folders, their records, exact resuming, and the command that drives Lightning."""

@@ -1,0 +1,152 @@
+"""What accompanies every run: its record, reproducible steps, reports, and lines for a log."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from rich.console import Console
+
+from fgzoo.data.dataset import sample_seed
+from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.training.report import write_report
+from fgzoo.training.run import CONFIG, RunLogger, environment, write_json
+from fgzoo.zoo.checkpoint import BEST, LAST
+
+
+class ReproducibleSteps(Callback):
+    """Seeds every step from (seed, step), so that dropout and mixing are the same in a run that was interrupted.
+
+    Args:
+        seed: The run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed torch's generators for this step."""
+        done = trainer.current_epoch * int(min(trainer.num_training_batches, 2**31)) + batch_idx
+        torch.manual_seed(sample_seed(self.seed, trainer.global_rank, done))
+
+
+class RunRecord(Callback):
+    """Writes config, environment and data fingerprint when a run starts, and reports when it ends.
+
+    Args:
+        folder: The run's folder.
+        config: The configuration as YAML, `None` where it must not be written (testing a run that has its own).
+    """
+
+    def __init__(self, folder: Path, config: str | None) -> None:
+        self.folder = folder
+        self.config = config
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write what is known before the first step."""
+        if not trainer.is_global_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.config is not None:
+            (self.folder / CONFIG).write_text(self.config)
+        name = "environment.json" if stage == "fit" else f"environment_{stage}.json"
+        write_json(self.folder / name, environment())
+        data = getattr(trainer, "datamodule", None)
+        if stage == "fit" and data is not None:
+            splits = {split: len(records) for split, records in data.splits.items()}
+            write_json(self.folder / "data.json", {**asdict(data.card), "images": splits, "notes": list(data.listing.notes)})
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop the rows of metrics.csv that a resumed run does again."""
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.forget_from(trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say how many images were skipped, once an epoch."""
+        skipped = trainer.datamodule.skipped() if hasattr(trainer, "datamodule") and hasattr(trainer.datamodule, "skipped") else []
+        if skipped:
+            write_json(self.folder / "skipped.json", skipped)
+            warnings.warn(
+                f"{len(skipped)} training images cannot be read and are skipped, e.g. {', '.join(skipped[:3])}", stacklevel=2
+            )
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report on the validation split, where there is one."""
+        if trainer.datamodule is not None and trainer.datamodule.splits["val"] and not trainer.fast_dev_run:
+            self._report(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report on the test split."""
+        self._report(trainer, pl_module, "test")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report on the validation split, when that is all that was asked for."""
+        if trainer.state.fn == "validate":
+            self._report(trainer, pl_module, "val")
+
+    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
+        assert isinstance(pl_module, FineGrainedClassifier)
+        counts = pl_module.confusion.compute()
+        if trainer.is_global_zero and pl_module.card is not None:
+            write_report(self.folder, split, counts, pl_module.card.class_names)
+
+
+def checkpoints(folder: Path, validates: bool) -> list[Callback]:
+    """The run's checkpoints: the last epoch's, and the best one where something is held out to judge it on.
+
+    Args:
+        folder: The run's folder.
+        validates: Whether there is a validation split.
+
+    Returns:
+        One or two checkpoint callbacks.
+    """
+    where: dict[str, Any] = {"dirpath": folder / LAST.parent, "save_top_k": 1, "enable_version_counter": False}
+    last = ModelCheckpoint(filename=LAST.stem, save_on_train_epoch_end=True, **where)
+    best = ModelCheckpoint(filename=BEST.stem, monitor="val/top1", mode="max", **where)
+    return [last, best] if validates else [last]
+
+
+class EpochLines(Callback):
+    """A plain line an epoch, for logs and pipes, where a progress bar would be noise.
+
+    Args:
+        console: Where to print.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = 0.0
+        self.finished: str | None = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the epoch before (its averages are known only now), and start the clock."""
+        self._print(trainer)
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        seconds = time.perf_counter() - self.started
+        self.finished = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {seconds:.1f} s"
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the last epoch."""
+        self._print(trainer)
+
+    def _print(self, trainer: L.Trainer) -> None:
+        if self.finished is None or not trainer.is_global_zero:
+            return
+        shown = ("train/loss", "train/top1", "val/top1", "val/nll")
+        values = {name: float(trainer.callback_metrics[name]) for name in shown if name in trainer.callback_metrics}
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self.console.print(f"{self.finished}  {figures}", highlight=False)
+        self.finished = None

@@ -1,0 +1,468 @@
+"""`fgzoo fit | validate | test`: Lightning's own command line, with recipes by name and a folder for every run."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import logging
+import os
+import re
+import sys
+import time
+import warnings
+from argparse import ArgumentError
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+
+from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.errors import UntrainedError, UsageError
+from fgzoo.methods import available, import_path
+from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.recipes import find_recipe
+from fgzoo.training.callbacks import EpochLines, ReproducibleSteps, RunRecord, checkpoints
+from fgzoo.training.run import (
+    CONFIG,
+    RunLogger,
+    check_new,
+    find_checkpoint,
+    newest_run,
+    next_folder,
+    run_of,
+)
+from fgzoo.zoo.checkpoint import LAST, card_of, load_weights, method_class, read_checkpoint, resolve
+
+#: What `fgzoo fit` runs when nothing is said.
+DEFAULT_RECIPE = "birds/rra"
+#: Tells the other processes of a run, which Lightning starts by the same command line, where its folder is.
+RUN_VARIABLE = "FGZOO_RUN_FOLDER"
+
+
+class RecipeFile(ActionConfigFile):
+    """`--config`, which knows the packaged recipes by name."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Apply a file, a packaged recipe, or YAML itself."""
+        said = str(values)
+        self.apply_config(parser, cfg, self.dest, said if said.startswith("{") else str(find_recipe(said)))
+
+
+class TrainingCLI(LightningCLI):
+    """Lightning's command line over the data module and any method.
+
+    Args:
+        verb: `fit`, `validate` or `test`.
+        arguments: What followed the verb.
+        console: Where to say what was done.
+    """
+
+    def __init__(self, verb: str, arguments: list[str], console: Console) -> None:
+        self.verb = verb
+        self.console = console
+        self.run_folder = Path()
+        self.checkpoint: Path | None = None
+        self.resuming = False
+        self.started = time.perf_counter()
+        super().__init__(
+            model_class=FineGrainedClassifier,
+            datamodule_class=FGVCDataModule,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"precision": default_precision(), "use_distributed_sampler": False, "enable_model_summary": False},
+            parser_kwargs={"prog": "fgzoo", "exit_on_error": False},
+            args=[verb, *arguments],
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    # ------------------------------------------------------------------ the parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The verbs, and the arguments of the trainer's methods that are not shown: ours replace them."""
+        hidden = {"model", "datamodule", "ckpt_path", "weights_only", "verbose"}
+        return {
+            "fit": hidden | {"train_dataloaders", "val_dataloaders"},
+            "validate": hidden | {"dataloaders"},
+            "test": hidden | {"dataloaders"},
+        }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's parser, with `--config` by name."""
+        kwargs.setdefault("exit_on_error", False)
+        parser = LightningArgumentParser(**kwargs)
+        help_text = "A YAML file, a run's folder, or a packaged recipe (see `fgzoo list recipes`); several merge, the last wins."
+        parser.add_argument("-c", "--config", action=RecipeFile, help=help_text)
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The arguments of a run, and the link from the data to the model."""
+        parser.add_argument("--output", type=str | None, default=None, help="The run's folder (default: runs/DATA-METHOD/NUMBER).")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="A checkpoint file, a run's folder, `last` or `best`. fit: start from its weights; validate, test: score it "
+            "(default: the last of the newest run of this data and method).",
+        )
+        parser.add_argument("--reset_head", type=bool, default=False, help="fit: leave out weights that depend on the classes.")
+        parser.add_argument("--resume", type=str | None, default=None, help="fit: continue this run in its own folder.")
+        parser.add_argument("--trust", type=list[str], default=[], help="Packages whose classes a checkpoint may name.")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and say in one line what is wrong."""
+        try:
+            self.config = parser.parse_args(args)
+        except (ArgumentError, TypeError) as error:
+            actions = self._parser(self.verb)._actions
+            options = [option.lstrip("-") for action in actions for option in action.option_strings]
+            methods = [import_path(path) for path, _ in available().values()]
+            names = {name for method in methods for name in get_parameter_names(method)}
+            raise UsageError(explain_parser_error(str(error), options, names)) from error
+        check_one_method(self.config[self.verb])
+
+    # ------------------------------------------------------------------ the run
+
+    def before_instantiate_classes(self) -> None:
+        """Decide where the run's folder and its checkpoint are."""
+        config = self.config[self.verb]
+        method = str(config.model.class_path).rpartition(".")[2].lower()
+        base = Path(config.trainer.default_root_dir or "runs")
+        if self.verb == "fit":
+            if config.ckpt_path and not config.resume:
+                self.checkpoint = find_checkpoint(config.ckpt_path, base)
+            if config.resume:
+                self.resuming = True
+                self.checkpoint = resolve(config.resume)
+                self.run_folder = Path(config.resume)
+                return
+            given = config.output or os.environ.get(RUN_VARIABLE)
+            self.run_folder = Path(given) if given else next_folder(base / f"{config.data.name}-{method}")
+            if not os.environ.get(RUN_VARIABLE):
+                check_new(self.run_folder)
+            os.environ[RUN_VARIABLE] = str(self.run_folder)
+            return
+        self.checkpoint = self._scored_checkpoint(config, base, method)
+        own = run_of(self.checkpoint)
+        self.run_folder = Path(config.output) if config.output else own or next_folder(base / f"{config.data.name}-{method}")
+
+    def _scored_checkpoint(self, config: Namespace, base: Path, method: str) -> Path:
+        """The checkpoint that `validate` or `test` is about."""
+        if config.ckpt_path:
+            return find_checkpoint(config.ckpt_path, base)
+        run = newest_run(base / f"{config.data.name}-{method}")
+        if run is None:
+            raise UntrainedError(
+                f"{self.verb}: no trained {method} for '{config.data.name}' below {base}, and an untrained one would score by chance; "
+                f"train it by `fgzoo fit`, or give --ckpt_path"
+            )
+        return run / LAST
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer, and load the weights that were asked for."""
+        super().instantiate_classes()
+        config = self.config[self.verb]
+        if self.resuming:
+            assert self.checkpoint is not None
+            checkpoint = read_checkpoint(self.checkpoint)
+            if checkpoint["epoch"] + 1 >= (self.trainer.max_epochs or 0):
+                self.console.print(f"{self.run_folder} is done already: {self.trainer.max_epochs} epochs.", highlight=False)
+        elif self.checkpoint is not None:
+            reset = self.verb == "fit" and config.reset_head
+            load_weights(self.model, self.checkpoint, reset_head=reset)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The trainer with this run's logger and callbacks."""
+        config = self._get(self.config_init, "trainer")
+        logger = config.get("logger")
+        others = [] if logger in (None, True, False) else logger if isinstance(logger, list) else [logger]
+        validates = bool(self.datamodule.splits["val"])
+        text = None
+        if self.verb == "fit" and not self.resuming:
+            text = self._parser("fit").dump(self.config["fit"], skip_none=False, skip_link_targets=False)
+            text = f"# {' '.join(['fgzoo', *sys.argv[1:]])}\n{text}"
+        callbacks: list[Callback] = [
+            RunRecord(self.run_folder, text),
+            ReproducibleSteps(self.datamodule.seed),
+            RichProgressBar() if self.console.is_terminal else EpochLines(self.console),
+        ]
+        quick = bool(config.get("fast_dev_run"))
+        if self.verb == "fit" and not quick:
+            callbacks += checkpoints(self.run_folder, validates)
+        return super().instantiate_trainer(
+            logger=False if quick else [RunLogger(self.run_folder), *others],
+            callbacks=[*(config.get("callbacks") or []), *callbacks],
+            enable_progress_bar=self.console.is_terminal,
+            enable_checkpointing=self.verb == "fit" and not quick,
+            **kwargs,
+        )
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Hand the checkpoint to the trainer only where the trainer's whole state is to be restored."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if self.resuming:
+            kwargs["ckpt_path"] = str(self.checkpoint)
+        return kwargs
+
+    def before_fit(self) -> None:
+        """Say what is about to be trained."""
+        count = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
+        sizes = {split: len(records) for split, records in self.datamodule.splits.items() if records}
+        shown = ", ".join(f"{number} {split}" for split, number in sizes.items())
+        self.console.print(
+            f"{type(self.model).__name__} on {self.model.backbone}, {count:.1f} M parameters; {self.datamodule.name}: "
+            f"{self.datamodule.num_classes} classes, {shown} images; {self.trainer.precision}, {self.trainer.max_epochs} epochs "
+            f"-> {self.run_folder}",
+            highlight=False,
+        )
+
+    def close(self) -> None:
+        """Say where everything is."""
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+            return
+        seconds = time.perf_counter() - self.started
+        holds = sorted(path.relative_to(self.run_folder).as_posix() for path in self.run_folder.rglob("*") if path.is_file())
+        self.console.print(f"{self.verb} took {seconds:.0f} s. {self.run_folder} holds {', '.join(holds)}", highlight=False)
+        if self.verb == "fit":
+            self.console.print(f"Next: fgzoo test --ckpt_path {self.run_folder}", highlight=False)
+
+
+def run(verb: str, arguments: list[str]) -> int:
+    """Run a training verb.
+
+    Args:
+        verb: `fit`, `validate` or `test`.
+        arguments: What followed it on the command line.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UsageError: Something the user gave is wrong.
+    """
+    console = Console(soft_wrap=True)
+    quieten()
+    import_methods()
+    try:
+        cli = TrainingCLI(verb, complete(verb, arguments), console)
+        cli.close()
+    finally:
+        os.environ.pop(RUN_VARIABLE, None)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+# ---------------------------------------------------------------------- completing the command line
+
+
+def complete(verb: str, arguments: list[str]) -> list[str]:
+    """Put in front what the arguments imply: a run's own config, a checkpoint's own arguments, or the default recipe.
+
+    Args:
+        verb: The verb.
+        arguments: What followed it.
+
+    Returns:
+        Complete arguments for the parser.
+    """
+    arguments = expand_method_names(arguments)
+    if {"-h", "--help"} & set(arguments):
+        return arguments
+    configured = _value(arguments, "--config", "-c") is not None or _value(arguments, "--model") is not None
+    resumed = _value(arguments, "--resume")
+    if verb == "fit" and resumed is not None:
+        if configured:
+            raise UsageError("--resume: a run continues with its own config; leave --config and --model away")
+        folder = Path(resumed)
+        if not (folder / CONFIG).is_file():
+            raise UsageError(f"--resume: {folder} is no run's folder (it holds no {CONFIG})")
+        return ["--config", str(folder / CONFIG), *arguments]
+    said = _value(arguments, "--ckpt_path")
+    if said is not None and not configured:
+        path = find_checkpoint(said, Path(_value(arguments, "--trainer.default_root_dir") or "runs"))
+        return ["--config", _config_of(path, _values(arguments, "--trust")), *arguments]
+    if configured:
+        return arguments
+    if verb != "fit":
+        run_folder = newest_run(Path(_value(arguments, "--trainer.default_root_dir") or "runs"))
+        if run_folder is None:
+            raise UntrainedError(
+                f"{verb}: there is no trained run below runs, and an untrained model would score by chance; train one by "
+                f"`fgzoo fit`, or give --ckpt_path"
+            )
+        return ["--config", str(run_folder / CONFIG), "--ckpt_path", str(run_folder), *arguments]
+    return ["--config", DEFAULT_RECIPE, *arguments]
+
+
+def expand_method_names(arguments: list[str]) -> list[str]:
+    """Replace `--model NAME` by its class path and the arguments that the name fixes (`rra-parent`: `local=false`)."""
+    expanded: list[str] = []
+    tokens = iter(arguments)
+    for token in tokens:
+        option, equals, value = token.partition("=")
+        if option != "--model":
+            expanded.append(token)
+            continue
+        value = value if equals else next(tokens, "")
+        path, fixed = available().get(value, (value, {}))
+        expanded += ["--model", path]
+        for name, setting in fixed.items():
+            expanded += [f"--model.{name}", json.dumps(setting)]
+    return expanded
+
+
+def _config_of(checkpoint: Path, trust: list[str]) -> str:
+    """The config that belongs to a checkpoint: its run's, else what the checkpoint itself carries."""
+    folder = run_of(checkpoint)
+    if folder is not None:
+        return str(folder / CONFIG)
+    content = read_checkpoint(checkpoint)
+    cls = method_class(content["fgzoo"]["method"], trust)
+    arguments = {k: v for k, v in content["hyper_parameters"].items() if not k.startswith("_") and k != "num_classes"}
+    arguments.update(pretrained=False, backbone_weights=None)
+    config: dict[str, Any] = {"model": {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}}
+    card = card_of(content)
+    if card is not None:
+        config["data"] = {
+            "name": card.dataset, "image_size": card.image_size, "resize": card.resize, "resize_mode": card.resize_mode,
+        }  # fmt: skip
+    return json.dumps(config)
+
+
+def _values(arguments: Iterable[str], *options: str) -> list[str]:
+    """Every value that options were given on a command line."""
+    found = []
+    tokens = iter(arguments)
+    for token in tokens:
+        option, equals, value = token.partition("=")
+        if option in options:
+            found.append(value if equals else next(tokens, ""))
+    return found
+
+
+def _value(arguments: Iterable[str], *options: str) -> str | None:
+    """The last value that an option was given; `None` where it was not."""
+    return next(reversed(_values(arguments, *options)), None)
+
+
+def check_one_method(config: Namespace) -> None:
+    """Refuse a mixture of two methods: `--model X` after a recipe of Y would keep Y's arguments.
+
+    Args:
+        config: The parsed arguments of a verb.
+
+    Raises:
+        UsageError: A config file names another method than the one that is to run.
+    """
+    import yaml
+
+    if config.model is None:
+        raise UsageError("--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra")
+    for file in config.config or []:
+        if file is None:
+            continue
+        content = yaml.safe_load(Path(str(file)).read_text()) or {}
+        named = (content.get("model") or {}).get("class_path") if isinstance(content.get("model"), dict) else None
+        if named is None:
+            continue
+        theirs = import_path(available().get(named, (named, {}))[0]) if "." in named else None
+        mine = import_path(config.model.class_path)
+        if theirs is not None and theirs is not mine:
+            raise UsageError(
+                f"--model: {mine.__name__} is asked for, but {file} sets up {theirs.__name__}, whose arguments would be kept; use the "
+                f"data's own recipe with it: --config {config.data.name} --model {mine.__module__}.{mine.__name__}"
+            )
+
+
+# ---------------------------------------------------------------------- surroundings
+
+
+def get_parameter_names(method: type) -> set[str]:
+    """Names of all arguments of a method's class, those of its base classes included."""
+    return {name for cls in method.__mro__ if "__init__" in vars(cls) for name in inspect.signature(cls).parameters}
+
+
+def import_methods() -> None:
+    """Import every method, so that the parser knows its class by name."""
+    for path, _ in available().values():
+        import_path(path)
+
+
+def default_precision() -> str:
+    """bf16 mixed precision where the hardware computes in it, else single precision."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    flags = Path("/proc/cpuinfo")
+    native = flags.is_file() and re.search(r"\b(amx_bf16|avx512_bf16)\b", flags.read_text())
+    return "bf16-mixed" if native else "32-true"
+
+
+def quieten() -> None:
+    """Keep Lightning's advice and repeated notices out of the log; warnings of substance stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*LightningCLI's args parameter.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*you defined a .validation_step. but have no .val_dataloader.*",
+        ".*Detected call of .lr_scheduler.step.*",
+        ".*resuming from a checkpoint that ended before the epoch ended.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def explain_parser_error(message: str, options: Iterable[str], arguments: Iterable[str]) -> str:
+    """One readable line out of a parser's message, with the nearest valid name where a name was wrong.
+
+    Args:
+        message: What jsonargparse said; often a tree of alternatives.
+        options: Valid option names, without dashes.
+        arguments: Valid arguments of the methods.
+
+    Returns:
+        One line.
+    """
+    options, arguments = list(options), list(arguments)
+    if found := re.search(r"unrecognized arguments: -*([\w.]+)|does not accept option '([^']+)'", message):
+        said = found.group(1) or found.group(2)
+        known = [*options, *(f"model.{name}" for name in arguments), *(f"model.init_args.{name}" for name in arguments)]
+        return f"no option '{said}'{_nearest(said, known)}"
+    if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
+        return f"model: {found.group(1).rpartition('.')[2]} has no argument '{found.group(2)}'{_nearest(found.group(2), arguments)}"
+    if found := re.search(r"dot import path string: (\S+)|Problem with given class_path '([^']+)':\s+(?!Parser key)(.+)", message):
+        said = found.group(1) or found.group(2)
+        names = [*available(), *(path.rpartition(".")[2] for path, _ in available().values())]
+        reason = f" ({found.group(3).strip()})" if found.group(3) else ""
+        return f"model: '{said}' is no method{reason}{_nearest(said, names)}; `fgzoo list` names them all"
+    if "required: fit.model" in message or re.search(r"required: \w+\.model", message):
+        return "--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra"
+    keys = re.findall(r'Parser key "([^"]+)":', message)
+    wanted = re.findall(r"Expected an? (?:<class '([^']+)'>|([^.\n]+?))(?:\.|\n|$)", message)
+    given = re.search(r"Got value: (.+)|val='([^']*)'|Given value: (.+)", message)
+    if keys and wanted and given:
+        types = dict.fromkeys((a or b).replace("typing.", "").replace("NoneType", "null") for a, b in wanted)
+        value = next(group for group in given.groups() if group)
+        return f"{'.'.join(dict.fromkeys(keys))}: expected {' or '.join(types)}, got '{value}'"
+    return " ".join(message.split())
+
+
+def _nearest(said: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(said, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+__all__ = ["TrainingCLI", "run"]

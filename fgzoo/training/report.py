@@ -1,0 +1,109 @@
+"""Confusion matrix and per-class report, as CSV and PNG."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+#: More class names than this do not fit beside a picture.
+NAMED_CLASSES = 60
+
+
+def write_report(folder: Path, split: str, confusion: Tensor, class_names: Sequence[str]) -> list[Path]:
+    """Write `<split>_confusion.csv`, `.png`, `<split>_per_class.csv`, `.png` and `<split>_confused.csv`.
+
+    Args:
+        folder: Where to.
+        split: `val` or `test`.
+        confusion: (K, K) counts; row: true class, column: predicted class.
+        class_names: K names.
+
+    Returns:
+        The files.
+    """
+    counts = confusion.cpu().numpy().astype(int)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {
+        kind: folder / f"{split}_{kind}" for kind in ("confusion.csv", "confusion.png", "per_class.csv", "per_class.png", "confused.csv")
+    }
+    _write_rows(paths["confusion.csv"], ["true \\ predicted", *class_names], [[n, *row] for n, row in zip(class_names, counts, strict=True)])
+    header = ["class", "images", "recall", "precision", "f1"]
+    rows = per_class(counts, class_names)
+    _write_rows(paths["per_class.csv"], header, rows)
+    _write_rows(paths["confused.csv"], ["true", "predicted", "images"], most_confused(counts, class_names))
+    _draw_confusion(paths["confusion.png"], counts, class_names, split)
+    _draw_per_class(paths["per_class.png"], rows, split)
+    return list(paths.values())
+
+
+def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[list[str | int]]:
+    """Images, recall, precision and F1 of every class; a ratio without a denominator is empty.
+
+    Args:
+        counts: (K, K); row: true class, column: predicted class.
+        class_names: K names.
+
+    Returns:
+        One row a class.
+    """
+    rows: list[list[str | int]] = []
+    for index, name in enumerate(class_names):
+        hits, true, predicted = counts[index, index], counts[index].sum(), counts[:, index].sum()
+        recall = hits / true if true else None
+        precision = hits / predicted if predicted else None
+        f1 = 2 * hits / (true + predicted) if true + predicted else None
+        rows.append([name, int(true), *("" if value is None else f"{value:.4f}" for value in (recall, precision, f1))])
+    return rows
+
+
+def most_confused(counts: np.ndarray, class_names: Sequence[str], most: int = 10) -> list[list[str | int]]:
+    """The pairs (true, predicted) that are confused most often, at most `most`, the worst first."""
+    off = counts.copy()
+    np.fill_diagonal(off, 0)
+    order = np.argsort(-off, axis=None, kind="stable")[:most]
+    pairs = [np.unravel_index(flat, off.shape) for flat in order]
+    return [[class_names[t], class_names[p], int(off[t, p])] for t, p in pairs if off[t, p] > 0]
+
+
+def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _draw_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str], split: str) -> None:
+    from matplotlib.figure import Figure
+
+    total = counts.sum(axis=1, keepdims=True)
+    share = counts / np.maximum(total, 1)
+    few = len(class_names) <= NAMED_CLASSES
+    side = max(4.5, 0.22 * len(class_names) + 2.5) if few else 9.0
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(share, cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{split}: share of each true class")
+    if few:
+        axes.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(class_names)), class_names, fontsize=7)
+    figure.colorbar(picture, ax=axes, shrink=0.7)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_per_class(path: Path, rows: Sequence[Sequence[str | int]], split: str) -> None:
+    from matplotlib.figure import Figure
+
+    known = sorted(((float(row[2]), str(row[0])) for row in rows if row[2] != ""), reverse=True)
+    values, names = [value for value, _ in known], [name for _, name in known]
+    few = len(names) <= NAMED_CLASSES
+    figure = Figure(figsize=(max(5.0, 0.2 * len(names) + 2) if few else 10.0, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(range(len(values)), values, color="#3b528b", width=0.85)
+    axes.set(ylim=(0, 1), ylabel="recall", title=f"{split}: recall of each class, best to worst")
+    axes.set_xticks(range(len(names)) if few else [], names if few else [], rotation=90, fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)

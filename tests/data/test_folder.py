@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from fgzoo.data.folder import natural_order, read_folder
+from fgzoo.data.verify import verify
+from fgzoo.errors import DataError, UsageError
+from tests.builders import make_folder, save, write_lines
+
+
+def names(records: tuple[object, ...]) -> list[str]:
+    return [record.name for record in records]
+
+
+def test_splits_in_folders(tmp_path: Path) -> None:
+    listing = read_folder(make_folder(tmp_path, splits=("train", "val", "test")))
+    assert listing.class_names == ("class 0", "class 1", "class 2")
+    assert (len(listing.train), len(listing.val), len(listing.test)) == (12, 12, 12)
+    assert listing.train[0].name == "train/class 0/image0.jpg"
+    assert listing.train[0].path == tmp_path / "train" / "class 0" / "image0.jpg"
+
+
+def test_one_tree_is_training_data(tmp_path: Path) -> None:
+    listing = read_folder(make_folder(tmp_path, splits=()))
+    assert (len(listing.train), len(listing.val), len(listing.test)) == (12, 0, 0)
+
+
+def test_one_tree_with_a_class_called_train(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a.jpg")
+    save(tmp_path / "tram" / "a.jpg")
+    assert read_folder(tmp_path).class_names == ("train", "tram")
+
+
+def test_fraction_is_held_out_of_every_class(tmp_path: Path) -> None:
+    make_folder(tmp_path, splits=())
+    listing = read_folder(tmp_path, test_fraction=0.25)
+    assert [record.target for record in listing.test] == [0, 1, 2]
+    assert len(listing.train) == 9
+    assert listing.fingerprint() == read_folder(tmp_path, test_fraction=0.25).fingerprint()
+    assert listing.fingerprint() != read_folder(tmp_path, test_fraction=0.25, seed=1).fingerprint()
+    assert "0.25 of every class" in listing.notes[0]
+
+
+def test_fraction_beside_a_test_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has a test split of its own"):
+        read_folder(make_folder(tmp_path), test_fraction=0.2)
+
+
+def test_natural_order_of_classes_and_images(tmp_path: Path) -> None:
+    for folder in ("class 10", "class 9"):
+        for file in ("image10.jpg", "Image2.jpg", "image1.jpg"):
+            save(tmp_path / folder / file)
+    listing = read_folder(tmp_path)
+    assert listing.class_names == ("class 9", "class 10")
+    assert names(listing.train)[:3] == ["class 9/image1.jpg", "class 9/Image2.jpg", "class 9/image10.jpg"]
+
+
+def test_decomposed_accents_have_the_same_name_and_order() -> None:
+    composed, decomposed = "\u00fc.jpg", unicodedata.normalize("NFD", "\u00fc.jpg")
+    assert natural_order(composed) == natural_order(decomposed)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_are_named_alike_on_every_file_system(form: str, tmp_path: Path) -> None:
+    save(tmp_path / unicodedata.normalize(form, "\u00d6lsardine") / unicodedata.normalize(form, "\u00e9.jpg"))
+    save(tmp_path / "z" / "a.jpg")
+    listing = read_folder(tmp_path)
+    assert listing.class_names == ("z", "\u00d6lsardine")
+    assert names(listing.train)[1] == "\u00d6lsardine/\u00e9.jpg"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["with space.jpg", "\u9e1f.jpg", "dots.in.name.png", "A.JPG", "b.JpEg", "c.webp", "d.bmp", "e.tiff", "f.gif"],
+)
+def test_unusual_names_and_suffixes_are_read(name: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, splits=())
+    save(tmp_path / "class 0" / name)
+    assert f"class 0/{name}" in names(read_folder(tmp_path).train)
+
+
+@pytest.mark.parametrize(
+    "litter",
+    [
+        ".DS_Store",
+        "class 0/.hidden.jpg",
+        "class 0/._image0.jpg",
+        "class 0/Thumbs.db",
+        "class 0/desktop.ini",
+        "__MACOSX/class 0/._image0.jpg",
+        "__MACOSX/image.jpg",
+        ".cache/image.jpg",
+        "class 0/.ipynb_checkpoints/image.jpg",
+    ],
+)
+def test_litter_is_ignored(litter: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, splits=())
+    expected = read_folder(tmp_path)
+    save(tmp_path / litter)
+    assert read_folder(tmp_path) == expected
+
+
+def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
+    make_folder(tmp_path, splits=())
+    for name in ("class 0/a.heic", "class 1/b.HEIC", "README"):
+        (tmp_path / name).touch()
+    assert read_folder(tmp_path).notes == ("Files ignored because they are no images: 1 without suffix, 2 .heic.",)
+
+
+@pytest.mark.parametrize("splits", [(), ("train", "test")])
+def test_empty_class_folder_is_named(splits: tuple[str, ...], tmp_path: Path) -> None:
+    make_folder(tmp_path, splits=splits)
+    (tmp_path / (splits or ("",))[-1] / "class 7").mkdir()
+    with pytest.raises(DataError, match="class 7 holds no image"):
+        read_folder(tmp_path)
+
+
+def test_nested_class_folder_is_named(tmp_path: Path) -> None:
+    save(make_folder(tmp_path, splits=()) / "class 0" / "inner" / "a.jpg")
+    with pytest.raises(DataError, match="inner is a folder inside a class folder"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_class_outside_training_is_named(split: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, splits=("train", split))
+    shutil.rmtree(tmp_path / "train" / "class 1")
+    with pytest.raises(DataError, match=f"1 classes occur in {split} and not in train: class 1"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_class_absent_from_a_split_is_named(split: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, splits=("train", split))
+    shutil.rmtree(tmp_path / split / "class 2")
+    with pytest.raises(DataError, match=f"1 classes of train do not occur in {split}: class 2"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("splits", [(), ("train",)])
+def test_single_class_is_refused(splits: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least two"):
+        read_folder(make_folder(tmp_path, classes=1, splits=splits))
+
+
+def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="one folder per class"):
+        read_folder(tmp_path)
+
+
+def test_absent_root_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="absent is not a folder"):
+        read_folder(tmp_path / "absent")
+
+
+def make_csv(root: Path, *extra: str, header: str = "path,label,split") -> Path:
+    make_folder(root / "images", splits=())
+    lines = [
+        f"images/class {target}/image{index}.jpg,bird {target},{split}"
+        for target in range(2)
+        for index, split in enumerate(("train", "train", "val", "test"))
+    ]
+    return write_lines(root / "list.csv", [header, *lines, *extra])
+
+
+def test_csv(tmp_path: Path) -> None:
+    listing = read_folder(tmp_path, make_csv(tmp_path))
+    assert listing.class_names == ("bird 0", "bird 1")
+    assert (len(listing.train), len(listing.val), len(listing.test)) == (4, 2, 2)
+    assert listing.train[0].name == "images/class 0/image0.jpg"
+
+
+@pytest.mark.parametrize("prefix", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_csv_line_ends_and_byte_order_mark(prefix: bytes, end: bytes, tmp_path: Path) -> None:
+    path = make_csv(tmp_path)
+    expected = read_folder(tmp_path, path)
+    path.write_bytes(prefix + path.read_bytes().replace(b"\n", end))
+    assert read_folder(tmp_path, path) == expected
+
+
+def test_csv_quotes(tmp_path: Path) -> None:
+    save(tmp_path / "a, b.jpg")
+    assert "a, b.jpg" in names(read_folder(tmp_path, make_csv(tmp_path, '"a, b.jpg",bird 0,train')).train)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("images/x.jpg,bird 0", "expected 3 columns"),
+        ("images/x.jpg,bird 0,train,more", "expected 3 columns"),
+        ("images/x.jpg,bird 0,training", "unknown split 'training'; choose train, val or test"),
+        (",bird 0,train", "must not be empty"),
+        ("images/class 0/image1.jpg,bird 0,test", "stands already on line 3"),
+        ('"images/x.jpg,bird 0,train', "not a CSV line"),
+    ],
+)
+def test_csv_bad_line_is_named(line: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"list\.csv, line 10: .*{message}"):
+        read_folder(tmp_path, make_csv(tmp_path, line))
+
+
+def test_csv_wrong_header_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"list\.csv, line 1: expected the header path,label,split"):
+        read_folder(tmp_path, make_csv(tmp_path, header="file,class,split"))
+
+
+def test_csv_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.csv is missing"):
+        read_folder(tmp_path, tmp_path / "absent.csv")
+
+
+def test_csv_class_outside_training_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "x.jpg")
+    with pytest.raises(DataError, match="1 classes occur in test and not in train: bird 9"):
+        read_folder(tmp_path, make_csv(tmp_path, "x.jpg,bird 9,test"))
+
+
+def test_csv_missing_images_are_counted(tmp_path: Path) -> None:
+    path = make_csv(tmp_path, *(f"absent{i}.jpg,bird 0,train" for i in range(6)))
+    with pytest.raises(DataError, match=r"6 of 14 listed images are missing: absent0\.jpg, "):
+        read_folder(tmp_path, path)
+
+
+def test_verify_knows_no_official_size(tmp_path: Path) -> None:
+    report = verify("folder", make_folder(tmp_path))
+    assert report.official is None
+    assert report.complete

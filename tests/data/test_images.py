@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import io
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from fgzoo.data import images
+from fgzoo.data.images import active_decoder, decode
+from fgzoo.errors import DataError, UsageError
+from tests.builders import encode, picture
+
+BOTH = pytest.mark.parametrize("decoder", ["torchcodec", "pillow"])
+
+
+def gradient(width: int = 83, height: int = 61) -> Image.Image:
+    """Smooth, with a colour of its own in every corner, so that lossy formats stay close and turns are seen."""
+    y, x = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([x * 3, y * 4, 255 - x * 3], -1).clip(0, 255).astype(np.uint8))
+
+
+def with_alpha() -> Image.Image:
+    image = gradient().convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def oriented(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = value
+    return exif
+
+
+def xmp_oriented(value: int) -> bytes:
+    return (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description rdf:about="" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/>'
+        b"</rdf:RDF></x:xmpmeta>" % value
+    )
+
+
+def tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def decoded(tmp_path: Path, data: bytes, decoder: str, name: str = "image.jpg") -> torch.Tensor:
+    path = tmp_path / name
+    path.write_bytes(data)
+    return decode(path, decoder)
+
+
+GRAY = gradient().convert("L")
+ANIMATION = {"save_all": True, "append_images": [gradient().rotate(90), gradient().rotate(180)]}
+
+# file content, the picture it shows, the largest difference that the format's losses explain
+FORMATS = {
+    "jpeg": (encode(gradient(), quality=95), gradient(), 12),
+    "progressive": (encode(gradient(), quality=95, progressive=True), gradient(), 12),
+    "gray": (encode(GRAY, quality=95), GRAY, 6),
+    "cmyk": (encode(gradient().convert("CMYK"), quality=95), gradient(), 12),
+    "rgb without YCbCr": (encode(gradient(), quality=95, keep_rgb=True), gradient(), 6),
+    "png": (encode(gradient(), "PNG"), gradient(), 0),
+    "rgba": (encode(with_alpha(), "PNG"), gradient(), 0),
+    "la": (encode(with_alpha().convert("LA"), "PNG"), GRAY, 0),
+    "palette": (encode(gradient().quantize(64), "PNG"), gradient().quantize(64), 0),
+    "palette with transparency": (
+        encode(gradient().quantize(64), "PNG", transparency=bytes(range(0, 256, 4))),
+        gradient().quantize(64),
+        0,
+    ),
+    "colour key": (encode(gradient(), "PNG", transparency=(0, 0, 255)), gradient(), 0),
+    "16 bit gray": (encode(Image.fromarray(np.array(GRAY).astype(np.uint16) * 257), "PNG"), GRAY, 0),
+    "one bit": (encode(GRAY.convert("1"), "PNG"), GRAY.convert("1"), 0),
+    "animated gif": (encode(gradient(), "GIF", **ANIMATION), gradient(), 60),
+    "animated webp": (encode(gradient(), "WEBP", lossless=True, **ANIMATION), gradient(), 0),
+    "webp": (encode(gradient(), "WEBP", lossless=True), gradient(), 0),
+    "bmp": (encode(gradient(), "BMP"), gradient(), 0),
+    "tiff": (encode(gradient(), "TIFF"), gradient(), 0),
+    "mpo": (encode(gradient(), "MPO", quality=95, **ANIMATION), gradient(), 12),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", FORMATS)
+def test_format_has_right_colours(name: str, decoder: str, tmp_path: Path) -> None:
+    data, shown, tolerance = FORMATS[name]
+    image = decoded(tmp_path, data, decoder)  # the file is always called image.jpg
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, 61, 83)
+    assert (image.int() - tensor(shown).int()).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_decoders_agree(name: str, tmp_path: Path) -> None:
+    data = FORMATS[name][0]
+    assert torch.equal(decoded(tmp_path, data, "torchcodec"), decoded(tmp_path, data, "pillow"))
+
+
+@BOTH
+@pytest.mark.parametrize("value", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied(file_format: str, value: int, decoder: str, tmp_path: Path) -> None:
+    data = encode(gradient(), file_format, exif=oriented(value))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    image = decoded(tmp_path, data, decoder)
+    assert torch.equal(image, tensor(upright))
+    assert (image.shape == (3, 83, 61)) == (value >= 5)
+
+
+@BOTH
+def test_orientation_in_xmp_alone_is_applied(decoder: str, tmp_path: Path) -> None:
+    assert decoded(tmp_path, encode(gradient(), xmp=xmp_oriented(6)), decoder).shape == (3, 83, 61)
+
+
+@BOTH
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0" + b"\xff" * 40, b"Exif\0\0"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_does_not_cost_the_image(exif: bytes, decoder: str, tmp_path: Path) -> None:
+    assert decoded(tmp_path, encode(gradient(), exif=exif), decoder).shape == (3, 61, 83)
+
+
+@BOTH
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5000), (5000, 1)])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_extreme_sizes(file_format: str, width: int, height: int, decoder: str, tmp_path: Path) -> None:
+    image = decoded(tmp_path, encode(picture(0, 0, width, height), file_format), decoder)
+    assert image.shape == (3, height, width)
+
+
+BROKEN = {
+    "empty": b"",
+    "text": b"<html>404 Not Found</html>" * 20,
+    "only the magic number": b"\xff\xd8\xff",
+    "header": encode(gradient())[:300],
+    "half": encode(gradient())[:-500],
+    "last byte": encode(gradient())[:-1],
+    "end marker": encode(gradient())[:-2],
+    "progressive half": encode(gradient(), progressive=True)[:-200],
+    "progressive end marker": encode(gradient(), progressive=True)[:-2],
+    "cmyk half": encode(gradient().convert("CMYK"))[:-500],
+    "png half": encode(gradient(), "PNG")[:-100],
+    "gif half": encode(picture(0), "GIF")[:-400],
+    "webp half": encode(gradient(), "WEBP")[:-100],
+    "bmp half": encode(gradient(), "BMP")[:-500],
+    "32 bit": encode(GRAY.convert("F"), "TIFF"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_file_is_named(name: str, decoder: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        decoded(tmp_path, BROKEN[name], decoder, "broken.jpg")
+
+
+@BOTH
+def test_end_of_an_embedded_thumbnail_is_not_the_end_of_the_file(decoder: str, tmp_path: Path) -> None:
+    data = encode(gradient(), progressive=True, comment=encode(gradient(16, 16)))
+    assert decoded(tmp_path, data, decoder).shape == (3, 61, 83)
+    with pytest.raises(DataError, match="breaks off"):
+        decoded(tmp_path, data[:-2], decoder)
+
+
+@BOTH
+def test_bytes_after_the_end_are_ignored(decoder: str, tmp_path: Path) -> None:
+    data = encode(gradient())
+    assert torch.equal(decoded(tmp_path, data + b"\xff\xdatrailer" * 9, decoder), decoded(tmp_path, data, decoder))
+
+
+def huge_png(side: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def huge_jpeg(side: int) -> bytes:
+    data = bytearray(encode(gradient()))
+    at = data.find(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", side, side)
+    return bytes(data)
+
+
+@BOTH
+@pytest.mark.parametrize("data", [huge_png(20_000), huge_jpeg(20_000)], ids=["png", "jpeg"])
+def test_decompression_bomb_is_refused(data: bytes, decoder: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"bomb\.jpg is refused as a decompression bomb"):
+        decoded(tmp_path, data, decoder, "bomb.jpg")
+
+
+@BOTH
+def test_pixel_limit_can_be_lowered(decoder: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encode(gradient()))
+    assert decode(path, decoder, max_pixels=83 * 61).shape == (3, 61, 83)
+    with pytest.raises(DataError, match="83 x 61 pixels, the limit is 5000"):
+        decode(path, decoder, max_pixels=5000)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["absent.jpg", "."])
+def test_unreadable_path_is_named(name: str, decoder: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        decode(tmp_path / name, decoder)
+
+
+@pytest.fixture
+def without_torchcodec(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)  # makes the import fail
+    images._torchcodec_jpeg.cache_clear()
+    yield
+    images._torchcodec_jpeg.cache_clear()
+
+
+@pytest.mark.usefixtures("without_torchcodec")
+def test_auto_falls_back_to_pillow(tmp_path: Path) -> None:
+    assert active_decoder("auto") == "pillow"
+    assert decoded(tmp_path, encode(gradient()), "auto").shape == (3, 61, 83)
+
+
+@pytest.mark.usefixtures("without_torchcodec")
+def test_torchcodec_asked_for_but_absent(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="pip install 'torchcodec"):
+        decoded(tmp_path, encode(gradient()), "torchcodec")
+
+
+def test_auto_prefers_torchcodec() -> None:
+    assert active_decoder() == "torchcodec"
+
+
+def test_unknown_decoder() -> None:
+    with pytest.raises(UsageError, match="choose auto, torchcodec or pillow"):
+        active_decoder("opencv")
