@@ -142,7 +142,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         """Build the network, and remember the arguments under `hparams`, where Lightning's checkpoints keep them."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
         self._set_hparams(plain)
-        self.network = self.build_network()
+        self.network = self.build_network().to(memory_format=torch.channels_last)
         if self.compile_network:
             self.network.compile()
 
@@ -267,8 +267,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
     # ------------------------------------------------------------------ Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Learn what data this is, and lay the network out for convolutions."""
-        self.network.to(memory_format=torch.channels_last)
+        """Learn what data this is."""
         card = getattr(self._datamodule(), "card", None)
         if card is None:
             return
@@ -276,8 +275,11 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             self.card.check_classes(card)
         self.card = card
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise on the device; mix images (mixup, cutmix) there too, in training."""
+    def _prepare(self, batch: Batch) -> Batch:
+        """Normalise on the device; mix images (mixup, cutmix) there too, in training.
+
+        Part of the step, because Lightning's hook for transferred batches comes before the step is seeded.
+        """
         images, targets, index = batch
         images = self.normalize(images).contiguous(memory_format=torch.channels_last)
         mix = getattr(self._datamodule(), "mix", None)
@@ -287,7 +289,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step: the sum of the loss terms."""
-        images, targets, index = batch
+        images, targets, index = self._prepare(batch)
         classes = targets if targets.ndim == 1 else targets.argmax(dim=1)
         output = self(images, classes, self.sample_keys(index))
         terms = self.loss(output, targets)
@@ -318,7 +320,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         self._evaluate(batch)
 
     def _evaluate(self, batch: Batch) -> None:
-        images, targets, index = batch
+        images, targets, index = self._prepare(batch)
         output = self(images, None, self.sample_keys(index))
         logits = output.logits.float()
         self.evaluation.update(logits, targets)

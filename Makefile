@@ -1,0 +1,47 @@
+# Every target makes its own environment first; a second call re-installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+METHOD ?= rra
+# Threads that spin while they wait slow every other process on the same cores down.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast check format bench clean
+
+help:  ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+install: $(STAMP)  ## Make .venv with fgzoo in it, for development
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: install  ## Train on the built-in birds, test, compare, and draw where it looked (METHOD=rra)
+	$(BIN)/python -m fgzoo.demo --method $(METHOD)
+
+test: check  ## Everything: rules, types, tests
+	$(BIN)/python -m pytest -n 2 --durations 15
+
+test-fast: install  ## The tests alone, without rules and types
+	$(BIN)/python -m pytest -n 2 -x
+
+check: install  ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## Measure the data pipeline on generated images
+	$(BIN)/python benchmarks/data_loading.py
+
+clean:  ## Remove the environment, caches and build products (not runs)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

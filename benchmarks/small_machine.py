@@ -1,0 +1,208 @@
+"""What the preset `small` reaches on one small data set: the search inside its training split, and the final runs.
+
+Every cell is one `fgzoo fit` (and one `fgzoo test`) as a person would type it. Finished cells are skipped, so the script may be
+stopped and started again. Settings are chosen by `search`, which sees folds of the training split only; `final` trains on the
+whole training split and runs the test split once, at the last epoch.
+
+    python benchmarks/small_machine.py search --root cub50 --weights mobilenetv2_100.safetensors
+    python benchmarks/small_machine.py final --root cub50 --weights mobilenetv2_100.safetensors
+    python benchmarks/small_machine.py table
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+RESULTS = Path(__file__).parent / "results" / "small_machine.csv"
+
+
+class Cell(NamedTuple):
+    """One run: a label, where it belongs, and what is typed."""
+
+    part: str
+    label: str
+    model: str
+    arguments: tuple[str, ...]
+    seed: int = 0
+    fold: int | None = None
+    data: str = "cub"
+
+
+def search_cells() -> list[Cell]:
+    """Learning rates of the preset for the baseline, then RRA's level of the local stream: two folds each."""
+    rates = {
+        "lr 2e-3, backbone x0.15": ("2e-3", "0.15"),
+        "lr 2e-3, backbone x0.5": ("2e-3", "0.5"),
+        "lr 4e-3, backbone x0.25": ("4e-3", "0.25"),
+    }
+    cells = []
+    for fold in (0, 1):
+        for label, (lr, factor) in rates.items():
+            arguments = ("--model.lr", lr, "--model.backbone_lr_factor", factor)
+            cells.append(Cell("search", label, "baseline", arguments, fold=fold))
+    for stride in (16, 32):
+        for fold in (0, 1):
+            cells.append(Cell("search", f"local_stride {stride}", "rra", ("--model.local_stride", str(stride)), fold=fold))
+    return cells
+
+
+def final_cells() -> list[Cell]:
+    """Baseline with three seeds, RRA's parent and RRA with one."""
+    cells = [Cell("final", "Baseline", "baseline", (), seed=seed) for seed in (0, 1, 2)]
+    return [*cells, Cell("final", "RRA's parent", "rra-parent", ()), Cell("final", "RRA", "rra", ())]
+
+
+def cars_cells() -> list[Cell]:
+    """The baseline once on Stanford Cars' format."""
+    return [Cell("cars", "Baseline", "baseline", (), data="cars")]
+
+
+def run_cell(cell: Cell, options: argparse.Namespace) -> dict[str, str]:
+    """Train, and score, one cell.
+
+    Args:
+        cell: What to run.
+        options: The script's arguments.
+
+    Returns:
+        A row of the results.
+    """
+    name = "-".join(str(part) for part in (cell.part, cell.data, cell.model, cell.seed, cell.fold, *cell.arguments))
+    folder = options.runs / name.replace(" ", "").replace("--model.", "")
+    data = ["--config", cell.data, "--model", cell.model, "--config", "small", "--data.root", str(options.root)]
+    data += ["--data.num_workers", str(options.workers)]
+    model = ["--model.backbone_weights", str(options.weights), *cell.arguments, "--seed_everything", str(cell.seed)]
+    epochs = ["--trainer.max_epochs", str(options.epochs)]
+    if cell.fold is not None:
+        epochs += ["--data.folds", "2", "--data.fold", str(cell.fold), "--trainer.check_val_every_n_epoch", str(options.epochs)]
+    started = time.perf_counter()
+    if (folder / "checkpoints" / "last.ckpt").is_file():
+        fgzoo(["fit", "--resume", str(folder)], folder, options.threads)
+    elif not (folder / "config.yaml").exists():
+        fgzoo(["fit", *data, *model, *epochs, "--output", str(folder)], folder, options.threads)
+    else:
+        raise SystemExit(f"{folder} was begun and has no checkpoint yet; remove it")
+    seconds = time.perf_counter() - started
+    if cell.fold is None:
+        fgzoo(["test", "--ckpt_path", str(folder)], folder, options.threads)
+    split = "val" if cell.fold is not None else "test"
+    with (folder / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get(f"{split}/top1")]
+    environment = json.loads((folder / "environment.json").read_text())
+    metrics = {key: rows[-1][f"{split}/{key}"] for key in ("top1", "top5", "macro", "nll", "ece")}
+    return {
+        "part": cell.part, "data": json.loads((folder / "data.json").read_text())["fingerprint"], "dataset": cell.data,
+        "label": cell.label, "model": cell.model, "arguments": " ".join(cell.arguments), "seed": str(cell.seed),
+        "fold": "" if cell.fold is None else f"{cell.fold} of 2", "epochs": str(options.epochs), "split": split, **metrics,
+        "train_seconds": f"{seconds:.0f}", "threads": str(options.threads), "jobs": str(options.jobs),
+        "torch": environment["packages"]["torch"], "fgzoo": str(environment["git"]), "processor": environment["processor"],
+    }  # fmt: skip
+
+
+def fgzoo(arguments: list[str], folder: Path, threads: int) -> None:
+    """Run the command line in a process of its own, its output into the run's log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    with (folder / "log.txt").open("a") as log:
+        log.write(f"$ fgzoo {' '.join(arguments)}\n")
+        log.flush()
+        command = [sys.executable, "-m", "fgzoo", *arguments]
+        if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode:
+            raise SystemExit(f"failed: see {folder / 'log.txt'}")
+
+
+def read_results() -> list[dict[str, str]]:
+    """Rows that were written before."""
+    if not RESULTS.is_file():
+        return []
+    with RESULTS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_results(rows: list[dict[str, str]]) -> None:
+    """Write all rows, in one move."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    part = RESULTS.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(RESULTS)
+
+
+def identity(row: dict[str, str]) -> tuple[str, ...]:
+    """What makes a row the result of one cell."""
+    return tuple(row[key] for key in ("part", "dataset", "model", "arguments", "seed", "fold", "epochs"))
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The results as Markdown.
+
+    Args:
+        rows: All rows.
+
+    Returns:
+        One table a part.
+    """
+    text = []
+    for part in dict.fromkeys(row["part"] for row in rows):
+        groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+        for row in rows:
+            if row["part"] == part:
+                groups[row["label"], row["model"]].append(row)
+        text.append(f"\n### {part}\n\n| what | model | runs | split | top-1 % | seconds of training |\n|---|---|---|---|---|---|")
+        for (label, model), members in groups.items():
+            top1 = [100 * float(member["top1"]) for member in members]
+            spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
+            seconds = statistics.mean(float(member["train_seconds"]) for member in members)
+            text.append(
+                f"| {label} | {model} | {len(members)} | {members[0]['split']} | {statistics.mean(top1):.1f}{spread} | {seconds:.0f} |"
+            )
+    return "\n".join(text)
+
+
+def main() -> None:
+    """Parse the command line and run the cells that are not done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["search", "final", "cars", "table"])
+    parser.add_argument("--root", type=Path, help="folder of the data set, in its official file format")
+    parser.add_argument("--weights", type=Path, help="ImageNet weights of mobilenetv2_100")
+    parser.add_argument("--runs", type=Path, default=Path("runs/small_machine"))
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a cell")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes of a cell")
+    parser.add_argument("--only", default="", help="cells whose label or model contains this")
+    options = parser.parse_args()
+    if options.what != "table":
+        cells = {"search": search_cells, "final": final_cells, "cars": cars_cells}[options.what]()
+        done = {identity(row) for row in read_results()}
+
+        def work(cell: Cell) -> None:
+            fold = "" if cell.fold is None else f"{cell.fold} of 2"
+            key = (cell.part, cell.data, cell.model, " ".join(cell.arguments), str(cell.seed), fold, str(options.epochs))
+            if key in done or (options.only and options.only not in (cell.label, cell.model)):
+                return
+            row = run_cell(cell, options)
+            write_results([*read_results(), row])
+            sys.stdout.write(f"{cell.label} {cell.model} seed {cell.seed} fold {cell.fold}: {100 * float(row['top1']):.2f} %\n")
+            sys.stdout.flush()
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(work, cells))
+    sys.stdout.write(table(read_results()) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""`make demo`: train a method on the synthetic birds, test it, compare it with plain fine-tuning, and look where it looks."""
+
+from __future__ import annotations
+
+import csv
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+
+from fgzoo.cli import main as fgzoo
+from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.data.synthetic import SyntheticBirds
+from fgzoo.interpret.overlays import attention_picture, in_input_frame
+from fgzoo.training.run import next_folder
+from fgzoo.zoo.checkpoint import load
+
+
+@dataclass
+class Result:
+    """What one training run gave."""
+
+    name: str
+    folder: Path
+    epochs: int
+    seconds: float
+    metrics: dict[str, float]
+
+
+def demo(method: str = "rra", output: Path | None = None, epochs: int | None = None, pictures: int = 5) -> None:
+    """Train, test, compare and explain on the built-in data.
+
+    Args:
+        method: Name of a method with a recipe for the birds.
+        output: Folder of everything the demo makes; by default a new one below `demo`.
+        epochs: Epochs of the method; by default its recipe's. The baseline gets as many as fit into the same time.
+        pictures: Images in the attention picture.
+    """
+    console = Console(soft_wrap=True)
+    output = output or next_folder(Path("demo"))
+    started = time.perf_counter()
+    results = [train(method, output / method, epochs)]
+    if method != "baseline":
+        probe = train("baseline", output / "probe", 2)
+        fitting = max(1, round(results[0].seconds / (probe.seconds / probe.epochs)))
+        results.append(train("baseline", output / "baseline", fitting))
+    picture = explain(results[0].folder, output / "attention.png", pictures)
+
+    table = Table(title="Synthetic birds, test split", title_justify="left")
+    for column in ("method", "epochs", "training, s", "top-1 %", "top-5 %", "macro %", "NLL", "calibration error"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for result in results:
+        shown = [f"{100 * result.metrics[f'test/{key}']:.1f}" for key in ("top1", "top5", "macro")]
+        shown += [f"{result.metrics['test/nll']:.3f}", f"{result.metrics['test/ece']:.3f}"]
+        table.add_row(result.name, str(result.epochs), f"{result.seconds:.0f}", *shown)
+    console.print(table)
+    console.print(f"Chance is {100 / FGVCDataModule('birds').num_classes:.1f} %. Everything took {time.perf_counter() - started:.0f} s.")
+    console.print(f"Where it looked: {picture}\nRuns:            {', '.join(str(result.folder) for result in results)}", highlight=False)
+
+
+def train(method: str, folder: Path, epochs: int | None) -> Result:
+    """Run `fgzoo fit` and `fgzoo test`, and read what they wrote.
+
+    Args:
+        method: Name of a recipe for the birds.
+        folder: The run's folder.
+        epochs: Epochs, where they are not the recipe's.
+
+    Returns:
+        The result.
+    """
+    arguments = ["fit", "--config", f"birds/{method}", "--output", str(folder)]
+    arguments += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
+    started = time.perf_counter()
+    _check(fgzoo(arguments))
+    seconds = time.perf_counter() - started
+    _check(fgzoo(["test", "--ckpt_path", str(folder)]))
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    metrics = {name: float(value) for name, value in rows[-1].items() if name.startswith("test/") and value}
+    done = 1 + max(int(row["epoch"]) for row in rows if row.get("train/loss"))
+    return Result(method, folder, done, seconds, metrics)
+
+
+def explain(run: Path, path: Path, pictures: int) -> Path:
+    """Draw the maps of a trained run over test images, the part that decides each image's class circled.
+
+    Args:
+        run: The run's folder.
+        path: Where to write the PNG.
+        pictures: Number of images.
+
+    Returns:
+        The PNG.
+    """
+    model = load(run)
+    assert model.card is not None
+    data = FGVCDataModule("birds", image_size=model.card.image_size, resize=model.card.resize)
+    records, birds = data.splits["test"], SyntheticBirds(data.birds)
+    step = max(1, len(records) // pictures)
+    chosen = [record for record in records[::step] if birds.deciding_part(record) is not None][:pictures]
+    images = torch.stack([model.transform(birds.read(record)) for record in chosen])
+    inputs = model.normalize(images)
+    with torch.no_grad():
+        predicted = model(inputs).logits.argmax(dim=1)
+    maps = model.explain(inputs)
+    shown = sorted({0, maps.shape[1] // 3, 2 * maps.shape[1] // 3, maps.shape[1] - 1})
+    captions, marks = [], []
+    for record, guess in zip(chosen, predicted.tolist(), strict=True):
+        part = birds.deciding_part(record)
+        verdict = "right" if guess == record.target else "wrong"
+        captions.append(f"{model.card.class_names[record.target]}\n({verdict})")
+        assert part is not None
+        marks.append(in_input_frame(part.x, part.y, data.birds.size, model.card.resize, model.card.image_size))
+    names = [f"step {index + 1} of {maps.shape[1]}" for index in shown]
+    return attention_picture(path, images, maps[:, shown], names, captions, marks)
+
+
+def _check(status: int) -> None:
+    if status:
+        raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    auto_cli(demo, as_positional=False)

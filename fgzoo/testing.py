@@ -1,0 +1,319 @@
+"""The suite that every method passes, for authors of methods, too.
+
+    from fgzoo.testing import check_method
+    check_method(MyMethod)
+
+It needs neither data nor network; a method that passes works with every verb.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.nn.output import MethodOutput
+from fgzoo.zoo.checkpoint import load, read_checkpoint
+
+#: Classes of the models that the checks make; small, and no power of two.
+NUM_CLASSES = 5
+#: Two squares and an oblong, in pixels.
+SIZES = ((64, 64), (96, 96), (96, 64))
+
+Make = Callable[[], FineGrainedClassifier]
+
+
+def check_method(
+    cls: type[FineGrainedClassifier], backbone: str = "test_efficientnet", **arguments: Any
+) -> None:
+    """Run every check on a method.
+
+    Args:
+        cls: The method's class.
+        backbone: Name of a small timm network to check it with.
+        **arguments: Arguments of the class.
+
+    Raises:
+        AssertionError: A check failed; the message says which and how.
+    """
+
+    def make() -> FineGrainedClassifier:
+        torch.manual_seed(0)
+        return cls(num_classes=NUM_CLASSES, backbone=backbone, pretrained=False, **arguments)
+
+    for name, check in CHECKS.items():
+        try:
+            check(make)
+        except AssertionError as error:
+            raise AssertionError(f"{cls.__name__} ({backbone}) fails {name}: {error}") from error
+
+
+# ---------------------------------------------------------------------- what is given to a method
+
+
+def example_batch(size: tuple[int, int] = (64, 64), batch: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Random normalised images, their classes and keys.
+
+    Args:
+        size: Height and width in pixels.
+        batch: Number of images B.
+        seed: Seed.
+
+    Returns:
+        (B, 3, *size), (B,), (B, 3).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(batch, 3, *size, generator=generator)
+    targets = torch.arange(batch) % NUM_CLASSES
+    keys = torch.stack([torch.zeros(batch, dtype=torch.long), torch.zeros(batch, dtype=torch.long), torch.arange(batch)], 1)
+    return images, targets, keys
+
+
+def evaluation_mode(model: FineGrainedClassifier) -> FineGrainedClassifier:
+    """The model in evaluation mode, its batch-norm statistics taken from a batch, as after some training."""
+    model.train()
+    images, targets, keys = example_batch((96, 96), batch=8, seed=7)
+    with torch.no_grad():
+        for _ in range(5):
+            model(images, targets, keys)
+    return model.eval()
+
+
+# ---------------------------------------------------------------------- the checks
+
+
+def check_shapes(make: Make) -> None:
+    """Logits, heads, maps and explanations have the promised shapes, at three sizes."""
+    model = evaluation_mode(make())
+    for size in SIZES:
+        images, _, _ = example_batch(size, batch=2)
+        with torch.no_grad():
+            output = model(images)
+        assert isinstance(output, MethodOutput), f"forward returned {type(output).__name__}"
+        assert output.logits.shape == (2, NUM_CLASSES), f"logits {tuple(output.logits.shape)} at {size}"
+        assert output.heads, "no head"
+        for name, logits in output.heads.items():
+            assert logits.shape == (2, NUM_CLASSES), f"head {name} {tuple(logits.shape)} at {size}"
+        assert output.attention.ndim == 4, f"attention has {output.attention.ndim} dimensions"
+        assert output.attention.shape[0] == 2, f"attention {tuple(output.attention.shape)}"
+        maps = model.explain(images)
+        assert maps.ndim == 4, f"explain() has {maps.ndim} dimensions"
+        assert maps.shape[0] == 2, f"explain() {tuple(maps.shape)}"
+        assert tuple(maps.shape[-2:]) == size, f"explain() {tuple(maps.shape)} at {size}"
+
+
+def check_finite(make: Make) -> None:
+    """All results and losses are finite, on noise, on constant and on extreme images, in training and in evaluation."""
+    images, targets, keys = example_batch(batch=4)
+    images[1], images[2], images[3] = 0.0, 5.0, -5.0
+    model = make().train()
+    output = model(images, targets, keys)
+    for name, term in model.loss(output, targets).items():
+        assert torch.isfinite(term), f"loss term {name} is {float(term)}"
+    model = evaluation_mode(model)
+    with torch.no_grad():
+        output = model(images)
+    for name, logits in {"logits": output.logits, **output.heads}.items():
+        assert torch.isfinite(logits).all(), f"{name} are not finite"
+    assert torch.isfinite(model.explain(images)).all(), "explain() is not finite"
+
+
+def check_maps_in_range(make: Make) -> None:
+    """Maps lie in [0, 1]."""
+    model = evaluation_mode(make())
+    images, _, _ = example_batch()
+    with torch.no_grad():
+        attention = model(images).attention
+    for name, maps in (("attention", attention), ("explain()", model.explain(images))):
+        low, high = float(maps.min()), float(maps.max())
+        assert low >= 0, f"{name} goes down to {low}"
+        assert high <= 1 + 1e-4, f"{name} goes up to {high}"
+
+
+def check_every_gradient(make: Make) -> None:
+    """The loss reaches every trainable parameter."""
+    model = make().train()
+    for seed in range(3):
+        images, targets, keys = example_batch((96, 96), seed=seed)
+        torch.stack(list(model.loss(model(images, targets, keys), targets).values())).sum().backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    assert not without, f"no gradient at {len(without)} parameters, e.g. {without[:3]}"
+    broken = [name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    assert not broken, f"gradient not finite at {broken[:3]}"
+
+
+def check_groups_cover(make: Make) -> None:
+    """Every trainable parameter stands in exactly one optimiser group."""
+    model = make()
+    listed = [id(parameter) for group in model.parameter_groups() for parameter in group["params"]]
+    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert len(listed) == len(set(listed)), "a parameter stands in two groups"
+    assert set(listed) == trainable, f"{len(trainable - set(listed))} parameters stand in no group"
+
+
+def check_batch_independence(make: Make) -> None:
+    """In evaluation an image's result does not depend on the others in its batch (to 1e-4)."""
+    model = evaluation_mode(make())
+    images, _, _ = example_batch(batch=4)
+    with torch.no_grad():
+        together = model(images).logits
+        alone = torch.cat([model(image[None]).logits for image in images])
+    worst = float((together - alone).abs().max())
+    assert worst <= 1e-4 * max(1.0, float(together.abs().max())), f"logits differ by {worst}"
+
+
+def check_learns(make: Make) -> None:
+    """A few optimiser steps on one batch lower its loss."""
+    model = make().train()
+    images, targets, keys = example_batch((96, 96))
+    optimizer = torch.optim.AdamW(model.parameter_groups(), lr=1e-3)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+
+    def step() -> float:
+        torch.manual_seed(0)
+        loss = torch.stack(list(model.loss(model(images, targets, keys), targets).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    first = step()
+    last = min(step() for _ in range(8))
+    assert last < first, f"the loss went from {first} to {last}"
+
+
+def check_deterministic(make: Make) -> None:
+    """Evaluation gives the same bits twice, and leaves torch's generator alone."""
+    model = evaluation_mode(make())
+    images, _, _ = example_batch()
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        first, second = model(images), model(images)
+    assert torch.equal(first.logits, second.logits), "logits differ"
+    assert torch.equal(first.attention, second.attention), "attention differs"
+    assert torch.equal(model.explain(images), model.explain(images)), "explain() differs"
+    assert torch.equal(before, torch.get_rng_state()), "evaluation drew random numbers"
+
+
+def check_keys_decide(make: Make) -> None:
+    """In training, with keys given, the same keys give the same choices whatever the generator's state (dropout apart)."""
+    model = make().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    images, targets, keys = example_batch()
+    twin = copy.deepcopy(model)
+    torch.manual_seed(1)
+    first = model(images, targets, keys).logits
+    torch.manual_seed(2)
+    second = twin(images, targets, keys).logits
+    assert torch.equal(first, second), f"logits differ by {float((first - second).abs().max())}"
+
+
+def check_inference_mode(make: Make) -> None:
+    """Explanations work inside `torch.inference_mode`, and do not leave gradients or training mode behind."""
+    model = evaluation_mode(make())
+    images, _, _ = example_batch(batch=2)
+    with torch.inference_mode():
+        maps = model.explain(images)
+    assert torch.allclose(maps, model.explain(images), atol=1e-5), "explain() differs inside inference_mode"
+    assert not model.network.training, "explain() left the network in training mode"
+    assert all(parameter.grad is None for parameter in model.parameters()), "explain() left gradients"
+
+
+def check_bfloat16(make: Make) -> None:
+    """Under bf16 autocast, results and gradients are finite and the logits stay near those of single precision."""
+    model = make().train()
+    images, targets, keys = example_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.stack(list(model.loss(model(images, targets, keys), targets).values())).sum().backward()
+    broken = [name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    assert not broken, f"gradient not finite at {broken[:3]}"
+
+
+def check_exports(make: Make) -> None:
+    """The network alone passes `torch.export`, and the exported program gives the same answers (to 1e-4)."""
+    network = evaluation_mode(make()).network
+    images, _, _ = example_batch(batch=2)
+    with torch.no_grad():
+        program = torch.export.export(network, (images,))
+        expected, exported = network(images).logits, program.module()(images).logits
+    worst = float((expected - exported).abs().max())
+    assert worst <= 1e-4 * max(1.0, float(expected.abs().max())), f"logits differ by {worst}"
+
+
+def check_one_graph(make: Make) -> None:
+    """The network compiles as one graph, without a break, in evaluation and in training."""
+    model = make()
+    images, targets, keys = example_batch()
+    for training in (False, True):
+        torch._dynamo.reset()
+        network = model.network.train(training)
+        compiled = torch.compile(network, backend="eager", fullgraph=True)
+        output = compiled(images, targets, keys) if training else compiled(images)
+        assert output.logits.shape == (len(images), NUM_CLASSES), f"logits {tuple(output.logits.shape)}"
+
+
+class _Noise(Dataset[tuple[Tensor, int, int]]):
+    """Eight uint8 images."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        generator = torch.Generator().manual_seed(index)
+        return torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8), index % NUM_CLASSES, index
+
+
+def check_trains_and_reloads(make: Make) -> None:
+    """A Lightning trainer fits and tests it; its checkpoint, loaded by itself, gives the same bits."""
+    model = make()
+    loader = DataLoader(_Noise(), batch_size=4)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=folder,
+        )  # fmt: skip
+        trainer.fit(model, loader)
+        (scores,) = trainer.test(model, loader, verbose=False)
+        path = Path(folder) / "last.ckpt"
+        trainer.save_checkpoint(path)
+        assert read_checkpoint(path)["fgzoo"]["num_classes"] == NUM_CLASSES, "the checkpoint does not know its classes"
+        twin = load(path)
+    assert math.isfinite(scores["test/nll"]), f"test/nll is {scores['test/nll']}"
+    images, _, _ = example_batch()
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(images).logits, twin(images).logits), "the loaded model gives other logits"
+
+
+#: Every check by name. A test suite may run them one by one.
+CHECKS: dict[str, Callable[[Make], None]] = {
+    check.__name__.removeprefix("check_"): check
+    for check in (
+        check_shapes,
+        check_finite,
+        check_maps_in_range,
+        check_every_gradient,
+        check_groups_cover,
+        check_batch_independence,
+        check_learns,
+        check_deterministic,
+        check_keys_decide,
+        check_inference_mode,
+        check_bfloat16,
+        check_exports,
+        check_one_graph,
+        check_trains_and_reloads,
+    )
+}
