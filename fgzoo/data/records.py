@@ -52,6 +52,7 @@ class Listing:
         test: Records of the test split; may be empty for a user's own data.
         val: Records of a validation split that the data set itself names; empty where it names none.
         read: Turns a record into an upright uint8 image (3, H, W). `None` means: decode the file at `record.path`.
+        identity: What else tells this data from others whose lists are alike (generated images: their settings).
         notes: Facts that must stand beside any number measured on this data.
     """
 
@@ -61,15 +62,16 @@ class Listing:
     test: tuple[Record, ...]
     val: tuple[Record, ...] = ()
     read: Callable[[Record], Tensor] | None = None
+    identity: str = ""
     notes: tuple[str, ...] = field(default=())
 
     def fingerprint(self) -> str:
-        """Hash of names, classes and splits: two runs on the same lists have the same one.
+        """Hash of names, classes, splits and identity: two runs on the same lists have the same one.
 
         Returns:
             Sixteen hexadecimal digits of a SHA-256.
         """
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.identity.encode())
         parts: list[tuple[str, Sequence[Record]]] = [("train", self.train), ("val", self.val), ("test", self.test)]
         for class_name in self.class_names:
             digest.update(f"class {class_name}\n".encode())

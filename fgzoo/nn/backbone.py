@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 import timm
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.nn.weights import read_weights
 
 
 class Level(NamedTuple):
@@ -124,35 +121,6 @@ def _create(name: str, pretrained: bool) -> Any:
     if not hasattr(model, "forward_intermediates") or not hasattr(model, "prune_intermediate_layers"):
         raise UsageError(f"backbone: timm's '{name}' gives no intermediate features; take another network")
     return model
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a weight file without executing anything in it.
-
-    Args:
-        path: `.safetensors`, or a `.pth`/`.pt` file holding a state dict, bare or under `state_dict` or `model`.
-
-    Returns:
-        Tensors by name.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or holds something else than tensors.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"weights: no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"weights: {path} cannot be read as tensors alone, and is not loaded otherwise: {reason}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"weights: {path} holds no state dict (tensors by name)")
-    return content
 
 
 def _load_weights(model: nn.Module, path: Path, name: str, full_keys: Sequence[str] | set[str]) -> None:

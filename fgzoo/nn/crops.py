@@ -30,7 +30,7 @@ def activation_boxes(features: Tensor, num_boxes: int, percentile: float = 0.95,
         upsample: Factor of the enlargement.
 
     Returns:
-        (B, num_boxes, 4). With fewer channels than boxes the strongest are repeated in turn.
+        (B, num_boxes, 4); the whole image where a map is constant. With fewer channels than boxes the strongest are repeated in turn.
     """
     features = features.detach().float()
     batch, channels, height, width = features.shape
@@ -41,8 +41,10 @@ def activation_boxes(features: Tensor, num_boxes: int, percentile: float = 0.95,
     height, width = height * upsample, width * upsample
     kept = max(1, round((1 - percentile) * height * width))
     flat = maps.flatten(2)
-    # On a constant map every pixel is at its percentile: the box is the whole image.
-    mask = (flat >= flat.topk(kept, dim=2).values[:, :, -1:]).view(batch, num_boxes, height, width)
+    floor, peak = flat.amin(dim=2, keepdim=True), flat.amax(dim=2, keepdim=True)
+    # A map that is mostly zero, as after a ReLU, has its percentile at zero, too: what lies on its floor is not activated.
+    activated = (flat > floor) | (floor == peak)
+    mask = (activated & (flat >= flat.topk(kept, dim=2).values[:, :, -1:])).view(batch, num_boxes, height, width)
     x0, x1 = _extent(mask.any(dim=2))
     y0, y1 = _extent(mask.any(dim=3))
     return torch.stack([x0 / width, y0 / height, x1 / width, y1 / height], dim=-1)

@@ -132,7 +132,7 @@ def test_what_differs_between_twins_lies_around_the_deciding_part() -> None:
         changed = (birds.render(scene, record.target) != birds.render(scene, twin)).any(axis=2)
         rows, columns = np.nonzero(changed)
         unit = math.sqrt(abs(np.linalg.det(scene.frames["body"][:, :2])))
-        # The widest trait, two spotted or streaked breasts, reaches a quarter of the body's length; a long beak as well.
+        # The widest traits, marks all over the breast or a long beak, reach a quarter of the body's length.
         assert np.hypot(rows + 0.5 - part.y, columns + 0.5 - part.x).max() < 0.32 * unit + 2, record
         assert changed.mean() < 0.03
         assert len(rows) > 5

@@ -1,0 +1,310 @@
+"""Synthetic birds: the built-in fine-grained data set, generated from (seed, index); no file is shipped or downloaded.
+
+A class is a value for each of six traits (crown, eye ring, wing bars, breast, beak, tail tip), each a small area of the
+bird. Classes come in twins that differ in one trait, and in at least two from everyone else: the part that carries this
+trait is the image's *deciding part*, where a network should look. All the rest of an image follows from the seed and
+the image's number without a look at its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from fgzoo.data.bird_drawing import DIFFICULTIES, PARTS, TRAITS, Level, Scene, paint, pose
+from fgzoo.data.records import Listing, Part, Record
+from fgzoo.errors import UsageError
+
+#: A value for each trait, in the order of `TRAITS`.
+Code = tuple[int, ...]
+
+MAX_CLASSES = 200
+#: Test images are numbered from here, so that no training image is ever one of them, however many there are.
+TEST_START = 1_000_000
+#: Painted images kept in a process, bytes.
+MEMORY = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Birds:
+    """What the set of birds is like.
+
+    Attributes:
+        classes: Number of classes, 2 to 200. A smaller set's classes are the first of a larger one's.
+        train_per_class: Training images per class.
+        test_per_class: Test images per class.
+        size: Image side in pixels, 32 to 1024.
+        difficulty: Size and contrast of the traits, range of poses, clutter and occlusion.
+        seed: Another seed gives other images of the same classes.
+    """
+
+    classes: int = 12
+    train_per_class: int = 100
+    test_per_class: int = 50
+    size: int = 128
+    difficulty: Level = "medium"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._require("classes", 2, MAX_CLASSES)
+        self._require("train_per_class", 1, TEST_START // self.classes)
+        self._require("test_per_class", 0, TEST_START // self.classes)
+        self._require("size", 32, 1024)
+        self._require("seed", 0, 2**63 - 1)
+        if self.difficulty not in DIFFICULTIES:
+            raise UsageError(f"birds.difficulty must be one of {', '.join(DIFFICULTIES)}; got {self.difficulty!r}.")
+
+    def _require(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise UsageError(f"birds.{name} must be a whole number from {low} to {high}; got {value!r}.")
+
+
+class SyntheticBirds:
+    """A set of synthetic birds.
+
+    Args:
+        birds: What the set is like.
+    """
+
+    class_names: tuple[str, ...]
+
+    def __init__(self, birds: Birds | None = None) -> None:
+        self.birds = birds or Birds()
+        self.codes = class_codes()[: self.birds.classes]
+        self.class_names = tuple(map(class_name, self.codes))
+        self._deciding = tuple(_deciding_traits(code, self.codes) for code in self.codes)
+        self._memory: dict[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """Workers paint for themselves; sending them what is painted already would cost more."""
+        return {**self.__dict__, "_memory": {}}
+
+    def listing(self) -> Listing:
+        """All records, with boxes and parts; nothing is painted.
+
+        Returns:
+            The data set; `listing.read` paints a record's image.
+        """
+        birds = self.birds
+        return Listing(
+            dataset="birds",
+            class_names=self.class_names,
+            train=tuple(self._record("train", i) for i in range(birds.classes * birds.train_per_class)),
+            test=tuple(self._record("test", i) for i in range(birds.classes * birds.test_per_class)),
+            read=self.read,
+            identity=repr(birds),
+            notes=(f"Generated: {', '.join(f'{name} {value}' for name, value in asdict(birds).items())}.",),
+        )
+
+    def read(self, record: Record) -> Tensor:
+        """Paint a record's image, or remember it.
+
+        Args:
+            record: One of the listing's.
+
+        Returns:
+            uint8 image (3, size, size), the caller's own copy.
+        """
+        image = self._memory.get(record.name)
+        if image is None:
+            image = torch.from_numpy(self.render(self.scene(record), record.target)).permute(2, 0, 1).contiguous()
+            # Epochs visit every image once: throwing the oldest out would throw out just the next one to be asked for.
+            if (len(self._memory) + 1) * image.numel() <= MEMORY:
+                self._memory[record.name] = image
+        return image.clone()
+
+    def deciding_part(self, record: Record) -> Part | None:
+        """The part that tells the record's class from the nearest other class.
+
+        Args:
+            record: One of the listing's.
+
+        Returns:
+            The part; `None` where it is hidden. Of several parts that tell the two apart, the first that is visible.
+        """
+        visible = {part.name: part for part in record.parts}
+        return next((visible[name] for name in self._deciding[record.target] if name in visible), None)
+
+    def scene(self, record: Record) -> Scene:
+        """Pose, place, colours, background and leaves of a record: all but its class.
+
+        Args:
+            record: One of the listing's.
+
+        Returns:
+            The scene; depends on the seed and the record's name alone.
+        """
+        split, number = record.name.split("/")
+        return self._scene(split, int(number))
+
+    def render(self, scene: Scene, target: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        """Paint a scene with the traits of a class, which need not be the record's.
+
+        Args:
+            scene: From [scene][].
+            target: Class index.
+
+        Returns:
+            RGB image (size, size, 3).
+        """
+        return paint(scene, _traits(self.codes[target]))
+
+    def export(self, root: Path) -> None:
+        """Write the set as files in the layout of CUB-200-2011.
+
+        Args:
+            root: Folder to write to; created where missing, must hold no other data set.
+
+        Raises:
+            UsageError: The folder holds a data set already.
+        """
+        if (root / "images.txt").exists():
+            raise UsageError(f"{root} holds a data set already (images.txt); remove it or choose another folder.")
+        listing = self.listing()
+        folders = [f"{i:03d}.{_file_name(name)}" for i, name in enumerate(self.class_names, start=1)]
+        for folder in folders:
+            (root / "images" / folder).mkdir(parents=True, exist_ok=True)
+        images, labels, splits, boxes, locations = [], [], [], [], []
+        # CUB numbers its images class by class.
+        records = sorted(listing.train + listing.test, key=lambda record: record.target)
+        for key, record in enumerate(records, start=1):
+            path = f"{folders[record.target]}/{record.name.replace('/', '_')}.png"
+            Image.fromarray(self.render(self.scene(record), record.target)).save(root / "images" / path)
+            images.append(f"{key} {path}")
+            labels.append(f"{key} {record.target + 1}")
+            splits.append(f"{key} {int(record.name.startswith('train/'))}")
+            if record.box is not None:
+                x0, y0, x1, y1 = record.box
+                boxes.append(f"{key} {x0} {y0} {x1 - x0:.2f} {y1 - y0:.2f}")
+            visible = {part.name: part for part in record.parts}
+            for number, name in enumerate(PARTS, start=1):
+                part = visible.get(name)
+                locations.append(f"{key} {number} {part.x} {part.y} 1" if part else f"{key} {number} 0.0 0.0 0")
+        _write(root / "image_class_labels.txt", labels)
+        _write(root / "train_test_split.txt", splits)
+        _write(root / "classes.txt", [f"{i} {folder}" for i, folder in enumerate(folders, start=1)])
+        _write(root / "bounding_boxes.txt", boxes)
+        _write(root / "parts" / "parts.txt", [f"{i} {name}" for i, name in enumerate(PARTS, start=1)])
+        _write(root / "parts" / "part_locs.txt", locations)
+        _write(root / "images.txt", images)  # last: its presence says that the rest is complete
+
+    def _record(self, split: str, number: int) -> Record:
+        target = number % self.birds.classes
+        scene = self._scene(split, number)
+        return Record(
+            name=f"{split}/{number:06d}",
+            target=target,
+            box=scene.box(_traits(self.codes[target])),
+            parts=scene.visible_parts(),
+        )
+
+    def _scene(self, split: str, number: int) -> Scene:
+        index = number + (TEST_START if split == "test" else 0)
+        birds = self.birds
+        return pose(np.random.default_rng([birds.seed, index]), birds.size, DIFFICULTIES[birds.difficulty])
+
+
+@cache
+def class_codes() -> tuple[Code, ...]:
+    """The traits of all classes.
+
+    Greedy, from the plainest birds on: the next twins are the first code, and the same with one trait changed, that
+    both differ in at least two traits from all chosen before. The trait that parts the twins takes turns.
+
+    Returns:
+        `MAX_CLASSES` codes; those at 2k and 2k + 1 differ in one trait, all other pairs in two or more.
+    """
+    values = [range(len(words)) for words in TRAITS.values()]
+    candidates = list(product(*values))
+    # Shuffled, so that the first few classes use all traits and colours; sorted, so that they have short names.
+    Random(3).shuffle(candidates)
+    candidates.sort(key=lambda code: max(2, sum(map(bool, code))))
+    chosen: list[Code] = []
+    blocked: set[Code] = set()
+    while len(chosen) < MAX_CLASSES:
+        trait = (len(chosen) // 2) % len(TRAITS)
+        twins = next(
+            (code, other)
+            for code in candidates
+            if code not in blocked
+            for other in _changed(code, trait, values[trait])
+            if other not in blocked
+        )
+        chosen += twins
+        for code in twins:
+            blocked.add(code)
+            blocked.update(other for trait in range(len(TRAITS)) for other in _changed(code, trait, values[trait]))
+    return tuple(chosen)
+
+
+def class_name(code: Code) -> str:
+    """The traits in words, as in "red-crowned, two wing bars".
+
+    Args:
+        code: The class's traits.
+
+    Returns:
+        A name that no other class has.
+    """
+    return (
+        ", ".join(filter(None, (words[value] for words, value in zip(TRAITS.values(), code, strict=True)))) or "plain"
+    )
+
+
+def contact_sheet(birds: SyntheticBirds, columns: int = 6) -> Image.Image:
+    """Training images of every class in a row, under its name.
+
+    Args:
+        birds: The set.
+        columns: Images per class.
+
+    Returns:
+        RGB picture.
+    """
+    size, title = birds.birds.size, 16
+    sheet = Image.new("RGB", (columns * size, len(birds.class_names) * (size + title)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for target, name in enumerate(birds.class_names):
+        top = target * (size + title)
+        draw.text((4, top + 2), f"{target}  {name}", fill="black")
+        for column in range(columns):
+            scene = birds.scene(Record(f"train/{target + column * len(birds.class_names):06d}", target))
+            sheet.paste(Image.fromarray(birds.render(scene, target)), (column * size, top + title))
+    return sheet
+
+
+def _deciding_traits(code: Code, codes: Sequence[Code]) -> tuple[str, ...]:
+    """Parts in which a class differs from its nearest other class."""
+
+    def different(other: Code) -> tuple[str, ...]:
+        return tuple(part for part, a, b in zip(TRAITS, code, other, strict=True) if a != b)
+
+    return min((different(other) for other in codes if other != code), key=len)
+
+
+def _changed(code: Code, trait: int, values: Sequence[int]) -> list[Code]:
+    """All codes that differ from `code` in this trait alone."""
+    return [(*code[:trait], value, *code[trait + 1 :]) for value in values if value != code[trait]]
+
+
+def _traits(code: Code) -> dict[str, int]:
+    return dict(zip(TRAITS, code, strict=True))
+
+
+def _file_name(class_name: str) -> str:
+    return class_name.title().replace(", ", "_").replace(" ", "_")
+
+
+def _write(path: Path, lines: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,118 @@
+"""Any timm network as feature maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.nn import Backbone
+from safetensors.torch import save_file
+
+import tests.backbones  # noqa: F401 - registers tiny_vgg
+
+FAMILIES = ("test_resnet", "tiny_vgg", "test_efficientnet", "test_convnext", "test_vit")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_levels_are_what_forward_returns(name: str) -> None:
+    backbone = Backbone(name, pretrained=False)
+    for level, maps in zip(backbone.levels, backbone(torch.randn(1, 3, 96, 64)), strict=True):
+        assert maps.shape[1] == level.channels
+        assert maps.shape[2:] == (96 // level.stride, 64 // level.stride)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_last_level_is_forward_features(name: str) -> None:
+    backbone = Backbone(name, pretrained=False).eval()
+    images = torch.randn(2, 3, 64, 64)
+    expected = backbone.model.forward_features(images)
+    if expected.ndim == 3:
+        tokens = expected[:, backbone.model.num_prefix_tokens :]
+        expected = tokens.transpose(1, 2).unflatten(2, (4, 4))
+    torch.testing.assert_close(backbone(images)[-1], expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_max_stride_cuts_after_the_deepest_level_that_fits(name: str) -> None:
+    backbone = Backbone(name, pretrained=False, max_stride=16)
+    maps = backbone(torch.randn(1, 3, 64, 64))[-1]
+    assert backbone.levels[-1].stride == 16
+    assert maps.shape[2:] == (4, 4)
+    maps.sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_mobilenetv2_ends_in_its_1280_channels() -> None:
+    assert Backbone("mobilenetv2_100", pretrained=False).levels[-1].channels == 1280
+
+
+def test_unreachable_stride_leaves_the_network_whole() -> None:
+    assert Backbone("test_vit", pretrained=False, max_stride=8).levels[-1].stride == 16
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_with_a_classifier_load_into_every_cut(tmp_path: Path, suffix: str) -> None:
+    source = timm.create_model("test_resnet", num_classes=7)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": source.state_dict()}, path)
+    else:
+        save_file(source.state_dict(), path)
+    for stride in (None, 16):
+        backbone = Backbone("test_resnet", weights=path, max_stride=stride)
+        assert torch.equal(backbone.model.conv1[0].weight, source.conv1[0].weight)
+
+
+def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file(timm.create_model("test_convnext").state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"other\.safetensors does not fit timm's 'test_resnet'"):
+        Backbone("test_resnet", weights=path)
+
+
+def test_weights_with_code_are_not_executed(tmp_path: Path) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "evil.pth"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (canary,)
+
+    torch.save({"weight": Evil()}, path)
+    with pytest.raises(CheckpointError, match=r"evil\.pth cannot be read as tensors alone"):
+        Backbone("test_resnet", weights=path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(("name", "content"), [("bad.safetensors", b"\xff" * 64), ("bad.pth", b"text"), ("empty.safetensors", b"")])
+def test_damaged_weights_are_refused_by_name(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        Backbone("test_resnet", weights=tmp_path / name)
+
+
+def test_missing_weights_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no file"):
+        Backbone("test_resnet", weights=tmp_path / "absent.pth")
+
+
+def test_unknown_network_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="no network 'resnet5'; did you mean resnet50"):
+        Backbone("resnet5", pretrained=False)
+
+
+def test_unreachable_hub_says_how_to_supply_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_url", refuse, raising=False)
+    with pytest.raises(UsageError, match="--model.backbone_weights PATH"):
+        Backbone("test_resnet", pretrained=True)
+
+
+def test_statistics_are_those_of_the_weights() -> None:
+    assert Backbone("test_vit", pretrained=False).mean == (0.5, 0.5, 0.5)
+    assert Backbone("mobilenetv2_100", pretrained=False).mean == (0.485, 0.456, 0.406)
