@@ -52,8 +52,8 @@ def search_cells() -> list[Cell]:
             arguments = ("--model.lr", lr, "--model.backbone_lr_factor", factor)
             cells.append(Cell("search", label, "baseline", arguments, fold=fold))
     for stride in (16, 32):
-        for fold in (0, 1):
-            cells.append(Cell("search", f"local_stride {stride}", "rra", ("--model.local_stride", str(stride)), fold=fold))
+        arguments = ("--model.local_stride", str(stride))
+        cells += [Cell("search", f"local_stride {stride}", "rra", arguments, fold=fold) for fold in (0, 1)]
     return cells
 
 
@@ -85,7 +85,14 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> dict[str, str]:
     model = ["--model.backbone_weights", str(options.weights), *cell.arguments, "--seed_everything", str(cell.seed)]
     epochs = ["--trainer.max_epochs", str(options.epochs)]
     if cell.fold is not None:
-        epochs += ["--data.folds", "2", "--data.fold", str(cell.fold), "--trainer.check_val_every_n_epoch", str(options.epochs)]
+        epochs += [
+            "--data.folds",
+            "2",
+            "--data.fold",
+            str(cell.fold),
+            "--trainer.check_val_every_n_epoch",
+            str(options.epochs),
+        ]
     started = time.perf_counter()
     if (folder / "checkpoints" / "last.ckpt").is_file():
         fgzoo(["fit", "--resume", str(folder)], folder, options.threads)
@@ -164,11 +171,10 @@ def table(rows: list[dict[str, str]]) -> str:
         text.append(f"\n### {part}\n\n| what | model | runs | split | top-1 % | seconds of training |\n|---|---|---|---|---|---|")
         for (label, model), members in groups.items():
             top1 = [100 * float(member["top1"]) for member in members]
+            mean = f"{statistics.mean(top1):.1f}"
             spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
             seconds = statistics.mean(float(member["train_seconds"]) for member in members)
-            text.append(
-                f"| {label} | {model} | {len(members)} | {members[0]['split']} | {statistics.mean(top1):.1f}{spread} | {seconds:.0f} |"
-            )
+            text.append(f"| {label} | {model} | {len(members)} | {members[0]['split']} | {mean}{spread} | {seconds:.0f} |")
     return "\n".join(text)
 
 
@@ -191,7 +197,15 @@ def main() -> None:
 
         def work(cell: Cell) -> None:
             fold = "" if cell.fold is None else f"{cell.fold} of 2"
-            key = (cell.part, cell.data, cell.model, " ".join(cell.arguments), str(cell.seed), fold, str(options.epochs))
+            key = (
+                cell.part,
+                cell.data,
+                cell.model,
+                " ".join(cell.arguments),
+                str(cell.seed),
+                fold,
+                str(options.epochs),
+            )
             if key in done or (options.only and options.only not in (cell.label, cell.model)):
                 return
             row = run_cell(cell, options)

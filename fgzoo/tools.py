@@ -6,7 +6,7 @@ import json
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentParser, auto_cli
 from rich.console import Console
@@ -24,13 +24,14 @@ DATASETS = {
 }
 
 LAYOUTS = {
-    "birds": "Nothing: the images are drawn from a seed. `fgzoo data prepare birds --root PATH` writes them as files in CUB's format.",
+    "birds": "Nothing: the images are drawn from a seed. `fgzoo data prepare birds PATH` writes them as files in CUB's format.",
     "cub": "images.txt, image_class_labels.txt, train_test_split.txt, classes.txt and images/ (in PATH or PATH/CUB_200_2011). "
-    "bounding_boxes.txt and parts/ serve the interpretability metrics alone. `fgzoo data prepare cub --root PATH` downloads it.",
-    "cars": "One of: devkit/cars_train_annos.mat, devkit/cars_test_annos_withlabels.mat, devkit/cars_meta.mat, cars_train/, cars_test/ "
-    "| car_ims/ and cars_annos.mat | train/CLASS/ and test/CLASS/ folders. The official download is dead, so it cannot be fetched.",
+    "bounding_boxes.txt and parts/ serve the interpretability metrics alone. `fgzoo data prepare cub PATH` downloads it.",
+    "cars": "One of: devkit/cars_train_annos.mat, devkit/cars_test_annos_withlabels.mat, devkit/cars_meta.mat, cars_train/, "
+    "cars_test/ | car_ims/ and cars_annos.mat | train/CLASS/ and test/CLASS/ folders. The official "
+    "download is dead: it cannot be fetched.",
     "aircraft": "images/, images_variant_trainval.txt, images_variant_test.txt, variants.txt (in PATH, PATH/data or "
-    "PATH/fgvc-aircraft-2013b/data). `fgzoo data prepare aircraft --root PATH` downloads it.",
+    "PATH/fgvc-aircraft-2013b/data). `fgzoo data prepare aircraft PATH` downloads it.",
     "folder": "train/CLASS/*.jpg, test/CLASS/*.jpg and, if you like, val/CLASS/*.jpg; or one tree CLASS/*.jpg with "
     "--data.test_fraction; or --data.csv FILE with the columns path,label,split.",
 }
@@ -38,7 +39,12 @@ LAYOUTS = {
 
 def list_command(arguments: list[str]) -> int:
     """Run `fgzoo list`."""
-    return _call(list_things, arguments, "fgzoo list")
+    parser = _parser_class("fgzoo list")(prog="fgzoo list", description="Name methods, recipes and data sets.")
+    parser.add_argument("what", nargs="?", choices=get_args(Listed), default="all", help="What to list (default: all).")
+    parser.add_argument("pattern", nargs="?", default="*", help="A shell pattern that names must match, e.g. 'cub*'.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
+    given = parser.parse_args(arguments)
+    return list_things(given.what, given.pattern, given.json)
 
 
 def data_command(arguments: list[str]) -> int:
@@ -47,20 +53,26 @@ def data_command(arguments: list[str]) -> int:
 
 
 def _call(component: Any, arguments: list[str], program: str) -> int:
+    result = auto_cli(component, args=arguments, prog=program, as_positional=True, parser_class=_parser_class(program))
+    return int(result or 0)
+
+
+def _parser_class(program: str) -> type[ArgumentParser]:
+    """A parser whose complaints are one line."""
+
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
             raise UsageError(f"{program.removeprefix('fgzoo ')}: {message} (see `{program} --help`)")
 
-    result = auto_cli(component, args=arguments, prog=program, as_positional=True, parser_class=Parser)
-    return int(result or 0)
+    return Parser
 
 
 # ---------------------------------------------------------------------- list
 
+Listed = Literal["all", "methods", "recipes", "datasets"]
 
-def list_things(
-    what: Literal["all", "methods", "recipes", "datasets"] = "all", pattern: str = "*", as_json: bool = False
-) -> int:
+
+def list_things(what: Listed = "all", pattern: str = "*", as_json: bool = False) -> int:
     """Name methods, recipes and data sets.
 
     Args:

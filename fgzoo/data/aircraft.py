@@ -71,9 +71,7 @@ def list_aircraft(root: Path, level: Level = "variant") -> Listing:
         for key, row in read_table(folder / f"images_{level}_{name}.txt", 2, open_end=True, header="Image").items():
             label = row.fields[1]
             if label not in targets:
-                raise row.error(
-                    f"class {label!r} is unknown to {_CLASS_FILES[level]}; add it there or remove the line."
-                )
+                raise row.error(f"class {label!r} is unknown to {_CLASS_FILES[level]}; add it there or remove the line.")
             records.append(Record(key, targets[label], folder / "images" / f"{key}.jpg", boxes.get(key)))
         return by_name(records)
 

@@ -61,6 +61,6 @@ class DataCard:
             theirs = other.class_names[first] if first < len(other.class_names) else "nothing"
             raise CheckpointError(
                 f"checkpoint: its classes are those of '{self.dataset}' ({len(self.class_names)}), the data's those of "
-                f"'{other.dataset}' ({len(other.class_names)}); class {first} is '{mine}' there and '{theirs}' here; fine-tune with "
-                f"--reset_head, or choose the checkpoint's own data"
+                f"'{other.dataset}' ({len(other.class_names)}); class {first} is '{mine}' there and '{theirs}' here; fine-tune "
+                f"with --reset_head, or choose the checkpoint's own data"
             )

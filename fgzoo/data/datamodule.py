@@ -105,12 +105,14 @@ class FGVCDataModule(L.LightningDataModule):
             raise UsageError("data.folds and data.val_fraction both hold images out; give one of them")
         if folds and (folds < 2 or not 0 <= fold < folds):
             raise UsageError(f"data.fold: {fold} of {folds} folds; folds start from 0, and there are at least 2")
-        self.name = name
+        self.dataset_name: DatasetName = name
         self.root = _find_root(name, root)
         self.image_size = image_size
         self.resize = resize or default_resize(image_size, augmentation)
         if self.resize < image_size:
-            raise UsageError(f"data.resize: {self.resize} is smaller than data.image_size ({image_size}), which is cropped from it")
+            raise UsageError(
+                f"data.resize: {self.resize} is smaller than data.image_size ({image_size}), which is cropped from it"
+            )
         self.resize_mode: ResizeMode = resize_mode
         self.augmentation: Augmentation = augmentation
         self.batch_size = batch_size
@@ -135,16 +137,16 @@ class FGVCDataModule(L.LightningDataModule):
     @cached_property
     def listing(self) -> Listing:
         """The data set as its lists describe it; read at the first question."""
-        if self.name == "birds":
+        if self.dataset_name == "birds":
             return SyntheticBirds(self.birds).listing()
         if self.root is None:
             raise DataError(
-                f"data.root: where is '{self.name}'? Give --data.root PATH, or set FGZOO_DATA; `fgzoo data info {self.name}` "
-                f"says what must lie there"
+                f"data.root: where is '{self.dataset_name}'? Give --data.root PATH, or set FGZOO_DATA; "
+                f"`fgzoo data info {self.dataset_name}` says what must lie there"
             )
         if not self.root.is_dir() and not self.download:
             raise DataError(f"data.root: no folder {self.root}")
-        return read_listing(self.name, self.root, self.level, self.csv, self.test_fraction, self.seed)
+        return read_listing(self.dataset_name, self.root, self.level, self.csv, self.test_fraction, self.seed)
 
     @property
     def class_names(self) -> list[str]:
@@ -178,7 +180,7 @@ class FGVCDataModule(L.LightningDataModule):
     def card(self) -> DataCard:
         """What travels inside a checkpoint."""
         return DataCard(
-            dataset=self.name,
+            dataset=self.dataset_name,
             class_names=self.class_names,
             image_size=self.image_size,
             resize=self.resize,
@@ -192,11 +194,11 @@ class FGVCDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download on one process, if that is asked for."""
-        if not self.download or self.name == "birds":
+        if not self.download or self.dataset_name == "birds":
             return
         if self.root is None:
-            raise DataError(f"data.root: give a folder to download '{self.name}' into")
-        fetch_dataset(self.name, self.root)
+            raise DataError(f"data.root: give a folder to download '{self.dataset_name}' into")
+        fetch_dataset(self.dataset_name, self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the lists and check that every image they name is there."""
@@ -222,7 +224,7 @@ class FGVCDataModule(L.LightningDataModule):
         """In order, every image once."""
         if not self.splits["test"]:
             raise DataError(
-                f"data: '{self.name}' at {self.root} has no test images; add a test folder, or use --data.test_fraction"
+                f"data: '{self.dataset_name}' at {self.root} has no test images; add a test folder, or use --data.test_fraction"
             )
         return self._evaluation_loader("test")
 
@@ -267,7 +269,7 @@ class FGVCDataModule(L.LightningDataModule):
 
     def _banner(self) -> int:
         """Height in pixels of the strip to cut off at the bottom of every image."""
-        return AIRCRAFT_BANNER if self.name == "aircraft" and self.banner else 0
+        return AIRCRAFT_BANNER if self.dataset_name == "aircraft" and self.banner else 0
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Sample | None]:
         dataset = self._dataset(split)

@@ -138,15 +138,11 @@ def extract(archive: Path, folder: Path) -> None:
         elif zipfile.is_zipfile(archive):
             _unpack_zip(archive, temporary)
         else:
-            raise DataError(
-                f"{archive} is neither a tar nor a zip archive, or it is damaged; delete it and download it again."
-            )
+            raise DataError(f"{archive} is neither a tar nor a zip archive, or it is damaged; delete it and download it again.")
         members = list(temporary.iterdir())
         for member in members:
             if (folder / member.name).is_dir():
-                raise DataError(
-                    f"{folder / member.name} exists already; delete or rename it before unpacking {archive}."
-                )
+                raise DataError(f"{folder / member.name} exists already; delete or rename it before unpacking {archive}.")
         for member in members:
             member.replace(folder / member.name)
     except _DAMAGED as error:
@@ -183,9 +179,7 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
 def _require_inside(archive: Path, name: str, what: str = "member ") -> None:
     path = PureWindowsPath(name)  # splits at both kinds of slash and knows drives
     if path.drive or path.root or ".." in path.parts:
-        raise DataError(
-            f"{archive} is refused: {what}{name!r} leads out of the folder. Download it again from its publisher."
-        )
+        raise DataError(f"{archive} is refused: {what}{name!r} leads out of the folder. Download it again from its publisher.")
 
 
 @contextmanager
@@ -225,9 +219,7 @@ def _download(archive: Archive, target: Path, progress: bool) -> None:
                 return
             part.unlink()
             if not resumed:
-                raise DataError(
-                    f"{archive.url} delivered another file than expected (md5 {found}); it was deleted. {by_hand}"
-                )
+                raise DataError(f"{archive.url} delivered another file than expected (md5 {found}); it was deleted. {by_hand}")
         log.warning("Download of %s was interrupted; attempt %d of %d follows.", archive.url, attempt + 1, ATTEMPTS)
         time.sleep(PAUSE * 2 ** (attempt - 1))
 

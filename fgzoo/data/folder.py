@@ -65,8 +65,7 @@ def read_folder(root: Path, csv: Path | None = None, test_fraction: float = 0.0,
     class_names = tuple(sorted({label for label, _ in splits["train"]}, key=natural_order))
     targets = {name: target for target, name in enumerate(class_names)}
     train, val, test = (
-        tuple(Record(_posix(path), targets[label], root / path) for label, path in splits.get(split, ()))
-        for split in _SPLITS
+        tuple(Record(_posix(path), targets[label], root / path) for label, path in splits.get(split, ())) for split in _SPLITS
     )
     notes = []
     if test_fraction:
@@ -154,9 +153,7 @@ def _from_csv(csv: Path) -> dict[str, _Labelled]:
             splits.setdefault(split, []).append((unicodedata.normalize("NFC", label), Path(path)))
     except csv_format.Error as error:
         raise Row(csv, last + 1, ()).error(f"not a CSV line ({error}).") from error
-    return {
-        split: sorted(labelled, key=lambda item: natural_order(_posix(item[1]))) for split, labelled in splits.items()
-    }
+    return {split: sorted(labelled, key=lambda item: natural_order(_posix(item[1]))) for split, labelled in splits.items()}
 
 
 def _require_same_classes(root: Path, splits: dict[str, _Labelled]) -> None:

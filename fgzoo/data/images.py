@@ -73,9 +73,7 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is not an image that can be read (it starts with {data[:8]!r}).") from error
     except Exception as error:  # a damaged file makes decoders raise nearly any type
-        raise DataError(
-            f"{path} is damaged or incomplete: {error}. Replace it or take it out of the data set."
-        ) from error
+        raise DataError(f"{path} is damaged or incomplete: {error}. Replace it or take it out of the data set.") from error
 
 
 def active_decoder(decoder: DecoderName = "auto") -> Literal["torchcodec", "pillow"]:
@@ -115,9 +113,7 @@ def _torchcodec_jpeg() -> Callable[[bytes], Tensor] | None:
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
     # An orientation in XMP alone is honoured by Pillow and unknown to torchcodec.
-    return (
-        image.format == "JPEG" and image.mode in ("L", "RGB") and b"tiff:Orientation" not in image.info.get("xmp", b"")
-    )
+    return image.format == "JPEG" and image.mode in ("L", "RGB") and b"tiff:Orientation" not in image.info.get("xmp", b"")
 
 
 def _decode_with_pillow(image: Image.Image) -> Tensor:
@@ -127,9 +123,7 @@ def _decode_with_pillow(image: Image.Image) -> Tensor:
         gray = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise ValueError(
-            f"samples of 32 bits (Pillow mode {image.mode}) have no defined range; save the picture with 8 bits"
-        )
+        raise ValueError(f"samples of 32 bits (Pillow mode {image.mode}) have no defined range; save the picture with 8 bits")
     elif "transparency" in image.info:
         image = image.convert("RGBA")
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

@@ -237,9 +237,7 @@ def checked(listing: Listing, root: Path) -> Listing:
         )
     counts = Counter(record.name for record in (*listing.train, *listing.val, *listing.test))
     if repeated := [name for name, count in counts.items() if count > 1]:
-        raise DataError(
-            f"{root}: {len(repeated)} images are listed more than once: {first_five(repeated)}. Keep one each."
-        )
+        raise DataError(f"{root}: {len(repeated)} images are listed more than once: {first_five(repeated)}. Keep one each.")
     if missing := missing_images(listing):
         raise DataError(
             f"{root}: {len(missing)} of {len(counts)} listed images are missing: {first_five(missing)}. "

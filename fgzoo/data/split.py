@@ -62,9 +62,7 @@ def folds(records: Sequence[Record], k: int, seed: int) -> list[Split]:
     fold_of: dict[str, int] = {}
     for members in _shuffled_classes(records, seed):
         if len(members) < 2:
-            raise UsageError(
-                f"Class {members[0].target} has a single image; cross-validation needs two of every class."
-            )
+            raise UsageError(f"Class {members[0].target} has a single image; cross-validation needs two of every class.")
         for record in members:
             fold_of[record.name] = len(fold_of) % k  # goes on counting across classes: folds of equal size
     return [

@@ -256,9 +256,7 @@ def class_name(code: Code) -> str:
     Returns:
         A name that no other class has.
     """
-    return (
-        ", ".join(filter(None, (words[value] for words, value in zip(TRAITS.values(), code, strict=True)))) or "plain"
-    )
+    return ", ".join(filter(None, (words[value] for words, value in zip(TRAITS.values(), code, strict=True)))) or "plain"
 
 
 def contact_sheet(birds: SyntheticBirds, columns: int = 6) -> Image.Image:

@@ -73,9 +73,7 @@ class VerifyReport:
     def __str__(self) -> str:
         lines = [f"{self.dataset}: {_sizes(self.found)}"]
         if self.official is not None:
-            verdict = (
-                "as published" if self.found == self.official else f"a subset or variant of {_sizes(self.official)}"
-            )
+            verdict = "as published" if self.found == self.official else f"a subset or variant of {_sizes(self.official)}"
             lines.append(verdict)
         if self.missing:
             lines.append(f"{len(self.missing)} images missing: {first_five(self.missing)}")

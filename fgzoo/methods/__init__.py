@@ -46,7 +46,9 @@ def available() -> dict[str, tuple[str, dict[str, Any]]]:
     Returns:
         Name -> (class path, fixed arguments). An entry point can neither replace a built-in method nor fix arguments.
     """
-    found = {point.name: (point.value.replace(":", "."), {}) for point in entry_points(group="fgzoo.methods")}
+    found: dict[str, tuple[str, dict[str, Any]]] = {
+        point.name: (point.value.replace(":", "."), {}) for point in entry_points(group="fgzoo.methods")
+    }
     return {**found, **BUILT_IN}
 
 

@@ -367,7 +367,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         """The optimiser over [parameter_groups][], and its schedule, advanced every batch."""
         groups = self.parameter_groups()
         # Fused steps unscale half-precision gradients themselves, which leaves clipping nothing unscaled to measure.
-        fused = not (self.clip_norm is not None and "16-mixed" == str(self.trainer.precision))
+        fused = not (self.clip_norm is not None and str(self.trainer.precision) == "16-mixed")
         optimizer: torch.optim.Optimizer
         if self.optimizer_name == "sgd":
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused)
@@ -377,9 +377,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         if total == float("inf"):
             raise UsageError("trainer.max_epochs: a schedule needs an end; give a number of epochs")
         per_epoch = total / max(1, self.trainer.max_epochs or 1)
-        factor = schedule_factor(
-            self.schedule, int(total), per_epoch, self.warmup_epochs, self.milestones, self.gamma
-        )
+        factor = schedule_factor(self.schedule, int(total), per_epoch, self.warmup_epochs, self.milestones, self.gamma)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

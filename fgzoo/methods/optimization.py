@@ -64,9 +64,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def split_decay(
-    named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float, weight_decay: float
-) -> list[dict[str, Any]]:
+def split_decay(named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups of one learning rate: weights that decay; norms and biases (one dimension or none) that do not.
 
     Args:
@@ -78,7 +76,8 @@ def split_decay(
     Returns:
         At most two optimiser groups, empty ones left out.
     """
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for _, parameter in named:
         if parameter.requires_grad:
             (spared if parameter.ndim <= 1 else decayed).append(parameter)

@@ -17,6 +17,7 @@ differs; which level of another backbone the local stream reads (`local_stride`)
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,9 +181,7 @@ class RRANetwork(nn.Module):
         patch_maps = self.patch_features(images, boxes)
         z_l = self.local_stream(patch_maps.mean(dim=(2, 3))).unflatten(0, boxes.shape[:2]).mean(dim=1)
         z = z_g + self.fusion_weight * z_l
-        attention = torch.cat(
-            [self._global_map(images, maps, z, targets), self._local_map(images, patch_maps, boxes)], dim=1
-        )
+        attention = torch.cat([self._global_map(images, maps, z, targets), self._local_map(images, patch_maps, boxes)], dim=1)
         return MethodOutput(z, {"global": z_g, "local": z_l}, attention)
 
     def boxes(self, images: Tensor, features: Tensor, keys: Tensor | None) -> Tensor:
@@ -343,12 +342,12 @@ class RRA(FineGrainedClassifier):
         return terms
 
     def explain(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
-        """The focus at each step of the recursion: S = T maps; without a local stream the global map alone.
+        r"""The focus at each step of the recursion: S = T maps; without a local stream the global map alone.
 
         For every step t the local classifier is applied to h_t; Grad-CAM (Selvaraju et al., arXiv 1610.02391) of that logit on
         the patch stream's last map F gives
 
-        $$\\alpha^t_c = \\frac{1}{hw} \\frac{\\partial z^t_y}{\\partial x_c}, \\quad M^t = \\max(0, \\sum_c \\alpha^t_c F_c)$$
+        $$\alpha^t_c = \frac{1}{hw} \frac{\partial z^t_y}{\partial x_c}, \quad M^t = \max(0, \sum_c \alpha^t_c F_c)$$
 
         since x is F's average. So only the head is differentiated. The patches' maps are pasted into the image frame and summed,
         weighted by each patch's probability of the explained class.
@@ -435,9 +434,7 @@ def _step_gradients(stream: LocalStream, features: Tensor, targets: Tensor) -> t
         pooled = features.mean(dim=(2, 3)).clone().requires_grad_()
         logits = stream.classifier(stream.states(pooled))
         chosen = logits.gather(2, targets.clone()[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(2)
-        gradients = [
-            torch.autograd.grad(chosen[:, step].sum(), pooled, retain_graph=True)[0] for step in range(chosen.shape[1])
-        ]
+        gradients = [torch.autograd.grad(chosen[:, step].sum(), pooled, retain_graph=True)[0] for step in range(chosen.shape[1])]
         probability = stream(pooled.detach()).float().softmax(dim=1)
     weights = torch.stack(gradients, dim=1) / (height * width)
     return weights.detach(), probability.detach().gather(1, targets[:, None]).squeeze(1)
@@ -458,15 +455,16 @@ def read_boxes(path: Path, names: list[str], num_patches: int) -> Tensor:
         DataError: The file is missing or damaged, an image has no boxes, or boxes are not boxes.
     """
     try:
-        stored = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with np.load(path, allow_pickle=False) as stored:
+            absent = [name for name in names if name not in stored]
+            if absent:
+                shown = ", ".join(absent[:5])
+                raise DataError(f"model.patch_file: {path} has no boxes for {len(absent)} images, e.g. {shown}")
+            arrays = [np.asarray(stored[name], dtype=np.float32) for name in names]
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"model.patch_file: {path} cannot be read as .npz: {error}") from error
-    absent = [name for name in names if name not in stored]
-    if absent:
-        raise DataError(f"model.patch_file: {path} has no boxes for {len(absent)} images, e.g. {', '.join(absent[:5])}")
     rows = []
-    for name in names:
-        boxes = np.asarray(stored[name], dtype=np.float32)
+    for name, boxes in zip(names, arrays, strict=True):
         if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) < num_patches:
             raise DataError(f"model.patch_file: {path}, {name}: shape {boxes.shape}, needed ({num_patches}, 4)")
         if not ((boxes >= 0) & (boxes <= 1)).all() or not (boxes[:, :2] < boxes[:, 2:]).all():

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+
+import tests.backbones  # noqa: F401 - registers tiny_vgg
 from fgzoo.methods import available, find_method
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.testing import CHECKS, NUM_CLASSES
-
-import tests.backbones  # noqa: F401 - registers tiny_vgg
 
 #: One tiny network of each family: resnet, vgg, mobilenet, convnext, vision transformer.
 BACKBONES = ("test_resnet", "tiny_vgg", "test_efficientnet", "test_convnext", "test_vit")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from fgzoo.errors import CheckpointError, UsageError
-from fgzoo.nn import Backbone
 from safetensors.torch import save_file
 
 import tests.backbones  # noqa: F401 - registers tiny_vgg
+from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.nn import Backbone
 
 FAMILIES = ("test_resnet", "tiny_vgg", "test_efficientnet", "test_convnext", "test_vit")
 
@@ -86,7 +86,9 @@ def test_weights_with_code_are_not_executed(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
-@pytest.mark.parametrize(("name", "content"), [("bad.safetensors", b"\xff" * 64), ("bad.pth", b"text"), ("empty.safetensors", b"")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("bad.safetensors", b"\xff" * 64), ("bad.pth", b"text"), ("empty.safetensors", b"")]
+)
 def test_damaged_weights_are_refused_by_name(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name):
@@ -109,7 +111,7 @@ def test_unreachable_hub_says_how_to_supply_weights(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_url", refuse, raising=False)
-    with pytest.raises(UsageError, match="--model.backbone_weights PATH"):
+    with pytest.raises(UsageError, match=r"--model\.backbone_weights PATH"):
         Backbone("test_resnet", pretrained=True)
 
 

@@ -1,0 +1,388 @@
+"""RRA against its equations, `nn.LSTM` and plain Grad-CAM; its arguments; its patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+from fgzoo.errors import DataError, UsageError
+from fgzoo.methods.rra import RRA, GlobalStream, LocalStream, RRANetwork, read_boxes
+from fgzoo.nn import crop_boxes, normalize_map, paste_boxes
+from fgzoo.testing import evaluation_mode, example_batch
+
+SMALL: dict[str, Any] = {"hidden_size": 24, "global_width": 16, "steps": 4}
+
+
+def make(**arguments: Any) -> RRA:
+    torch.manual_seed(0)
+    return RRA(**{"num_classes": 5, "backbone": "test_efficientnet", "pretrained": False, **SMALL, **arguments})
+
+
+def network(model: RRA) -> RRANetwork:
+    assert isinstance(model.network, RRANetwork)
+    return model.network
+
+
+# ---------------------------------------------------------------------- the equations
+
+
+def test_global_stream_follows_the_equations() -> None:
+    torch.manual_seed(0)
+    stream = GlobalStream(3, 4, width=6).double()
+    features = torch.randn(2, 3, 4, 5, dtype=torch.double)
+    logits, maps = stream(features)
+    first, second = stream.added[0], stream.added[2]
+    for n in range(2):
+        pooled = torch.zeros(6, dtype=torch.double)
+        for i in range(4):
+            for j in range(5):
+                hidden = (first.weight[:, :, 0, 0] @ features[n, :, i, j] + first.bias).clamp_min(0)
+                value = (second.weight[:, :, 0, 0] @ hidden + second.bias).clamp_min(0)
+                torch.testing.assert_close(maps[n, :, i, j], value)
+                pooled += value / 20
+        torch.testing.assert_close(logits[n], stream.classifier.weight @ pooled + stream.classifier.bias)
+
+
+def test_local_stream_follows_the_equations() -> None:
+    torch.manual_seed(0)
+    stream = LocalStream(7, 4, steps=5, hidden_size=6).double()
+    pooled = torch.randn(3, 7, dtype=torch.double)
+    assert isinstance(stream.project, torch.nn.Linear)
+    assert stream.recursion is not None
+    assert stream.attention is not None
+    lstm = torch.nn.LSTM(6, 6, num_layers=2, batch_first=True).double()
+    for layer, cell in enumerate(stream.recursion.cells):
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            getattr(lstm, f"{name}_l{layer}").data.copy_(getattr(cell, name))
+    x = pooled @ stream.project.weight.T + stream.project.bias
+    hidden, _ = lstm(x[:, None].repeat(1, 5, 1))
+    energy = hidden @ stream.attention.score.weight[0] + stream.attention.score.bias
+    weights = energy.exp() / energy.exp().sum(dim=1, keepdim=True)
+    context = (weights[:, :, None] * hidden).sum(dim=1)
+    expected = context @ stream.classifier.weight.T + stream.classifier.bias
+    torch.testing.assert_close(stream(pooled), expected)
+
+
+def test_paper_width_needs_no_projection() -> None:
+    assert isinstance(LocalStream(512, 4).project, torch.nn.Identity)
+
+
+def test_fusion_is_global_plus_lambda_local() -> None:
+    model = evaluation_mode(make(fusion_weight=0.3))
+    with torch.no_grad():
+        output = model(example_batch()[0])
+    torch.testing.assert_close(output.logits, output.heads["global"] + 0.3 * output.heads["local"])
+
+
+def test_loss_is_the_global_plus_lambda_the_local_cross_entropy() -> None:
+    model = make(fusion_weight=0.3).train()
+    images, targets, keys = example_batch()
+    output = model(images, targets, keys)
+    terms = model.loss(output, targets)
+    torch.testing.assert_close(terms["global"], torch.nn.functional.cross_entropy(output.heads["global"], targets))
+    torch.testing.assert_close(terms["local"], 0.3 * torch.nn.functional.cross_entropy(output.heads["local"], targets))
+
+
+def test_initialisation_is_the_authors() -> None:
+    torch.manual_seed(0)
+    stream = GlobalStream(64, 200, width=1024)
+    assert stream.classifier.weight.detach().std().item() == pytest.approx(0.01, rel=0.05)
+    assert stream.classifier.bias.detach().abs().sum() == 0
+    fan_out = (2 / 1024) ** 0.5
+    assert stream.added[0].weight.detach().std().item() == pytest.approx(fan_out, rel=0.05)
+
+
+def test_the_paper_network_has_the_papers_shapes() -> None:
+    with torch.device("meta"):
+        model = RRA(200, pretrained=False)
+    net = network(model)
+    assert net.global_backbone.levels[-1] == (512, 32)
+    assert net.local_backbone is not None
+    assert net.local_backbone.levels[-1] == (512, 16)
+    assert net.local_stream is not None
+    assert net.local_stream.recursion is not None
+    assert [tuple(cell.weight_hh.shape) for cell in net.local_stream.recursion.cells] == [(2048, 512)] * 2
+
+
+def test_streams_do_not_share_weights() -> None:
+    net = network(make())
+    assert net.local_backbone is not None
+    mine = {id(parameter) for parameter in net.global_backbone.parameters()}
+    assert not mine & {id(parameter) for parameter in net.local_backbone.parameters()}
+
+
+# ---------------------------------------------------------------------- patches
+
+
+def test_local_crop_has_half_the_side() -> None:
+    net = network(evaluation_mode(make(local_stride=4)))
+    maps = net.patch_features(torch.randn(1, 3, 128, 96), torch.tensor([[[0.0, 0, 1, 1]]]))
+    assert maps.shape[-2:] == (128 // 2 // 4, 96 // 2 // 4)
+
+
+def test_testing_takes_the_first_patches_and_averages_them() -> None:
+    model = evaluation_mode(make(test_patches=3))
+    net, images = network(model), example_batch()[0]
+    with torch.no_grad():
+        boxes = net.boxes(images, net.global_backbone(images)[-1], None)
+        assert boxes.shape == (4, 3, 4)
+        assert net.local_stream is not None
+        each = [net.local_stream(net.patch_features(images, boxes[:, k : k + 1]).mean((2, 3))) for k in range(3)]
+        torch.testing.assert_close(model(images).heads["local"], torch.stack(each).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_training_draws_one_of_all_candidates() -> None:
+    net = network(make(patches="random")).train()
+    images = torch.randn(64, 3, 64, 64)
+    features = net.global_backbone(images)[-1]
+    index = torch.arange(64)
+    keys = torch.stack([index * 0, index * 0, index], dim=1)
+    chosen = net.boxes(images, features, keys)
+    candidates = net._candidates(images, features, keys)
+    assert chosen.shape == (64, 1, 4)
+    which = (candidates == chosen).all(dim=2).float().argmax(dim=1)
+    assert (candidates == chosen).all(dim=2).any(dim=1).all()
+    assert len(which.unique()) >= 8
+
+
+def test_training_draws_anew_every_epoch() -> None:
+    net = network(make()).train()
+    images = torch.randn(16, 3, 64, 64)
+    features = net.global_backbone(images)[-1]
+    index = torch.arange(16)
+    first, second = (net.boxes(images, features, torch.stack([index * 0, index * 0 + e, index], 1)) for e in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_no_gradient_flows_through_the_boxes() -> None:
+    model = make().train()
+    images, targets, keys = example_batch()
+    model(images, targets, keys).heads["local"].sum().backward()
+    assert all(parameter.grad is None for parameter in network(model).global_backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"local": False},
+        {"recursion": False},
+        {"steps": 1},
+        {"attend_over_time": False},
+        {"hidden_size": 16},
+        {"global_width": 8},
+        {"fusion_weight": 0.5},
+        {"patches": "center"},
+        {"patches": "random"},
+        {"test_patches": 1},
+        {"local_stride": 8},
+    ],
+    ids=lambda arguments: "-".join(f"{k}={v}" for k, v in arguments.items()),
+)
+def test_every_argument_changes_the_output(arguments: dict[str, Any]) -> None:
+    images = example_batch()[0]
+    with torch.no_grad():
+        usual, other = (evaluation_mode(make(**more))(images).logits for more in ({}, arguments))
+    assert not torch.allclose(usual, other, atol=1e-7)
+
+
+def test_num_patches_changes_what_training_sees() -> None:
+    images, targets, keys = example_batch(batch=8)
+    usual, other = (make(num_patches=n, test_patches=1).train()(images, targets, keys).logits for n in (10, 1))
+    assert not torch.allclose(usual, other)
+
+
+# ---------------------------------------------------------------------- stored boxes
+
+
+def write_boxes(path: Path, names: list[str], boxes: np.ndarray) -> Path:
+    np.savez(path, **dict.fromkeys(names, boxes))  # type: ignore[arg-type]
+    return path
+
+
+def test_stored_boxes_are_looked_up_by_name(tmp_path: Path) -> None:
+    boxes = np.array([[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 1]])
+    path = tmp_path / "boxes.npz"
+    np.savez(path, **{"a/1.jpg": boxes, "b 2.jpg": boxes[::-1]})
+    table = read_boxes(path, ["b 2.jpg", "a/1.jpg"], 2)
+    assert table[0].tolist() == boxes[::-1].tolist()
+    assert table[1].tolist() == boxes.tolist()
+
+
+def test_stored_boxes_reach_the_network() -> None:
+    net = network(make(patches="file", patch_file="boxes.npz", num_patches=2, test_patches=2)).eval()
+    net.stored_boxes = torch.rand(9, 2, 4).sort(dim=-1).values
+    keys = torch.tensor([[0, 0, 7], [0, 0, 3]])
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(net.boxes(images, images, keys), net.stored_boxes[[7, 3]])
+
+
+def test_stored_boxes_need_named_images() -> None:
+    model = make(patches="file", patch_file="boxes.npz").eval()
+    with pytest.raises(UsageError, match="looks boxes up by the images' names"):
+        model(example_batch()[0])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (np.zeros((1, 4)), r"needed \(2, 4\)"),
+        (np.zeros((2, 3)), r"needed \(2, 4\)"),
+        (np.array([[0, 0, 1, 2.0]] * 2), "within"),
+        (np.array([[0.5, 0, 0.5, 1.0]] * 2), "x0 < x1"),
+    ],
+)
+def test_bad_boxes_are_named(tmp_path: Path, boxes: np.ndarray, message: str) -> None:
+    path = write_boxes(tmp_path / "boxes.npz", ["a.jpg"], boxes)
+    with pytest.raises(DataError, match=rf"boxes\.npz, a\.jpg: .*{message}"):
+        read_boxes(path, ["a.jpg"], 2)
+
+
+def test_images_without_boxes_are_named(tmp_path: Path) -> None:
+    path = write_boxes(tmp_path / "boxes.npz", ["a.jpg"], np.array([[0, 0, 1, 1]]))
+    with pytest.raises(DataError, match=r"no boxes for 1 images, e\.g\. b\.jpg"):
+        read_boxes(path, ["a.jpg", "b.jpg"], 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", None])
+def test_unreadable_box_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "boxes.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"boxes\.npz cannot be read"):
+        read_boxes(path, ["a.jpg"], 1)
+
+
+def test_box_file_with_code_is_not_executed(tmp_path: Path) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "boxes.npz"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (canary,)
+
+    np.savez(path, **{"a.jpg": np.array([Evil()], dtype=object)})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"boxes\.npz"):
+        read_boxes(path, ["a.jpg"], 1)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"test_patches": 11}, "test_patches"),
+        ({"test_patches": 0}, "test_patches"),
+        ({"patches": "file"}, "patch_file"),
+        ({"patch_file": "boxes.npz"}, "patch_file"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make(**arguments)
+
+
+# ---------------------------------------------------------------------- explanations
+
+
+def plain_grad_cam(net: RRANetwork, patches: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
+    """Grad-CAM by differentiating the logit with respect to the last map itself, position by position."""
+    assert net.local_backbone is not None
+    assert net.local_stream is not None
+    features = net.local_backbone(patches)[-1].detach().requires_grad_()
+    logits = net.local_stream.classifier(net.local_stream.states(features.mean((2, 3))))[:, step]
+    gradient = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), features)[0]
+    weights = gradient.mean(dim=(2, 3))
+    return (weights[:, :, None, None] * features).sum(dim=1).clamp_min(0).detach()
+
+
+def test_explain_equals_plain_grad_cam_pasted_and_weighted() -> None:
+    model = evaluation_mode(make())
+    net, (images, targets, _) = network(model), example_batch((96, 64))
+    with torch.no_grad():
+        boxes = net.boxes(images, net.global_backbone(images)[-1], None)
+        patches = crop_boxes(images, boxes, (48, 32))
+        assert net.local_stream is not None
+        probability = net.local_stream(net.patch_features(images, boxes).mean((2, 3))).softmax(1)
+    repeated = targets.repeat_interleave(4)
+    weights = probability.gather(1, repeated[:, None]).view(4, 4)
+    expected = []
+    for step in range(4):
+        cams = normalize_map(plain_grad_cam(net, patches, repeated, step)).unflatten(0, (4, 4))
+        pasted = paste_boxes(cams[:, :, None], boxes, (96, 64))[:, :, 0]
+        expected.append((weights[:, :, None, None] * pasted).sum(1))
+    torch.testing.assert_close(model.explain(images, targets), normalize_map(torch.stack(expected, 1)), atol=1e-4, rtol=1e-3)
+
+
+def test_head_gradients_equal_the_grad_cam_library() -> None:
+    model = evaluation_mode(make(local_stride=8))
+    net = network(model)
+    patches = torch.randn(2, 3, 48, 32)
+    targets = [1, 3]
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.last = net, torch.nn.Identity()
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            assert net.local_backbone is not None
+            assert net.local_stream is not None
+            features = self.last(net.local_backbone(batch)[-1])
+            return net.local_stream.classifier(net.local_stream.states(features.mean((2, 3))))[:, 2]
+
+    wrapped = Wrapped().eval()
+    with GradCAM(wrapped, [wrapped.last]) as library:
+        theirs = library(patches, [ClassifierOutputTarget(t) for t in targets])
+    ours = plain_grad_cam(net, patches, torch.tensor(targets), step=2)
+    ours = torch.nn.functional.interpolate(ours[:, None], size=(48, 32), mode="bilinear", align_corners=False)[:, 0]
+    for mine, other in zip(ours, torch.from_numpy(theirs), strict=True):
+        low, high = mine.min(), mine.max()
+        correlation = torch.corrcoef(torch.stack([((mine - low) / (high - low + 1e-7)).flatten(), other.flatten()]))[0, 1]
+        assert correlation > 0.99
+
+
+def test_explain_depends_on_the_class() -> None:
+    model = evaluation_mode(make())
+    images = example_batch()[0]
+    first, second = (model.explain(images, torch.full((4,), k)) for k in (0, 1))
+    assert not torch.allclose(first, second)
+
+
+def test_explain_defaults_to_the_predicted_class() -> None:
+    model = evaluation_mode(make())
+    images = example_batch()[0]
+    with torch.no_grad():
+        predicted = model(images).logits.argmax(dim=1)
+    assert torch.equal(model.explain(images), model.explain(images, predicted))
+
+
+def test_steps_are_explained_differently_after_training() -> None:
+    model = make().train()
+    images, targets, keys = example_batch((96, 96))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(25):
+        optimizer.zero_grad()
+        torch.stack(list(model.loss(model(images, targets, keys), targets).values())).sum().backward()
+        optimizer.step()
+    maps = evaluation_mode(model).explain(images, targets)
+    assert maps.shape[1] == 4
+    assert (maps[:, 0] - maps[:, -1]).abs().max() > 1e-3
+
+
+def test_parent_explains_by_its_global_map() -> None:
+    model = evaluation_mode(make(local=False))
+    images = example_batch()[0]
+    assert model.explain(images).shape == (4, 1, 64, 64)
+
+
+def test_attention_shows_the_class_that_is_asked_for() -> None:
+    model = evaluation_mode(make())
+    images = example_batch()[0]
+    with torch.no_grad():
+        first, second = (model(images, torch.full((4,), k)).attention[:, 0] for k in (0, 1))
+    assert not torch.allclose(first, second)
