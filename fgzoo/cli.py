@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from fgzoo.errors import UsageError
 
@@ -75,6 +76,8 @@ def _train(verb: str, arguments: list[str]) -> int:
         os.environ["HOME"] = os.environ.get("TMPDIR", "/tmp")
     # Threads that spin while they wait make every other process on the cores, loader workers too, many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A method of one's own may lie in the folder one works in; appended, so that no file there hides an installed module.
+    sys.path.append(str(Path.cwd()))
     from fgzoo.training.command import run
 
     try:

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
 from fgzoo.cli import main as fgzoo
 from fgzoo.data.datamodule import FGVCDataModule
-from fgzoo.data.synthetic import SyntheticBirds
+from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.interpret.overlays import attention_picture, in_input_frame
-from fgzoo.training.run import next_folder
+from fgzoo.training.run import CONFIG, next_folder
 from fgzoo.zoo.checkpoint import load
 
 
@@ -31,7 +32,13 @@ class Result:
     metrics: dict[str, float]
 
 
-def demo(method: str = "rra", output: Path | None = None, epochs: int | None = None, pictures: int = 5) -> None:
+def demo(
+    method: str = "rra",
+    output: Path | None = None,
+    epochs: int | None = None,
+    pictures: int = 5,
+    more: list[str] | None = None,
+) -> None:
     """Train, test, compare and explain on the built-in data.
 
     Args:
@@ -39,15 +46,16 @@ def demo(method: str = "rra", output: Path | None = None, epochs: int | None = N
         output: Folder of everything the demo makes; by default a new one below `demo`.
         epochs: Epochs of the method; by default its recipe's. The baseline gets as many as fit into the same time.
         pictures: Images in the attention picture.
+        more: Further arguments of every `fgzoo fit`, e.g. `["--data.birds.difficulty=hard"]`.
     """
     console = Console(soft_wrap=True)
     output = output or next_folder(Path("demo"))
     started = time.perf_counter()
-    results = [train(method, output / method, epochs)]
+    results = [train(method, output / method, epochs, more)]
     if method != "baseline":
-        probe = train("baseline", output / "probe", 2)
+        probe = train("baseline", output / "probe", 2, more)
         fitting = max(1, round(results[0].seconds / (probe.seconds / probe.epochs)))
-        results.append(train("baseline", output / "baseline", fitting))
+        results.append(train("baseline", output / "baseline", fitting, more))
     picture = explain(results[0].folder, output / "attention.png", pictures)
 
     table = Table(title="Synthetic birds, test split", title_justify="left")
@@ -58,22 +66,28 @@ def demo(method: str = "rra", output: Path | None = None, epochs: int | None = N
         shown += [f"{result.metrics['test/nll']:.3f}", f"{result.metrics['test/ece']:.3f}"]
         table.add_row(result.name, str(result.epochs), f"{result.seconds:.0f}", *shown)
     console.print(table)
-    console.print(f"Chance is {100 / FGVCDataModule('birds').num_classes:.1f} %. Everything took {time.perf_counter() - started:.0f} s.")
-    console.print(f"Where it looked: {picture}\nRuns:            {', '.join(str(result.folder) for result in results)}", highlight=False)
+    console.print(
+        f"Chance is {100 / data_of(results[0].folder).num_classes:.1f} %. Everything took {time.perf_counter() - started:.0f} s."
+    )
+    console.print(
+        f"Where it looked: {picture}\nRuns:            {', '.join(str(result.folder) for result in results)}",
+        highlight=False,
+    )
 
 
-def train(method: str, folder: Path, epochs: int | None) -> Result:
+def train(method: str, folder: Path, epochs: int | None, more: list[str] | None) -> Result:
     """Run `fgzoo fit` and `fgzoo test`, and read what they wrote.
 
     Args:
         method: Name of a recipe for the birds.
         folder: The run's folder.
         epochs: Epochs, where they are not the recipe's.
+        more: Further arguments of `fgzoo fit`.
 
     Returns:
         The result.
     """
-    arguments = ["fit", "--config", f"birds/{method}", "--output", str(folder)]
+    arguments = ["fit", "--config", f"birds/{method}", "--output", str(folder), *(more or [])]
     arguments += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
     started = time.perf_counter()
     _check(fgzoo(arguments))
@@ -99,7 +113,7 @@ def explain(run: Path, path: Path, pictures: int) -> Path:
     """
     model = load(run)
     assert model.card is not None
-    data = FGVCDataModule("birds", image_size=model.card.image_size, resize=model.card.resize)
+    data = data_of(run)
     records, birds = data.splits["test"], SyntheticBirds(data.birds)
     step = max(1, len(records) // pictures)
     chosen = [record for record in records[::step] if birds.deciding_part(record) is not None][:pictures]
@@ -118,6 +132,19 @@ def explain(run: Path, path: Path, pictures: int) -> Path:
         marks.append(in_input_frame(part.x, part.y, data.birds.size, model.card.resize, model.card.image_size))
     names = [f"step {index + 1} of {maps.shape[1]}" for index in shown]
     return attention_picture(path, images, maps[:, shown], names, captions, marks)
+
+
+def data_of(run: Path) -> FGVCDataModule:
+    """The birds that a run was trained on.
+
+    Args:
+        run: The run's folder.
+
+    Returns:
+        A data module with the same birds.
+    """
+    settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["data"]
+    return FGVCDataModule(**{**settings, "birds": Birds(**settings["birds"])})
 
 
 def _check(status: int) -> None:

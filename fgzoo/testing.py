@@ -32,9 +32,7 @@ SIZES = ((64, 64), (96, 96), (96, 64))
 Make = Callable[[], FineGrainedClassifier]
 
 
-def check_method(
-    cls: type[FineGrainedClassifier], backbone: str = "test_efficientnet", **arguments: Any
-) -> None:
+def check_method(cls: type[FineGrainedClassifier], backbone: str = "test_efficientnet", **arguments: Any) -> None:
     """Run every check on a method.
 
     Args:

@@ -58,7 +58,10 @@ def attention_picture(
     figure = Figure(figsize=(1.65 * (steps + 1) + 2.2, 1.75 * count + 0.4), layout="constrained")
     axes = figure.subplots(count, steps + 1, squeeze=False)
     for row in range(count):
-        shown = [images[row].permute(1, 2, 0).cpu().numpy(), *(overlay(images[row], maps[row, s]) for s in range(steps))]
+        shown = [
+            images[row].permute(1, 2, 0).cpu().numpy(),
+            *(overlay(images[row], maps[row, s]) for s in range(steps)),
+        ]
         for column, picture in enumerate(shown):
             cell = axes[row][column]
             cell.imshow(picture)
@@ -69,7 +72,14 @@ def attention_picture(
                 cell.set_title(["image", *map_names][column], fontsize=9)
             mark = None if marks is None else marks[row]
             if mark is not None:
-                cell.plot(*mark, marker="o", markersize=13, markerfacecolor="none", markeredgecolor="#35c2ff", markeredgewidth=1.4)
+                cell.plot(
+                    *mark,
+                    marker="o",
+                    markersize=13,
+                    markerfacecolor="none",
+                    markeredgecolor="#35c2ff",
+                    markeredgewidth=1.4,
+                )
         axes[row][0].set_ylabel(captions[row], fontsize=8, rotation=0, ha="right", va="center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

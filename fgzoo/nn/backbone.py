@@ -92,9 +92,7 @@ class Backbone(nn.Module):
                 images, indices=self._indices, stop_early=True, output_fmt="NCHW", intermediates_only=True
             )
             return maps
-        final, maps = self.model.forward_intermediates(
-            images, indices=self._indices, norm=self._reshaped, output_fmt="NCHW"
-        )
+        final, maps = self.model.forward_intermediates(images, indices=self._indices, norm=self._reshaped, output_fmt="NCHW")
         return maps if self._reshaped else [*maps[:-1], final]
 
 

@@ -30,7 +30,8 @@ def activation_boxes(features: Tensor, num_boxes: int, percentile: float = 0.95,
         upsample: Factor of the enlargement.
 
     Returns:
-        (B, num_boxes, 4); the whole image where a map is constant. With fewer channels than boxes the strongest are repeated in turn.
+        (B, num_boxes, 4); the whole image where a map is constant. With fewer channels than boxes the
+        strongest are repeated in turn.
     """
     features = features.detach().float()
     batch, channels, height, width = features.shape

@@ -1,0 +1,52 @@
+"""The demo, at a hundredth of its size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fgzoo.demo import demo
+from fgzoo.interpret.overlays import attention_picture, in_input_frame, overlay
+
+TINY = ["--data.birds", "{classes: 4, train_per_class: 8, test_per_class: 4, size: 64}", "--data.image_size", "64"]
+TINY += ["--data.resize", "72", "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
+
+
+def test_demo_trains_tests_compares_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo(method="rra", output=tmp_path / "demo", epochs=1, pictures=2, more=TINY)
+    shown = capsys.readouterr().out
+    assert "rra" in shown
+    assert "baseline" in shown
+    assert "Chance is 25.0 %" in shown
+    with Image.open(tmp_path / "demo" / "attention.png") as picture:
+        assert picture.width > picture.height
+    for method in ("rra", "baseline"):
+        assert "test/top1" in (tmp_path / "demo" / method / "metrics.csv").read_text()
+
+
+def test_overlay_shows_the_image_where_the_map_is_one_and_dims_it_where_it_is_zero() -> None:
+    image = torch.full((3, 4, 4), 200, dtype=torch.uint8)
+    attention = torch.zeros(4, 4)
+    attention[:, 2:] = 1.0
+    plain = overlay(image, attention, strength=0.0)
+    assert plain[0, 3].tolist() == pytest.approx([200 / 255] * 3)
+    assert plain[0, 0].tolist() == pytest.approx([0.6 * 200 / 255] * 3)
+
+
+def test_picture_has_a_row_an_image_and_a_column_a_map(tmp_path: Path) -> None:
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    one, three = (
+        attention_picture(tmp_path / f"{steps}.png", images, torch.rand(2, steps, 32, 32), ["map"] * steps, ["a", "b"])
+        for steps in (1, 3)
+    )
+    with Image.open(one) as narrow, Image.open(three) as wide:
+        assert wide.width > narrow.width
+        assert wide.height == narrow.height
+
+
+def test_a_point_keeps_its_place_through_resize_and_crop() -> None:
+    assert in_input_frame(64, 64, size=128, resize=128, crop=112) == (56, 56)
+    assert in_input_frame(10, 20, size=64, resize=128, crop=128) == (20, 40)
