@@ -112,9 +112,7 @@ def histogram_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
         def logits(x: Tensor, weight: Tensor = weight) -> Tensor:
             return (x - mean) / std @ weight[:-1] + weight[-1]
 
-        def closure(
-            optimizer: torch.optim.Optimizer = optimizer, weight: Tensor = weight, decay: float = decay
-        ) -> float:
+        def closure(optimizer: torch.optim.Optimizer = optimizer, weight: Tensor = weight, decay: float = decay) -> float:
             optimizer.zero_grad()
             loss = F.cross_entropy(logits(inputs, weight), targets) + decay * weight[:-1].square().sum()
             loss.backward()

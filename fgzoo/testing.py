@@ -226,6 +226,9 @@ def check_inference_mode(make: Make) -> None:
         maps = model.explain(images)
     assert torch.allclose(maps, model.explain(images), atol=1e-5), "explain() differs inside inference_mode"
     assert not model.network.training, "explain() left the network in training mode"
+    model.train()
+    assert torch.allclose(maps, model.explain(images), atol=1e-5), "explain() differs in training mode"
+    assert model.network.training, "explain() left the network in evaluation mode"
     assert all(parameter.grad is None for parameter in model.parameters()), "explain() left gradients"
 
 

@@ -19,7 +19,7 @@ DATASETS = {
     "birds": "synthetic birds, built in: nothing to download; size and difficulty by --data.birds.*",
     "cub": "CUB-200-2011: 200 birds, 5,994 training and 5,794 test images",
     "cars": "Stanford Cars: 196 models, 8,144 training and 8,041 test images",
-    "aircraft": "FGVC-Aircraft 2013b: 100 variants (70 families, 41 manufacturers), 6,667 and 3,333 images",
+    "aircraft": "FGVC-Aircraft 2013b: 100 variants (70 families, 30 manufacturers), 6,667 and 3,333 images",
     "folder": "your own images: class folders, or a CSV of path,label,split",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import lightning as L
 from torch import Tensor
@@ -101,6 +101,8 @@ class FGVCDataModule(L.LightningDataModule):
             raise UsageError(f"data.image_size: {image_size} pixels is less than 32, which no backbone can take")
         if batch_size < 1:
             raise UsageError(f"data.batch_size: {batch_size}; at least 1")
+        if num_workers is not None and num_workers < 0:
+            raise UsageError(f"data.num_workers: {num_workers}; at least 0, which reads in the process itself")
         if folds and val_fraction:
             raise UsageError("data.folds and data.val_fraction both hold images out; give one of them")
         if folds and (folds < 2 or not 0 <= fold < folds):
@@ -131,6 +133,7 @@ class FGVCDataModule(L.LightningDataModule):
         self.test_fraction = test_fraction
         self.birds = birds
         self._datasets: dict[Split, RecordDataset] = {}
+        self._resumed_epoch = 0
 
     # ------------------------------------------------------------------ what is known without opening an image
 
@@ -206,14 +209,23 @@ class FGVCDataModule(L.LightningDataModule):
         if stage in (None, "fit") and len(splits["train"]) < 2:
             raise DataError(f"data: {len(splits['train'])} training images; batch-norm needs at least 2")
 
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch that comes after a checkpoint."""
+        return {"next_epoch": 0 if self.trainer is None else self.trainer.current_epoch + 1}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with that epoch."""
+        self._resumed_epoch = int(state_dict["next_epoch"])
+
     def train_dataloader(self) -> DataLoader[Sample | None]:
         """Shuffled; an incomplete last batch is dropped (the samples differ every epoch), unless it is the only one."""
         dataset = self._dataset("train")
         rank, world_size = self._rank()
         sampler = EpochSampler(len(dataset), True, self.seed, rank, world_size)
         if self.trainer is not None:
-            # A resumed run must go on with its own epoch's order, whenever its loader is made.
-            sampler.set_epoch(self.trainer.current_epoch)
+            # The loader of a resumed run is made, and its workers begin to read, before the trainer knows its epoch.
+            sampler.set_epoch(max(self.trainer.current_epoch, self._resumed_epoch))
+            self._resumed_epoch = 0
         return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample | None] | list[DataLoader[Sample | None]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,6 +17,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
@@ -190,7 +192,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         Returns:
             (B, S, H, W) in [0, 1], from coarse to fine.
         """
-        with torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             output: MethodOutput = self.network(images, targets)
         return F.interpolate(output.attention, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -207,6 +209,17 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             The backbone.
         """
         return Backbone(name or self.backbone, self.pretrained, self.backbone_weights, max_stride)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The network in evaluation mode for a while; afterwards every module is as it was."""
+        modes = [(module, module.training) for module in self.network.modules()]
+        self.network.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy with this model's label smoothing, for classes (B,) or probabilities (B, K)."""
@@ -330,17 +343,22 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
                 self._head_hits.setdefault(name, []).append((head.argmax(dim=1) == targets).float())
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the counts of earlier rounds."""
+        """Forget the counts of earlier rounds; refuse to score what was never trained, unless it is being trained."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._require_training("validate")
         self._reset_evaluation()
 
     def on_test_epoch_start(self) -> None:
         """Refuse to test what was never trained: its accuracy would be chance."""
+        self._require_training("test")
+        self._reset_evaluation()
+
+    def _require_training(self, verb: str) -> None:
         if not self.trained:
             raise UntrainedError(
-                f"test: this {type(self).__name__} has never been trained, and chance is no result; give a checkpoint by "
+                f"{verb}: this {type(self).__name__} has never been trained, and chance is no result; give a checkpoint by "
                 f"--ckpt_path, or train it first"
             )
-        self._reset_evaluation()
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/...`."""

@@ -363,18 +363,13 @@ class RRA(FineGrainedClassifier):
         assert isinstance(network, RRANetwork)
         if network.local_stream is None:
             return super().explain(images, targets)
-        was_training = network.training
-        network.eval()
-        try:
+        with self.evaluating():
             with torch.no_grad():
                 if targets is None:
                     targets = network(images).logits.argmax(dim=1)
                 boxes = network.boxes(images, network.global_backbone(images)[-1], None)
                 features = network.patch_features(images, boxes).float()
-            owner_targets = targets.repeat_interleave(boxes.shape[1])
-            weights, probability = _step_gradients(network.local_stream, features, owner_targets)
-        finally:
-            network.train(was_training)
+            weights, probability = _step_gradients(network.local_stream, features, targets.repeat_interleave(boxes.shape[1]))
         cams = normalize_map(torch.einsum("ntc,nchw->nthw", weights, features)).unflatten(0, boxes.shape[:2])
         pasted = paste_boxes(cams, boxes, (images.shape[-2], images.shape[-1]))
         return normalize_map(torch.einsum("bn,bnthw->bthw", probability.view(boxes.shape[:2]), pasted))

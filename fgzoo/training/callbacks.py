@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from fgzoo.data.dataset import sample_seed
@@ -30,9 +31,7 @@ class ReproducibleSteps(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed torch's generators for this step."""
         done = trainer.current_epoch * int(min(trainer.num_training_batches, 2**31)) + batch_idx
         torch.manual_seed(sample_seed(self.seed, trainer.global_rank, done))
@@ -57,31 +56,35 @@ class RunRecord(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.config is not None:
             (self.folder / CONFIG).write_text(self.config)
-        name = "environment.json" if stage == "fit" else f"environment_{stage}.json"
+        name = "environment.json" if stage == "fit" else f"environment_{TrainerFn(stage).value}.json"
         write_json(self.folder / name, environment())
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and data is not None:
             splits = {split: len(records) for split, records in data.splits.items()}
             write_json(self.folder / "data.json", {**asdict(data.card), "images": splits, "notes": list(data.listing.notes)})
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drop the rows of metrics.csv that a resumed run does again."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop the rows of metrics.csv that a resumed run does again (its epoch is not known any earlier)."""
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.forget_from(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say how many images were skipped, once an epoch."""
-        skipped = trainer.datamodule.skipped() if hasattr(trainer, "datamodule") and hasattr(trainer.datamodule, "skipped") else []
+        skipped = (
+            trainer.datamodule.skipped() if hasattr(trainer, "datamodule") and hasattr(trainer.datamodule, "skipped") else []
+        )
         if skipped:
             write_json(self.folder / "skipped.json", skipped)
             warnings.warn(
-                f"{len(skipped)} training images cannot be read and are skipped, e.g. {', '.join(skipped[:3])}", stacklevel=2
+                f"{len(skipped)} training images cannot be read and are skipped, e.g. {', '.join(skipped[:3])}",
+                stacklevel=2,
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report on the validation split, where there is one."""
-        if trainer.datamodule is not None and trainer.datamodule.splits["val"] and not trainer.fast_dev_run:
+        data = getattr(trainer, "datamodule", None)
+        if data is not None and data.splits["val"] and not getattr(trainer, "fast_dev_run", False):
             self._report(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -96,7 +99,8 @@ class RunRecord(Callback):
     def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
         assert isinstance(pl_module, FineGrainedClassifier)
         counts = pl_module.confusion.compute()
-        if trainer.is_global_zero and pl_module.card is not None:
+        # Validation may be set to come less often than once in the whole run.
+        if trainer.is_global_zero and pl_module.card is not None and counts.sum() > 0:
             write_report(self.folder, split, counts, pl_module.card.class_names)
 
 
@@ -112,7 +116,8 @@ def checkpoints(folder: Path, validates: bool) -> list[Callback]:
     """
     where: dict[str, Any] = {"dirpath": folder / LAST.parent, "save_top_k": 1, "enable_version_counter": False}
     last = ModelCheckpoint(filename=LAST.stem, save_on_train_epoch_end=True, **where)
-    best = ModelCheckpoint(filename=BEST.stem, monitor="val/top1", mode="max", **where)
+    # Straight after validation: the last checkpoint, saved after it, then holds the best score so far, for resuming.
+    best = ModelCheckpoint(filename=BEST.stem, monitor="val/top1", mode="max", save_on_train_epoch_end=False, **where)
     return [last, best] if validates else [last]
 
 

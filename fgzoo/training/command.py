@@ -18,9 +18,11 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from fgzoo.data.datamodule import FGVCDataModule
@@ -52,7 +54,24 @@ class RecipeFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply a file, a packaged recipe, or YAML itself."""
         said = str(values)
-        self.apply_config(parser, cfg, self.dest, said if said.startswith("{") else str(find_recipe(said)))
+        if said.startswith("{"):
+            self.apply_config(parser, cfg, self.dest, said)
+            return
+        path = find_recipe(said)
+        read_config(path)
+        try:
+            self.apply_config(parser, cfg, self.dest, str(path))
+        except (ArgumentError, TypeError) as error:
+            raise MisconfiguredError(path, str(error)) from error
+
+
+class MisconfiguredError(UsageError):
+    """A parser's complaint about a config file, not yet put into one line."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.message = message
 
 
 class TrainingCLI(LightningCLI):
@@ -70,6 +89,7 @@ class TrainingCLI(LightningCLI):
         self.run_folder = Path()
         self.checkpoint: Path | None = None
         self.resuming = False
+        self.done = False
         self.started = time.perf_counter()
         super().__init__(
             model_class=FineGrainedClassifier,
@@ -77,7 +97,11 @@ class TrainingCLI(LightningCLI):
             subclass_mode_model=True,
             save_config_callback=None,
             seed_everything_default=0,
-            trainer_defaults={"precision": default_precision(), "use_distributed_sampler": False, "enable_model_summary": False},
+            trainer_defaults={
+                "precision": default_precision(),
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+            },
             parser_kwargs={"prog": "fgzoo", "exit_on_error": False},
             args=[verb, *arguments],
             auto_configure_optimizers=False,
@@ -99,6 +123,8 @@ class TrainingCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Lightning's parser, with `--config` by name."""
         kwargs.setdefault("exit_on_error", False)
+        # A shortened option would be guessed at.
+        kwargs.setdefault("allow_abbrev", False)
         parser = LightningArgumentParser(**kwargs)
         help_text = "A YAML file, a run's folder, or a packaged recipe (see `fgzoo list recipes`); several merge, the last wins."
         parser.add_argument("-c", "--config", action=RecipeFile, help=help_text)
@@ -106,7 +132,9 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The arguments of a run, and the link from the data to the model."""
-        parser.add_argument("--output", type=str | None, default=None, help="The run's folder (default: runs/DATA-METHOD/NUMBER).")
+        parser.add_argument(
+            "--output", type=str | None, default=None, help="The run's folder (default: runs/DATA-METHOD/NUMBER)."
+        )
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
@@ -116,20 +144,27 @@ class TrainingCLI(LightningCLI):
         )
         parser.add_argument("--reset_head", type=bool, default=False, help="fit: leave out weights that depend on the classes.")
         parser.add_argument("--resume", type=str | None, default=None, help="fit: continue this run in its own folder.")
-        parser.add_argument("--trust", type=list[str], default=[], help="Packages whose classes a checkpoint may name.")
+        trust = "A package whose classes a checkpoint may name; may be given several times."
+        parser.add_argument("--trust", type=str, action="append", default=[], help=trust)
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and say in one line what is wrong."""
         try:
             self.config = parser.parse_args(args)
-        except (ArgumentError, TypeError) as error:
+        except (ArgumentError, TypeError, MisconfiguredError) as error:
             actions = self._parser(self.verb)._actions
             options = [option.lstrip("-") for action in actions for option in action.option_strings]
             methods = [import_path(path) for path, _ in available().values()]
             names = {name for method in methods for name in get_parameter_names(method)}
-            raise UsageError(explain_parser_error(str(error), options, names)) from error
+            message = error.message if isinstance(error, MisconfiguredError) else str(error)
+            line = explain_parser_error(message, options, names)
+            file = error.path if isinstance(error, MisconfiguredError) else _file_that_says(line, _values(args, "--config", "-c"))
+            raise UsageError(line if file is None else f"{file}: {line}") from error
         check_one_method(self.config[self.verb])
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would put a checkpoint's arguments over those that were given; here what is given holds."""
 
     # ------------------------------------------------------------------ the run
 
@@ -163,23 +198,33 @@ class TrainingCLI(LightningCLI):
         run = newest_run(base / f"{config.data.name}-{method}")
         if run is None:
             raise UntrainedError(
-                f"{self.verb}: no trained {method} for '{config.data.name}' below {base}, and an untrained one would score by chance; "
+                f"{self.verb}: no trained {method} for '{config.data.name}' below {base}, and an untrained one would score by "
+                "chance; "
                 f"train it by `fgzoo fit`, or give --ckpt_path"
             )
         return run / LAST
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer, and load the weights that were asked for."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse wraps what a class raised into a tree of alternatives.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, UsageError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from error
         config = self.config[self.verb]
         if self.resuming:
             assert self.checkpoint is not None
             checkpoint = read_checkpoint(self.checkpoint)
-            if checkpoint["epoch"] + 1 >= (self.trainer.max_epochs or 0):
-                self.console.print(f"{self.run_folder} is done already: {self.trainer.max_epochs} epochs.", highlight=False)
+            self.done = 0 <= (self.trainer.max_epochs or 0) <= checkpoint["epoch"] + 1
         elif self.checkpoint is not None:
             reset = self.verb == "fit" and config.reset_head
-            load_weights(self.model, self.checkpoint, reset_head=reset)
+            checkpoint = load_weights(self.model, self.checkpoint, reset_head=reset)
+            for logger in self.trainer.loggers if self.verb != "fit" else []:
+                if isinstance(logger, RunLogger):
+                    logger.place = int(checkpoint.get("epoch", 0)), max(0, int(checkpoint.get("global_step", 0)) - 1)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with this run's logger and callbacks."""
@@ -189,7 +234,10 @@ class TrainingCLI(LightningCLI):
         validates = bool(self.datamodule.splits["val"])
         text = None
         if self.verb == "fit" and not self.resuming:
-            text = self._parser("fit").dump(self.config["fit"], skip_none=False, skip_link_targets=False)
+            # Where this run went is no setting of the next one.
+            settings = self.config["fit"].clone()
+            settings.output = None
+            text = self._parser("fit").dump(settings, skip_unset=False, skip_link_targets=False)
             text = f"# {' '.join(['fgzoo', *sys.argv[1:]])}\n{text}"
         callbacks: list[Callback] = [
             RunRecord(self.run_folder, text),
@@ -199,13 +247,18 @@ class TrainingCLI(LightningCLI):
         quick = bool(config.get("fast_dev_run"))
         if self.verb == "fit" and not quick:
             callbacks += checkpoints(self.run_folder, validates)
-        return super().instantiate_trainer(
-            logger=False if quick else [RunLogger(self.run_folder), *others],
-            callbacks=[*(config.get("callbacks") or []), *callbacks],
-            enable_progress_bar=self.console.is_terminal,
-            enable_checkpointing=self.verb == "fit" and not quick,
-            **kwargs,
-        )
+        if self.verb == "fit" and not validates:
+            kwargs["limit_val_batches"] = 0
+        try:
+            return super().instantiate_trainer(
+                logger=False if quick else [RunLogger(self.run_folder), *others],
+                callbacks=[*(config.get("callbacks") or []), *callbacks],
+                enable_progress_bar=self.console.is_terminal,
+                enable_checkpointing=self.verb == "fit" and not quick,
+                **kwargs,
+            )
+        except (ValueError, MisconfigurationException) as error:
+            raise UsageError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Hand the checkpoint to the trainer only where the trainer's whole state is to be restored."""
@@ -214,13 +267,28 @@ class TrainingCLI(LightningCLI):
             kwargs["ckpt_path"] = str(self.checkpoint)
         return kwargs
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb, unless it is to continue a run that has nothing left to do."""
+        if self.done:
+            self.console.print(f"{self.run_folder} is done already: {self.trainer.max_epochs} epochs.", highlight=False)
+        else:
+            super()._run_subcommand(subcommand)
+
+    def before_validate(self) -> None:
+        """Refuse to validate on nothing."""
+        if not self.datamodule.splits["val"]:
+            raise UsageError(
+                f"validate: nothing of '{self.datamodule.dataset_name}' is held out for validation; give --data.val_fraction or "
+                "--data.folds"
+            )
+
     def before_fit(self) -> None:
         """Say what is about to be trained."""
         count = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
         sizes = {split: len(records) for split, records in self.datamodule.splits.items() if records}
         shown = ", ".join(f"{number} {split}" for split, number in sizes.items())
         self.console.print(
-            f"{type(self.model).__name__} on {self.model.backbone}, {count:.1f} M parameters; {self.datamodule.name}: "
+            f"{type(self.model).__name__} on {self.model.backbone}, {count:.1f} M parameters; {self.datamodule.dataset_name}: "
             f"{self.datamodule.num_classes} classes, {shown} images; {self.trainer.precision}, {self.trainer.max_epochs} epochs "
             f"-> {self.run_folder}",
             highlight=False,
@@ -228,7 +296,7 @@ class TrainingCLI(LightningCLI):
 
     def close(self) -> None:
         """Say where everything is."""
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+        if not self.trainer.is_global_zero or getattr(self.trainer, "fast_dev_run", False):
             return
         seconds = time.perf_counter() - self.started
         holds = sorted(path.relative_to(self.run_folder).as_posix() for path in self.run_folder.rglob("*") if path.is_file())
@@ -277,6 +345,8 @@ def complete(verb: str, arguments: list[str]) -> list[str]:
         Complete arguments for the parser.
     """
     arguments = expand_method_names(arguments)
+    if any(token.partition("=")[0] in ("--model.num_classes", "--model.init_args.num_classes") for token in arguments):
+        raise UsageError("--model.num_classes: the data says how many classes there are; leave it away")
     if {"-h", "--help"} & set(arguments):
         return arguments
     configured = _value(arguments, "--config", "-c") is not None or _value(arguments, "--model") is not None
@@ -291,7 +361,8 @@ def complete(verb: str, arguments: list[str]) -> list[str]:
     said = _value(arguments, "--ckpt_path")
     if said is not None and not configured:
         path = find_checkpoint(said, Path(_value(arguments, "--trainer.default_root_dir") or "runs"))
-        return ["--config", _config_of(path, _values(arguments, "--trust")), *arguments]
+        # The checkpoint's own run may have been a fine-tuning that did reset its head.
+        return ["--config", _config_of(path, _values(arguments, "--trust")), "--reset_head", "false", *arguments]
     if configured:
         return arguments
     if verb != "fit":
@@ -306,7 +377,10 @@ def complete(verb: str, arguments: list[str]) -> list[str]:
 
 
 def expand_method_names(arguments: list[str]) -> list[str]:
-    """Replace `--model NAME` by its class path and the arguments that the name fixes (`rra-parent`: `local=false`)."""
+    """Replace `--model NAME` by its class path and the arguments that its name, or another name of its class, fixes.
+
+    So `rra-parent` is RRA with `local=false`, and `rra` is RRA with `local=true` even after a recipe of its parent.
+    """
     expanded: list[str] = []
     tokens = iter(arguments)
     for token in tokens:
@@ -315,10 +389,14 @@ def expand_method_names(arguments: list[str]) -> list[str]:
             expanded.append(token)
             continue
         value = value if equals else next(tokens, "")
-        path, fixed = available().get(value, (value, {}))
+        known = available()
+        path, fixed = known.get(value, (value, {}))
         expanded += ["--model", path]
-        for name, setting in fixed.items():
-            expanded += [f"--model.{name}", json.dumps(setting)]
+        for name in dict.fromkeys(
+            name for other, theirs in known.values() if other == path and value in known for name in theirs
+        ):
+            default = inspect.signature(import_path(path)).parameters[name].default
+            expanded += [f"--model.{name}", json.dumps(fixed.get(name, default))]
     return expanded
 
 
@@ -365,14 +443,12 @@ def check_one_method(config: Namespace) -> None:
     Raises:
         UsageError: A config file names another method than the one that is to run.
     """
-    import yaml
-
     if config.model is None:
         raise UsageError("--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra")
     for file in config.config or []:
         if file is None:
             continue
-        content = yaml.safe_load(Path(str(file)).read_text()) or {}
+        content = read_config(Path(str(file)))
         named = (content.get("model") or {}).get("class_path") if isinstance(content.get("model"), dict) else None
         if named is None:
             continue
@@ -380,12 +456,37 @@ def check_one_method(config: Namespace) -> None:
         mine = import_path(config.model.class_path)
         if theirs is not None and theirs is not mine:
             raise UsageError(
-                f"--model: {mine.__name__} is asked for, but {file} sets up {theirs.__name__}, whose arguments would be kept; use the "
+                f"--model: {mine.__name__} is asked for, but {file} sets up {theirs.__name__}, whose arguments would be kept; "
+                "use the "
                 f"data's own recipe with it: --config {config.data.name} --model {mine.__module__}.{mine.__name__}"
             )
 
 
 # ---------------------------------------------------------------------- surroundings
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Settings by name.
+
+    Raises:
+        UsageError: It is no YAML, or holds no settings.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise UsageError(f"--config: {path}{line}: no YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config: {path} is no YAML file") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"--config: {path} holds no settings; expected `data:`, `model:`, `trainer:` and so on")
+    return content
 
 
 def get_parameter_names(method: type) -> set[str]:
@@ -442,22 +543,42 @@ def explain_parser_error(message: str, options: Iterable[str], arguments: Iterab
         known = [*options, *(f"model.{name}" for name in arguments), *(f"model.init_args.{name}" for name in arguments)]
         return f"no option '{said}'{_nearest(said, known)}"
     if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
-        return f"model: {found.group(1).rpartition('.')[2]} has no argument '{found.group(2)}'{_nearest(found.group(2), arguments)}"
-    if found := re.search(r"dot import path string: (\S+)|Problem with given class_path '([^']+)':\s+(?!Parser key)(.+)", message):
-        said = found.group(1) or found.group(2)
+        return (
+            f"model: {found.group(1).rpartition('.')[2]} has no argument '{found.group(2)}'{_nearest(found.group(2), arguments)}"
+        )
+    if found := re.search(
+        r"dot import path string: (\S+)|Problem with given class_path '([^']+)':\s+(?!\s|Parser key)(.+)"
+        r"|path but (\S+) either not accessible(?s:.*)does not correspond to a subclass",
+        message,
+    ):
+        said = found.group(1) or found.group(2) or found.group(4)
         names = [*available(), *(path.rpartition(".")[2] for path, _ in available().values())]
         reason = f" ({found.group(3).strip()})" if found.group(3) else ""
         return f"model: '{said}' is no method{reason}{_nearest(said, names)}; `fgzoo list` names them all"
     if "required: fit.model" in message or re.search(r"required: \w+\.model", message):
         return "--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra"
     keys = re.findall(r'Parser key "([^"]+)":', message)
-    wanted = re.findall(r"Expected an? (?:<class '([^']+)'>|([^.\n]+?))(?:\.|\n|$)", message)
+    wanted = re.findall(r"Expected an? (?:<class '([^']+)'>|(.+?))(?:\. |\.?\n|\.?$)", message)
     given = re.search(r"Got value: (.+)|val='([^']*)'|Given value: (.+)", message)
     if keys and wanted and given:
         types = dict.fromkeys((a or b).replace("typing.", "").replace("NoneType", "null") for a, b in wanted)
         value = next(group for group in given.groups() if group)
         return f"{'.'.join(dict.fromkeys(keys))}: expected {' or '.join(types)}, got '{value}'"
     return " ".join(message.split())
+
+
+def _file_that_says(line: str, configs: Iterable[str]) -> Path | None:
+    """The config file that holds the option which a line complains about; `None` where it was typed."""
+    said = re.match(r"no option '([^']+)'", line)
+    if said is None:
+        return None
+    for path in [find_recipe(config) for config in configs if not config.startswith("{")]:
+        inner: Any = read_config(path)
+        for key in said.group(1).split("."):
+            inner = inner.get(key, said) if isinstance(inner, dict) else said
+        if inner is not said:
+            return path
+    return None
 
 
 def _nearest(said: str, known: Iterable[str]) -> str:

@@ -28,9 +28,14 @@ def write_report(folder: Path, split: str, confusion: Tensor, class_names: Seque
     counts = confusion.cpu().numpy().astype(int)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {
-        kind: folder / f"{split}_{kind}" for kind in ("confusion.csv", "confusion.png", "per_class.csv", "per_class.png", "confused.csv")
+        kind: folder / f"{split}_{kind}"
+        for kind in ("confusion.csv", "confusion.png", "per_class.csv", "per_class.png", "confused.csv")
     }
-    _write_rows(paths["confusion.csv"], ["true \\ predicted", *class_names], [[n, *row] for n, row in zip(class_names, counts, strict=True)])
+    _write_rows(
+        paths["confusion.csv"],
+        ["true \\ predicted", *class_names],
+        [[n, *row] for n, row in zip(class_names, counts, strict=True)],
+    )
     header = ["class", "images", "recall", "precision", "f1"]
     rows = per_class(counts, class_names)
     _write_rows(paths["per_class.csv"], header, rows)

@@ -91,16 +91,20 @@ class RunLogger(Logger):
     """metrics.csv of a run: a row per logging step, columns as they come, never a row lost or doubled.
 
     Lightning's own CSV logger deletes the file when a run resumes. This one reads it, drops the rows of epochs that the resumed
-    run does again, and goes on. `test` adds its row to the same file.
+    run does again, and goes on. `test` adds its row to the same file, once for a checkpoint.
 
     Args:
         folder: The run's folder.
+
+    Attributes:
+        place: Epoch and step of the checkpoint that is being scored; `None` in training, where the trainer knows them.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
         self.rows: list[dict[str, str]] = _read_rows(folder / METRICS)
+        self.place: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -124,17 +128,19 @@ class RunLogger(Logger):
 
     def forget_from(self, epoch: int) -> None:
         """Drop the training and validation rows of this epoch and later ones: they are about to be done (again)."""
-        self.rows = [row for row in self.rows if int(row["epoch"]) < epoch or any(k.startswith("test/") and v for k, v in row.items())]
+        self.rows = [row for row in self.rows if int(row["epoch"]) < epoch or _is_test(row)]
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add values to the row of this epoch and step."""
-        if rank_zero_only.rank != 0:
-            return
         values = {name: f"{float(value):.9g}" for name, value in metrics.items() if name != "epoch"}
-        place = {"epoch": str(int(metrics.get("epoch", 0))), "step": str(step or 0)}
+        epoch, step = self.place or (int(metrics.get("epoch", 0)), step or 0)
+        place = {"epoch": str(epoch), "step": str(step)}
         last = self.rows[-1] if self.rows else {}
-        test = any(name.startswith("test/") for name in values)
-        if not test and {k: last.get(k) for k in place} == place and not any(last.get(name) for name in values):
+        if _is_test(values):
+            self.rows = [row for row in self.rows if not (_is_test(row) and place.items() <= row.items())]
+            self.rows.append({**place, **values})
+        elif place.items() <= last.items() and not _is_test(last) and not any(last.get(name) for name in values):
             last.update(values)
         else:
             self.rows.append({**place, **values})
@@ -156,6 +162,10 @@ class RunLogger(Logger):
             writer.writeheader()
             writer.writerows(self.rows)
         temporary.replace(self.folder / METRICS)
+
+
+def _is_test(row: dict[str, str]) -> bool:
+    return any(name.startswith("test/") for name in row)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

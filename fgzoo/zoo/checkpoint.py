@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import re
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,16 +63,19 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"checkpoint: {path} holds more than tensors and plain values; loading it could run code, so it is refused"
+            f"checkpoint: {path} holds something else than tensors and plain values (or is damaged); loading it could run "
+            "code, so "
+            f"it is refused"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # a damaged file makes torch raise nearly any type
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"checkpoint: {path} is damaged or no checkpoint: {reason}") from error
-    if not isinstance(content, dict) or "fgzoo" not in content or "state_dict" not in content:
+    card = content.get("fgzoo") if isinstance(content, dict) else None
+    if not isinstance(card, dict) or not {"method", "backbone", "num_classes"} <= set(card) or "state_dict" not in content:
         raise CheckpointError(
             f"checkpoint: {path} was not written by fgzoo; weights of a bare backbone go to --model.backbone_weights"
         )
-    written = str(content["fgzoo"].get("version", "0"))
+    written = str(card.get("version", "0"))
     if _release(written) > _release(fgzoo.__version__):
         raise CheckpointError(
             f"checkpoint: {path} was written by fgzoo {written}, newer than this {fgzoo.__version__}; update fgzoo"
@@ -123,12 +126,13 @@ def method_class(path: str, trust: Sequence[str] = ()) -> type[FineGrainedClassi
     Raises:
         CheckpointError: It is neither known, imported nor trusted, or it is no method.
     """
-    module, _, name = path.rpartition(".")
+    module = path.rpartition(".")[0]
     known = {known_path for known_path, _ in available().values()}
     trusted = any(module == package or module.startswith(f"{package}.") for package in trust)
     if path not in known and module not in sys.modules and not trusted:
         raise CheckpointError(
-            f"checkpoint: it names the class {path}, which is not part of fgzoo; importing it would run its code. Import it first, "
+            f"checkpoint: it names the class {path}, which is not part of fgzoo; importing it would run its code. Import it "
+            "first, "
             f"or allow it by --trust {module.partition('.')[0]}"
         )
     try:
@@ -157,7 +161,11 @@ def load_weights(model: FineGrainedClassifier, source: str | Path, reset_head: b
     checkpoint = read_checkpoint(source)
     card = checkpoint["fgzoo"]
     cls = type(model)
-    mine = {"method": f"{cls.__module__}.{cls.__qualname__}", "backbone": model.backbone, "num_classes": model.num_classes}
+    mine = {
+        "method": f"{cls.__module__}.{cls.__qualname__}",
+        "backbone": model.backbone,
+        "num_classes": model.num_classes,
+    }
     differing = [key for key in mine if card[key] != mine[key] and not (reset_head and key == "num_classes")]
     if differing:
         said = ", ".join(f"{key} is {card[key]} there and {mine[key]} here" for key in differing)
@@ -203,7 +211,8 @@ def _load_state(model: FineGrainedClassifier, state: dict[str, Tensor], source: 
     ):
         if keys:
             raise CheckpointError(
-                f"checkpoint: {source} does not fit the model's arguments: it {what} {len(keys)} tensors, e.g. {', '.join(keys[:3])}"
+                f"checkpoint: {source} does not fit the model's arguments: it {what} {len(keys)} tensors, e.g. "
+                f"{', '.join(keys[:3])}"
             )
     model.load_state_dict(state)
 
@@ -216,11 +225,18 @@ def card_of(checkpoint: dict[str, Any]) -> DataCard | None:
 
 def _release(text: str) -> tuple[int, ...]:
     """The numbers before any suffix: 1.2.0rc1 -> (1, 2, 0)."""
-    numbers = []
-    for part in text.split("+")[0].split(".")[:3]:
-        digits = "".join(c for c in part if c.isdigit())
-        numbers.append(int(digits) if digits else 0)
-    return tuple(numbers)
+    leading = [re.match(r"\d*", part) for part in text.split("+")[0].split(".")[:3]]
+    return tuple(int(found.group() or 0) for found in leading if found)
 
 
-__all__ = ["BEST", "LAST", "card_of", "class_dependent", "load", "load_weights", "method_class", "read_checkpoint", "resolve"]
+__all__ = [
+    "BEST",
+    "LAST",
+    "card_of",
+    "class_dependent",
+    "load",
+    "load_weights",
+    "method_class",
+    "read_checkpoint",
+    "resolve",
+]

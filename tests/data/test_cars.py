@@ -110,9 +110,7 @@ class Canary:
 def test_file_that_is_no_matlab_file_is_named(content: str, tmp_path: Path) -> None:
     path = make_cars(tmp_path) / "devkit" / "cars_meta.mat"
     canary = tmp_path / "canary"
-    path.write_bytes(
-        {"empty": b"", "text": b"<html>" * 99, "pickle": pickle.dumps(Canary(canary)) + bytes(200)}[content]
-    )
+    path.write_bytes({"empty": b"", "text": b"<html>" * 99, "pickle": pickle.dumps(Canary(canary)) + bytes(200)}[content])
     with pytest.raises(DataError, match=r"cars_meta\.mat is no readable MATLAB file"):
         read_cars(tmp_path)
     assert not canary.exists()
@@ -134,9 +132,7 @@ def test_missing_images_are_counted(layout: str, tmp_path: Path) -> None:
 
 
 def test_download_says_what_to_get_and_where_to_put_it(tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"cannot be downloaded.*devkit/cars_meta\.mat.*065e5b463ae28d29e77c1b4b166cfe61"
-    ):
+    with pytest.raises(UsageError, match=r"cannot be downloaded.*devkit/cars_meta\.mat.*065e5b463ae28d29e77c1b4b166cfe61"):
         prepare_cars(tmp_path)
 
 

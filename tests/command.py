@@ -1,0 +1,68 @@
+"""The command line called in this process, on networks and images so small that a run takes a second."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fgzoo.cli import main
+
+MACHINE = ("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--data.num_workers", "0")
+NETWORK = ("--model.backbone", "test_efficientnet", "--model.pretrained", "false")
+IMAGES = ("--data.image_size", "64", "--data.resize", "64", "--data.batch_size", "3")
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def fgzoo(*arguments: object, cwd: Path | None = None) -> Result:
+    """`fgzoo ARGUMENTS` in a folder, with what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        if cwd is not None:
+            stack.enter_context(contextlib.chdir(cwd))
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        finally:
+            # Lightning ignores Ctrl-C from its first one on.
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def fit(root: Path, *arguments: object, model: str = "baseline", epochs: int = 1, cwd: Path | None = None) -> Result:
+    """Train on a data set in CUB's format."""
+    what = ("--config", "cub", "--model", model, "--data.root", root, "--trainer.max_epochs", epochs)
+    return fgzoo("fit", *what, *NETWORK, *IMAGES, *MACHINE, *arguments, cwd=cwd)
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without their empty cells."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint file, or in the last checkpoint of a run's folder."""
+    path = checkpoint / "checkpoints" / "last.ckpt" if checkpoint.is_dir() else checkpoint
+    state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    return state
+
+
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether all weights are equal to the last bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,59 @@
+"""Every test runs without the network, on one thread, in a folder and a home of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Read when torch, timm and huggingface_hub are imported, so set before any test module is.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = os.environ["TORCH_HOME"] = str(Path(__file__).parent / "no-such-cache")
+os.environ["MPLBACKEND"] = "Agg"
+
+import socket
+from typing import Any
+
+import pytest
+import torch
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost", "", None)
+
+
+class NetworkUsedError(RuntimeError):
+    """A test reached for another machine."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _alone() -> Iterator[None]:
+    """No connection to, and no look-up of, any other machine; one thread."""
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOOPBACK:
+            raise NetworkUsedError(f"connection to {address}")
+        connect(self, address)
+
+    def guarded_look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if (host.decode() if isinstance(host, bytes) else host) not in (*LOOPBACK, socket.gethostname()):
+            raise NetworkUsedError(f"look-up of {host}")
+        return look_up(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket, "getaddrinfo", guarded_look_up)
+        torch.set_num_threads(1)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder and a home that no other test sees, and none of the person's own settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    for name in ("FGZOO_DATA", "FGZOO_ZOO_URL", "FGZOO_RUN_FOLDER", "PL_GLOBAL_SEED"):
+        # Set first: what a test's code puts there is then taken away again.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from fgzoo import create_model
+from fgzoo.methods.optimization import schedule_factor, split_decay
+from fgzoo.nn.backbone import Backbone
+
+# ---------------------------------------------------------------------- schedules, 100 batches in 10 epochs
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(0, 1.0), (25, (1 + math.sqrt(0.5)) / 2), (50, 0.5), (100, 0.0)])
+def test_cosine(batch: int, expected: float) -> None:
+    assert schedule_factor("cosine", 100, 10)(batch) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(0, 1 / 21), (9, 10 / 21), (19, 20 / 21), (20, 1.0), (60, 0.5), (100, 0.0)])
+def test_cosine_after_a_warm_up_of_two_epochs(batch: int, expected: float) -> None:
+    assert schedule_factor("cosine", 100, 10, warmup_epochs=2)(batch) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(0, 1.0), (29, 1.0), (30, 0.2), (59, 0.2), (60, 0.04), (99, 0.04)])
+def test_step_falls_at_its_milestones(batch: int, expected: float) -> None:
+    factor = schedule_factor("step", 100, 10, milestones=(3, 6), gamma=0.2)
+    assert factor(batch) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(0, 1 / 11), (9, 10 / 11), (10, 1.0), (99, 1.0)])
+def test_constant_after_a_warm_up_of_one_epoch(batch: int, expected: float) -> None:
+    assert schedule_factor("constant", 100, 10, warmup_epochs=1)(batch) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("total", [10, 37, 100])
+def test_one_cycle_is_torchs(total: int) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    oracle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total, cycle_momentum=False)
+    factor = schedule_factor("one_cycle", total, total / 5)
+    for batch in range(total):
+        assert 0.1 * factor(batch) == pytest.approx(oracle.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        if batch < total - 1:
+            oracle.step()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "one_cycle", "constant"])
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_the_shortest_runs_have_finite_rates(schedule: str, total: int) -> None:
+    factor = schedule_factor(schedule, total, 1, milestones=(1,))  # type: ignore[arg-type]
+    assert all(0 <= factor(batch) <= 1 for batch in range(total + 1))
+
+
+# ---------------------------------------------------------------------- groups
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    decayed, spared = split_decay(network.named_parameters(), "new", 0.1, 0.01)
+    assert [p.ndim for p in decayed["params"]] == [4, 2]
+    assert [p.ndim for p in spared["params"]] == [1, 1, 1, 1]
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    network = nn.Linear(3, 2)
+    network.weight.requires_grad_(False)
+    groups = split_decay(network.named_parameters(), "new", 0.1, 0.01)
+    assert [[p.shape for p in group["params"]] for group in groups] == [[(2,)]]
+
+
+@pytest.mark.parametrize("method", ["baseline", "rra", "rra-parent"])
+def test_every_parameter_is_in_exactly_one_group(method: str) -> None:
+    model = create_model(method, 3, "test_efficientnet", pretrained=False)
+    grouped = [parameter for group in model.parameter_groups() for parameter in group["params"]]
+    assert len(grouped) == len({id(parameter) for parameter in grouped})
+    assert {id(p) for p in grouped} == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_backbones_learn_at_their_own_rate() -> None:
+    model = create_model("rra", 3, "test_efficientnet", pretrained=False, lr=0.5, backbone_lr_factor=0.1)
+    inside = {id(p) for module in model.modules() if isinstance(module, Backbone) for p in module.parameters()}
+    rates = {(id(p) in inside, round(group["lr"], 9)) for group in model.parameter_groups() for p in group["params"]}
+    assert rates == {(True, 0.05), (False, 0.5)}
+
+
+def test_layer_decay_lowers_the_rate_towards_the_input() -> None:
+    model = create_model("baseline", 3, "test_vit", pretrained=False, lr=1.0, backbone_lr_factor=1.0, layer_decay=0.5)
+    rate = {id(p): group["lr"] for group in model.parameter_groups() for p in group["params"]}
+    backbone = next(module for module in model.modules() if isinstance(module, Backbone)).model
+    patches = rate[id(backbone.patch_embed.proj.weight)]
+    blocks = [rate[id(block.mlp.fc1.weight)] for block in backbone.blocks]
+    assert patches < blocks[0]
+    assert all(lower / upper == pytest.approx(0.5) for lower, upper in pairwise(blocks))

@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import yaml
+
+import fgzoo as package
+from fgzoo import FGVCDataModule, create_model
+from fgzoo.errors import UntrainedError
+from fgzoo.recipes import list_recipes
+from tests.builders import make_cub
+from tests.command import MACHINE, fgzoo, fit, metrics
+
+RECIPES = sorted(list_recipes())
+METHOD_RECIPES = [name for name in RECIPES if "/" in name]
+OPTIMISATION = [
+    "optimizer",
+    "lr",
+    "backbone_lr_factor",
+    "layer_decay",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "warmup_epochs",
+    "milestones",
+    "gamma",
+    "label_smoothing",
+    "clip_norm",
+    "ema_decay",
+]
+
+
+def resolved(*arguments: object) -> dict:
+    """What `fgzoo fit ARGUMENTS` would run."""
+    result = fgzoo("fit", *arguments, "--print_config")
+    assert result.status == 0, result.err
+    return yaml.safe_load(result.out)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A run with a validation split, and what `fgzoo test` said of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = make_cub(folder / "data", per_class=6)
+    done = fit(root, "--data.val_fraction", 0.34, epochs=2, cwd=folder)
+    run = folder / "runs" / "cub-baseline" / "000"
+    tested = fgzoo("test", "--ckpt_path", run, cwd=folder)
+    return SimpleNamespace(folder=folder, root=root, run=run, fit=done, test=tested)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A run with nothing held out."""
+    folder = tmp_path_factory.mktemp("plain")
+    root = make_cub(folder / "data")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        done = fit(root, cwd=folder)
+    messages = [str(warning.message) for warning in caught]
+    return SimpleNamespace(folder=folder, root=root, run=folder / "runs/cub-baseline/000", fit=done, warnings=messages)
+
+
+# ---------------------------------------------------------------------- start-up
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["--version"], ["data", "info", "cub"]])
+def test_answers_without_importing_torch(arguments: list[str]) -> None:
+    code = f"import sys; from fgzoo.cli import main; main({arguments!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_help_names_every_verb() -> None:
+    out = fgzoo("--help").out
+    assert all(f"{verb} " in out for verb in ("fit", "validate", "test", "list", "data"))
+
+
+def test_nothing_shows_the_help() -> None:
+    assert fgzoo() == fgzoo("--help")
+
+
+def test_version() -> None:
+    assert fgzoo("--version").out == f"fgzoo {package.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_help_of_a_verb(verb: str) -> None:
+    result = fgzoo(verb, "--help")
+    assert result.status == 0
+    assert "--ckpt_path" in result.out
+
+
+# ---------------------------------------------------------------------- recipes
+
+
+def test_fit_with_nothing_else_is_rra_on_birds() -> None:
+    config = resolved()
+    assert (config["data"]["name"], config["model"]["class_path"]) == ("birds", "fgzoo.methods.rra.RRA")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_parses(name: str) -> None:
+    model = [] if "/" in name or name == "small" else ["--model", "baseline"]
+    base = ["--config", "cub/baseline"] if name == "small" else []
+    config = resolved(*base, "--config", name, *model)
+    assert config["model"]["class_path"].startswith("fgzoo.methods.")
+
+
+@pytest.mark.parametrize("name", METHOD_RECIPES)
+def test_small_means_the_same_over_every_recipe(name: str) -> None:
+    def optimisation(recipe: str) -> dict:
+        config = resolved("--config", recipe, "--config", "small")
+        found = {argument: config["model"]["init_args"][argument] for argument in OPTIMISATION}
+        return found | {
+            "max_epochs": config["trainer"]["max_epochs"],
+            "backbone": config["model"]["init_args"]["backbone"],
+        }
+
+    assert optimisation(name) == optimisation("cub/baseline")
+
+
+@pytest.mark.parametrize("name", METHOD_RECIPES)
+def test_small_keeps_the_method(name: str) -> None:
+    plain, small = resolved("--config", name), resolved("--config", name, "--config", "small")
+    assert small["model"]["class_path"] == plain["model"]["class_path"]
+
+
+def test_every_recipe_opens_with_what_it_gives() -> None:
+    assert [name for name, line in list_recipes().items() if len(line) < 20] == []
+
+
+def test_several_configs_merge_left_to_right(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data: {batch_size: 5, image_size: 96}\n")
+    (tmp_path / "b.yaml").write_text("data: {batch_size: 7}\n")
+    data = resolved("--config", "birds/rra", "--config", "a.yaml", "--config", "b.yaml")["data"]
+    assert (data["batch_size"], data["image_size"], data["resize"]) == (7, 96, 128)
+
+
+def test_an_argument_wins_over_a_config() -> None:
+    assert resolved("--config", "birds/rra", "--data.batch_size", 9)["data"]["batch_size"] == 9
+
+
+def test_a_parent_is_its_methods_class_with_the_mechanism_off() -> None:
+    model = resolved("--config", "cub", "--model", "rra-parent")["model"]
+    assert (model["class_path"], model["init_args"]["local"]) == ("fgzoo.methods.rra.RRA", False)
+
+
+def test_a_method_after_its_parents_recipe_is_whole() -> None:
+    assert resolved("--config", "cub/rra-parent", "--model", "rra")["model"]["init_args"]["local"] is True
+
+
+def test_another_methods_recipe_is_refused_by_name() -> None:
+    result = fgzoo("fit", "--config", "birds/rra", "--model", "baseline")
+    assert result.status == 2
+    assert "Baseline is asked for, but" in result.err
+    assert "RRA" in result.err
+
+
+def test_a_runs_folder_is_a_config(trained: SimpleNamespace) -> None:
+    assert resolved("--config", trained.run)["data"]["val_fraction"] == 0.34
+
+
+# ---------------------------------------------------------------------- fit
+
+
+def test_fit_ends_by_saying_where_its_folder_is_and_what_it_holds(trained: SimpleNamespace) -> None:
+    assert trained.fit.status == 0
+    assert "runs/cub-baseline/000 holds checkpoints/best.ckpt, checkpoints/last.ckpt, config.yaml" in trained.fit.out
+
+
+def test_number_of_classes_comes_from_the_data(trained: SimpleNamespace) -> None:
+    assert package.load(trained.run).num_classes == 3
+
+
+def test_config_repeats_the_run(trained: SimpleNamespace, tmp_path: Path) -> None:
+    again = fgzoo("fit", "--config", trained.run / "config.yaml", "--output", tmp_path / "again")
+    assert again.status == 0
+    assert metrics(tmp_path / "again") == [row for row in metrics(trained.run) if "test/top1" not in row]
+
+
+def test_environment_is_recorded(trained: SimpleNamespace) -> None:
+    environment = json.loads((trained.run / "environment.json").read_text())
+    assert environment["packages"]["torch"].split("+")[0].count(".") == 2
+    assert environment["cores"] >= 1
+    assert {"fgzoo", "git", "processor", "gpus", "command", "python"} <= set(environment)
+
+
+def test_data_is_recorded(trained: SimpleNamespace) -> None:
+    data = json.loads((trained.run / "data.json").read_text())
+    assert data["fingerprint"] == FGVCDataModule("cub", trained.root).listing.fingerprint()
+    assert data["images"] == {"train": 6, "val": 3, "test": 9}
+
+
+def test_metrics_has_a_row_for_every_epoch(trained: SimpleNamespace) -> None:
+    rows = [row for row in metrics(trained.run) if "train/loss" in row]
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all({"train/top1", "val/top1", "val/nll"} <= set(row) for row in rows)
+
+
+def test_validation_split_is_reported(trained: SimpleNamespace) -> None:
+    with (trained.run / "val_per_class.csv").open() as file:
+        assert [row["images"] for row in csv.DictReader(file)] == ["1", "1", "1"]
+    assert (trained.run / "val_confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_held_out_means_no_best_checkpoint(plain: SimpleNamespace) -> None:
+    assert [path.name for path in (plain.run / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_output_chooses_the_folder(plain: SimpleNamespace, tmp_path: Path) -> None:
+    assert fit(plain.root, "--output", "mine").status == 0
+    assert (tmp_path / "mine" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(plain: SimpleNamespace) -> None:
+    result = fit(plain.root, "--output", plain.run)
+    assert result.status == 2
+    assert "--resume" in result.err
+
+
+@pytest.mark.parametrize("noise", ["across ranks is zero", "on_after_batch_transfer"])
+def test_fit_is_free_of_lightnings_noise(plain: SimpleNamespace, noise: str) -> None:
+    assert [message for message in plain.warnings if noise in message] == []
+
+
+def test_no_image_is_opened_before_it_is_used(plain: SimpleNamespace, tmp_path: Path) -> None:
+    root = shutil.copytree(plain.root, tmp_path / "data")
+    for path in (root / "images").rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    assert FGVCDataModule("cub", root).num_classes == 3
+
+
+# ---------------------------------------------------------------------- test and validate
+
+
+def test_test_prints_top1(trained: SimpleNamespace) -> None:
+    assert trained.test.status == 0
+    assert "test/top1" in trained.test.out
+
+
+def test_metrics_holds_the_test_once(trained: SimpleNamespace) -> None:
+    assert fgzoo("test", "--ckpt_path", trained.run, cwd=trained.folder).status == 0
+    rows = [row for row in metrics(trained.run) if "test/top1" in row]
+    assert [row["epoch"] for row in rows] == ["1"]
+
+
+def test_testing_keeps_the_rows_of_training(trained: SimpleNamespace) -> None:
+    assert [row["epoch"] for row in metrics(trained.run) if "train/loss" in row] == ["0", "1"]
+
+
+def test_test_reports_what_it_scored(trained: SimpleNamespace) -> None:
+    with (trained.run / "test_confusion.csv").open() as file:
+        counts = [[int(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]]
+    top1 = next(float(row["test/top1"]) for row in metrics(trained.run) if "test/top1" in row)
+    assert [sum(row) for row in counts] == [3, 3, 3]
+    assert sum(counts[i][i] for i in range(3)) / 9 == pytest.approx(top1)
+
+
+@pytest.mark.parametrize("kind", ["confusion.png", "per_class.csv", "per_class.png", "confused.csv"])
+def test_test_writes_its_report(trained: SimpleNamespace, kind: str) -> None:
+    assert (trained.run / f"test_{kind}").stat().st_size > 0
+
+
+def test_test_with_nothing_else_scores_the_newest_run(plain: SimpleNamespace) -> None:
+    result = fgzoo("test", cwd=plain.folder)
+    assert result.status == 0
+    assert f"{plain.run.relative_to(plain.folder)} holds" in result.out
+
+
+def test_validate_scores_the_validation_split(trained: SimpleNamespace, tmp_path: Path) -> None:
+    result = fgzoo("validate", "--ckpt_path", trained.run, "--output", tmp_path / "scored")
+    assert result.status == 0
+    last = [row for row in metrics(trained.run) if "val/top1" in row][-1]
+    assert metrics(tmp_path / "scored")[-1]["val/nll"] == last["val/nll"]
+
+
+def test_validate_without_a_validation_split_is_refused(plain: SimpleNamespace) -> None:
+    result = fgzoo("validate", "--ckpt_path", plain.run)
+    assert result.status == 2
+    assert "--data.val_fraction" in result.err
+
+
+def test_best_is_the_checkpoint_that_validated_best(trained: SimpleNamespace, tmp_path: Path) -> None:
+    result = fgzoo("validate", "--ckpt_path", "best", "--output", tmp_path / "scored", cwd=trained.folder)
+    assert result.status == 0
+    best = max(float(row["val/top1"]) for row in metrics(trained.run) if "val/top1" in row)
+    assert float(metrics(tmp_path / "scored")[-1]["val/top1"]) == best
+
+
+def test_best_without_validation_is_refused(plain: SimpleNamespace) -> None:
+    result = fgzoo("test", "--ckpt_path", "best", cwd=plain.folder)
+    assert result.status == 2
+    assert "nothing was held out" in result.err
+
+
+def test_a_copied_checkpoint_needs_nothing_but_the_data(trained: SimpleNamespace, tmp_path: Path) -> None:
+    copy = shutil.copy(trained.run / "checkpoints" / "last.ckpt", tmp_path / "copy.ckpt")
+    result = fgzoo("test", "--ckpt_path", copy, "--data.root", trained.root, "--output", tmp_path / "out", *MACHINE)
+    assert result.status == 0, result.err
+    there, here = (next(row for row in metrics(run) if "test/nll" in row) for run in (trained.run, tmp_path / "out"))
+    assert here == there
+
+
+def test_a_moved_run_is_scored_where_it_lies(trained: SimpleNamespace, tmp_path: Path) -> None:
+    assert fit(trained.root, "--output", tmp_path / "old").status == 0
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert fgzoo("test", "--ckpt_path", tmp_path / "new").status == 0
+    assert not (tmp_path / "old").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config", "birds/rra"], ["--ckpt_path", "last"]])
+def test_test_without_a_trained_run_is_refused(arguments: list[str]) -> None:
+    result = fgzoo("test", *arguments)
+    assert result.status == 2
+    assert "trained" in result.err
+
+
+def test_an_untrained_model_is_not_tested_in_python_either(plain: SimpleNamespace) -> None:
+    data = FGVCDataModule("cub", plain.root, image_size=64, num_workers=0)
+    model = create_model("baseline", 3, "test_efficientnet", pretrained=False)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    with pytest.raises(UntrainedError, match="never been trained"):
+        trainer.test(model, data)
+
+
+def test_other_classes_are_not_scored(trained: SimpleNamespace, tmp_path: Path) -> None:
+    root = make_cub(tmp_path / "data")
+    lines = (root / "classes.txt").read_text().replace("Indigo_Bunting", "Crow")
+    (root / "classes.txt").write_text(lines)
+    result = fgzoo("test", "--ckpt_path", trained.run, "--data.root", root)
+    assert result.status == 2
+    assert "class 1 is '002.Indigo_Bunting' there and '002.Crow' here" in result.err
+
+
+# ---------------------------------------------------------------------- list and data
+
+
+def test_list_as_json_names_methods_recipes_and_data_sets() -> None:
+    found = json.loads(fgzoo("list", "--json").out)
+    assert {"baseline", "rra", "rra-parent"} <= set(found["methods"])
+    assert set(found["recipes"]) == set(RECIPES)
+    assert set(found["datasets"]) == {"birds", "cub", "cars", "aircraft", "folder"}
+
+
+def test_list_takes_a_pattern() -> None:
+    found = json.loads(fgzoo("list", "recipes", "cub*", "--json").out)
+    assert set(found["recipes"]) == {name for name in RECIPES if name.startswith("cub")}
+
+
+def test_info_says_what_must_lie_where() -> None:
+    result = fgzoo("data", "info", "cub")
+    assert result.status == 0
+    assert "train_test_split.txt" in result.out
+
+
+def test_info_says_what_lies_there(tmp_path: Path) -> None:
+    result = fgzoo("data", "info", "cub", "--root", make_cub(tmp_path))
+    assert "3 classes, 6 train, 6 test images" in result.out
+
+
+def test_info_of_birds_needs_no_folder() -> None:
+    assert "12 classes" in fgzoo("data", "info", "birds").out
+
+
+def test_verify_of_an_incomplete_set_exits_1(tmp_path: Path) -> None:
+    result = fgzoo("data", "verify", "cub", make_cub(tmp_path))
+    assert result.status == 1
+    assert "200" in result.out
+
+
+def test_birds_have_no_files_to_verify(tmp_path: Path) -> None:
+    result = fgzoo("data", "verify", "birds", tmp_path)
+    assert result.status == 2
+    assert "drawn from a seed" in result.err
+
+
+def test_prepare_draws_birds_in_cubs_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fgzoo.data import synthetic
+
+    small = synthetic.Birds(classes=3, train_per_class=2, test_per_class=1)
+    monkeypatch.setattr(synthetic.SyntheticBirds.__init__, "__defaults__", (small,))
+    assert fgzoo("data", "prepare", "birds", tmp_path / "birds").status == 0
+    assert "3 classes, 6 train, 3 test images" in fgzoo("data", "info", "cub", "--root", tmp_path / "birds").out

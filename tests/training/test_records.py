@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from fgzoo.methods.baseline import Baseline
+from fgzoo.training.report import most_confused, per_class, write_report
+from fgzoo.training.run import RunLogger, newest_run, next_folder
+from tests.builders import make_cub
+from tests.command import fit, same_weights, weights
+
+#: Rows: true a, b, c. a: 3 of 4 hit; b: 1 of 2, c never predicted right, and never once for its own 2 images.
+COUNTS = torch.tensor([[3, 1, 0], [1, 1, 0], [0, 2, 0]])
+NAMES = ["a", "b", "c"]
+
+
+def read(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+# ---------------------------------------------------------------------- the report
+
+
+def test_per_class_numbers() -> None:
+    rows = per_class(COUNTS.numpy(), NAMES)
+    # recall, precision and F1 = 2 hits / (true + predicted) by hand; c is never predicted, so it has no precision.
+    assert rows == [
+        ["a", 4, "0.7500", "0.7500", "0.7500"],
+        ["b", 2, "0.5000", "0.2500", "0.3333"],
+        ["c", 2, "0.0000", "", "0.0000"],
+    ]
+
+
+def test_most_confused_pairs_come_worst_first() -> None:
+    assert most_confused(COUNTS.numpy(), NAMES) == [["c", "b", 2], ["a", "b", 1], ["b", "a", 1]]
+
+
+def test_report_writes_the_counts_as_they_are(tmp_path: Path) -> None:
+    write_report(tmp_path, "test", COUNTS, NAMES)
+    assert read(tmp_path / "test_confusion.csv") == [
+        ["true \\ predicted", "a", "b", "c"],
+        ["a", "3", "1", "0"],
+        ["b", "1", "1", "0"],
+        ["c", "0", "2", "0"],
+    ]
+
+
+def test_report_returns_files_that_exist(tmp_path: Path) -> None:
+    paths = write_report(tmp_path, "val", COUNTS, NAMES)
+    assert len(paths) == 5
+    assert all(path.stat().st_size > 0 for path in paths)
+
+
+# ---------------------------------------------------------------------- metrics.csv
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def test_values_of_one_step_share_a_row(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path)
+    logger.log_metrics({"val/top1": 0.5, "epoch": 0}, step=3)
+    logger.log_metrics({"train/loss": 1.25, "epoch": 0}, step=3)
+    assert logged(tmp_path) == [{"epoch": "0", "step": "3", "val/top1": "0.5", "train/loss": "1.25"}]
+
+
+def test_a_new_column_keeps_the_rows_before_it(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path)
+    logger.log_metrics({"a": 1, "epoch": 0}, step=0)
+    logger.log_metrics({"b": 2, "epoch": 1}, step=1)
+    assert [row.get("a") for row in logged(tmp_path)] == ["1", None]
+
+
+def test_a_second_logger_continues_the_file(tmp_path: Path) -> None:
+    RunLogger(tmp_path).log_metrics({"a": 1, "epoch": 0}, step=0)
+    RunLogger(tmp_path).log_metrics({"a": 2, "epoch": 1}, step=1)
+    assert [row["a"] for row in logged(tmp_path)] == ["1", "2"]
+
+
+def test_forgetting_drops_an_epoch_and_what_follows_but_no_test(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path)
+    for epoch in range(3):
+        logger.log_metrics({"a": epoch, "epoch": epoch}, step=epoch)
+    logger.log_metrics({"test/top1": 1, "epoch": 2}, step=2)
+    logger.forget_from(1)
+    assert [row["epoch"] for row in logger.rows] == ["0", "2"]
+
+
+def test_a_second_test_of_one_checkpoint_replaces_the_first(tmp_path: Path) -> None:
+    for value in (0.25, 0.5):
+        logger = RunLogger(tmp_path)
+        logger.place = (4, 9)
+        logger.log_metrics({"test/top1": value, "epoch": 0}, step=0)
+    assert logged(tmp_path) == [{"epoch": "4", "step": "9", "test/top1": "0.5"}]
+
+
+def test_tests_of_two_checkpoints_stand_side_by_side(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path)
+    for epoch in (4, 5):
+        logger.place = (epoch, 9)
+        logger.log_metrics({"test/top1": 0.5}, step=0)
+    assert [row["epoch"] for row in logged(tmp_path)] == ["4", "5"]
+
+
+# ---------------------------------------------------------------------- folders
+
+
+def test_runs_are_numbered_after_the_highest(tmp_path: Path) -> None:
+    for name in ("000", "007", "notes"):
+        (tmp_path / name).mkdir()
+    assert next_folder(tmp_path) == tmp_path / "008"
+
+
+def test_the_first_run_is_000(tmp_path: Path) -> None:
+    assert next_folder(tmp_path / "new") == tmp_path / "new" / "000"
+
+
+def test_a_run_without_a_checkpoint_is_not_the_newest(tmp_path: Path) -> None:
+    (tmp_path / "000" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "000" / "checkpoints" / "last.ckpt").touch()
+    (tmp_path / "001").mkdir()
+    assert newest_run(tmp_path) == tmp_path / "000"
+
+
+# ---------------------------------------------------------------------- moving average and clipping
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cub(tmp_path_factory.mktemp("cub"))
+
+
+def test_the_moving_average_is_what_is_saved(root: Path, tmp_path: Path) -> None:
+    # One epoch is two steps, and the average starts as the first step's weights: w_ema = 0.25 w_1 + 0.75 w_2.
+    snapshots = []
+    end = Baseline.on_train_batch_end
+
+    def keep(self: Baseline, *args: object) -> None:
+        end(self, *args)
+        snapshots.append(self.network.classifier.weight.detach().clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Baseline, "on_train_batch_end", keep)
+        assert fit(root, "--output", tmp_path / "run", "--model.ema_decay", 0.25).status == 0
+    expected = 0.25 * snapshots[0] + 0.75 * snapshots[1]
+    assert len(snapshots) == 2
+    assert not torch.equal(snapshots[0], snapshots[1])
+    torch.testing.assert_close(weights(tmp_path / "run")["network.classifier.weight"], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_without_a_moving_average_the_last_step_is_saved(root: Path, tmp_path: Path) -> None:
+    assert fit(root, "--output", tmp_path / "ema", "--model.ema_decay", 0.25).status == 0
+    assert fit(root, "--output", tmp_path / "plain").status == 0
+    assert not same_weights(weights(tmp_path / "ema"), weights(tmp_path / "plain"))
+
+
+def test_clipping_bounds_the_gradient_that_is_applied(root: Path) -> None:
+    norms = []
+
+    class Watcher(torch.optim.SGD):
+        def step(self, closure: object = None) -> object:
+            loss = closure() if callable(closure) else None
+            found = [p.grad.norm() for group in self.param_groups for p in group["params"] if p.grad is not None]
+            norms.append(float(torch.stack(found).norm()))
+            return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "SGD", Watcher)
+        assert fit(root, "--model.clip_norm", 0.01).status == 0
+        assert fit(root).status == 0
+    clipped, free = norms[:2], norms[2:]
+    assert clipped == pytest.approx([0.01, 0.01], rel=1e-3)
+    assert min(free) > 0.02

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fgzoo.methods.baseline import Baseline
+from tests.builders import make_cub
+from tests.command import Result, fgzoo, fit, metrics, same_weights, weights
+
+#: Everything that draws at random: augmentation, mixing, dropout; and everything with a state of its own.
+RANDOM = (
+    "--data.augmentation", "strong", "--model.dropout", 0.5, "--model.ema_decay", 0.9, "--model.optimizer", "adamw",
+    "--model.schedule", "one_cycle", "--data.val_fraction", 0.34,
+)  # fmt: skip
+EPOCHS = 3
+
+
+def interrupted_fit(root: Path, folder: Path, error: type[BaseException], *arguments: Any) -> Result:
+    """The same run, which breaks off in the middle of its second epoch."""
+    step = Baseline.training_step
+
+    def breaking_step(self: Baseline, batch: Any, batch_idx: int) -> Any:
+        if self.current_epoch == 1 and batch_idx == 1:
+            raise error
+        return step(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Baseline, "training_step", breaking_step)
+        return fit(root, "--output", folder, *arguments, epochs=EPOCHS)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """One run that was never interrupted, and one that was, by Ctrl-C, and then resumed."""
+    folder = tmp_path_factory.mktemp("resume")
+    root = make_cub(folder / "data", per_class=6)
+    whole, broken = folder / "whole", folder / "broken"
+    assert fit(root, "--output", whole, *RANDOM, epochs=EPOCHS).status == 0
+    interrupted = interrupted_fit(root, broken, KeyboardInterrupt, *RANDOM)
+    rows = metrics(broken)
+    resumed = fgzoo("fit", "--resume", broken)
+    return SimpleNamespace(root=root, whole=whole, broken=broken, interrupted=interrupted, rows=rows, resumed=resumed)
+
+
+def test_ctrl_c_exits_130(runs: SimpleNamespace) -> None:
+    assert runs.interrupted.status == 130
+    assert "interrupted" in runs.interrupted.err
+
+
+def test_an_interrupted_run_keeps_its_finished_epochs(runs: SimpleNamespace) -> None:
+    assert [row["epoch"] for row in runs.rows] == ["0"]
+
+
+def test_a_resumed_run_needs_nothing_but_its_folder(runs: SimpleNamespace) -> None:
+    assert runs.resumed.status == 0, runs.resumed.err
+    assert f"{runs.broken} holds" in runs.resumed.out
+
+
+def test_a_resumed_run_has_every_row_once(runs: SimpleNamespace) -> None:
+    assert metrics(runs.broken) == metrics(runs.whole)
+
+
+def test_a_resumed_run_ends_in_the_same_bits(runs: SimpleNamespace) -> None:
+    assert same_weights(weights(runs.broken), weights(runs.whole))
+
+
+def test_a_resumed_run_knows_its_best_epoch(runs: SimpleNamespace) -> None:
+    best = Path("checkpoints") / "best.ckpt"
+    assert same_weights(weights(runs.broken / best), weights(runs.whole / best))
+
+
+def test_resuming_keeps_the_config(runs: SimpleNamespace) -> None:
+    mine, other = ((run / "config.yaml").read_text().splitlines()[1:] for run in (runs.broken, runs.whole))
+    assert mine == other
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(runs: SimpleNamespace) -> None:
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in runs.whole.rglob("*") if path.is_file()}
+
+    before = content()
+    result = fgzoo("fit", "--resume", runs.whole)
+    assert result.status == 0
+    assert "is done already: 3 epochs" in result.out
+    assert content() == before
+
+
+def test_resuming_with_workers_ends_in_the_same_bits(runs: SimpleNamespace, tmp_path: Path) -> None:
+    workers = (*RANDOM, "--data.num_workers", 2)
+    with pytest.raises(RuntimeError, match="a step failed"):
+        interrupted_fit(runs.root, tmp_path / "run", StepFailedError, *workers)
+    assert fgzoo("fit", "--resume", tmp_path / "run").status == 0
+    assert same_weights(weights(tmp_path / "run"), weights(runs.whole))
+
+
+class StepFailedError(RuntimeError):
+    def __init__(self) -> None:
+        super().__init__("a step failed")
+
+
+def test_one_seed_gives_one_result(runs: SimpleNamespace, tmp_path: Path) -> None:
+    assert fit(runs.root, "--output", "again", *RANDOM, epochs=EPOCHS).status == 0
+    assert same_weights(weights(tmp_path / "again"), weights(runs.whole))
+
+
+def test_another_seed_gives_another_result(runs: SimpleNamespace, tmp_path: Path) -> None:
+    assert fit(runs.root, "--output", "other", "--seed_everything", 1, *RANDOM, epochs=EPOCHS).status == 0
+    assert not same_weights(weights(tmp_path / "other"), weights(runs.whole))
+
+
+def test_a_run_without_a_checkpoint_cannot_be_resumed(runs: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_bytes((runs.whole / "config.yaml").read_bytes())
+    result = fgzoo("fit", "--resume", "begun")
+    assert result.status == 2
+    assert "holds no checkpoints/last.ckpt" in result.err

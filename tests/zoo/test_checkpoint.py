@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import fgzoo as package
+from fgzoo.errors import CheckpointError
+from fgzoo.zoo.checkpoint import class_dependent, load, load_weights, read_checkpoint
+from tests.builders import make_cub
+from tests.command import fgzoo, fit, same_weights, weights
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("trained")
+    root = make_cub(folder / "data")
+    result = fit(root, "--output", folder / "run")
+    assert result.status == 0, result.err
+    return SimpleNamespace(root=root, run=folder / "run", file=folder / "run" / "checkpoints" / "last.ckpt")
+
+
+def edited(trained: SimpleNamespace, path: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of the checkpoint with something changed."""
+    content = torch.load(trained.file, weights_only=True)
+    edit(content)
+    torch.save(content, path)
+    return path
+
+
+# ---------------------------------------------------------------------- what a checkpoint carries
+
+
+def test_a_checkpoint_carries_all_that_loading_needs(trained: SimpleNamespace) -> None:
+    card = read_checkpoint(trained.run)["fgzoo"]
+    assert (card["method"], card["backbone"], card["num_classes"]) == ("fgzoo.methods.baseline.Baseline", "test_efficientnet", 3)
+    assert (card["version"], len(card["mean"]), len(card["std"])) == (package.__version__, 3, 3)
+    assert card["data"]["class_names"] == ["001.Black_footed_Albatross", "002.Indigo_Bunting", "003.Rusty_Blackbird"]
+    assert (card["data"]["image_size"], card["data"]["interpolation"]) == (64, "bilinear")
+    assert len(card["data"]["fingerprint"]) == 16
+
+
+def test_a_loaded_model_has_the_saved_weights(trained: SimpleNamespace) -> None:
+    assert same_weights(dict(load(trained.file).state_dict()), weights(trained.run))
+
+
+def test_a_loaded_model_is_in_evaluation_mode_and_counts_as_trained(trained: SimpleNamespace) -> None:
+    model = load(trained.run)
+    assert (model.training, model.trained) == (False, True)
+
+
+def test_a_loaded_model_prepares_images_as_in_training(trained: SimpleNamespace) -> None:
+    assert load(trained.run).transform(torch.zeros(3, 40, 90, dtype=torch.uint8)).shape == (3, 64, 64)
+
+
+# ---------------------------------------------------------------------- fine-tuning
+
+
+def test_fine_tuning_starts_from_the_weights(trained: SimpleNamespace, tmp_path: Path) -> None:
+    result = fit(trained.root, "--ckpt_path", trained.run, "--model.lr", 0, "--output", "tuned")
+    assert result.status == 0
+    classifier = "network.classifier.weight"
+    assert torch.equal(weights(tmp_path / "tuned")[classifier], weights(trained.run)[classifier])
+
+
+def test_given_arguments_hold_over_the_checkpoints(trained: SimpleNamespace, tmp_path: Path) -> None:
+    assert fit(trained.root, "--ckpt_path", trained.file, "--model.lr", 0.125, "--output", "tuned").status == 0
+    assert read_checkpoint(tmp_path / "tuned")["hyper_parameters"]["lr"] == 0.125
+
+
+def test_another_class_count_is_refused_with_the_way_out(trained: SimpleNamespace, tmp_path: Path) -> None:
+    result = fit(make_cub(tmp_path, classes=4), "--ckpt_path", trained.run)
+    assert result.status == 2
+    assert "num_classes is 3 there and 4 here; fine-tune on other classes by --reset_head" in result.err
+
+
+def test_reset_head_keeps_the_backbone(trained: SimpleNamespace, tmp_path: Path) -> None:
+    root = make_cub(tmp_path, classes=4)
+    result = fit(root, "--ckpt_path", trained.run, "--reset_head", "true", "--model.lr", 0, "--output", "tuned")
+    assert result.status == 0, result.err
+    old, new = weights(trained.run), weights(tmp_path / "tuned")
+    assert new["network.classifier.weight"].shape == (4, old["network.classifier.weight"].shape[1])
+    convolutions = [name for name, value in old.items() if value.ndim == 4]
+    assert all(torch.equal(old[name], new[name]) for name in convolutions)
+
+
+def test_reset_head_makes_a_new_head_even_for_as_many_classes(trained: SimpleNamespace) -> None:
+    fresh = package.create_model("baseline", 3, "test_efficientnet", pretrained=False)
+    before = fresh.state_dict()["network.classifier.weight"].clone()
+    load_weights(fresh, trained.run, reset_head=True)
+    after = fresh.state_dict()["network.classifier.weight"]
+    assert torch.equal(after, before)
+    assert not torch.equal(after, weights(trained.run)["network.classifier.weight"])
+
+
+def test_a_fine_tuned_run_is_not_reset_again(trained: SimpleNamespace, tmp_path: Path) -> None:
+    tune = ("--reset_head", "true", "--model.lr", 0)
+    assert fit(trained.root, "--ckpt_path", trained.run, *tune, "--output", "once").status == 0
+    assert fgzoo("fit", "--ckpt_path", "once", "--output", "twice").status == 0
+    classifier = "network.classifier.weight"
+    assert torch.equal(weights(tmp_path / "once")[classifier], weights(tmp_path / "twice")[classifier])
+
+
+@pytest.mark.parametrize(("name", "expected"), [("baseline", 2), ("rra-parent", 2), ("rra", 4)])
+def test_class_dependent_weights_are_the_classifiers(name: str, expected: int) -> None:
+    found = class_dependent(package.create_model(name, 3, "test_efficientnet", pretrained=False))
+    assert len(found) == expected
+    assert all("classifier" in key for key in found)
+
+
+# ---------------------------------------------------------------------- what does not fit
+
+
+def test_another_method_is_named(trained: SimpleNamespace) -> None:
+    result = fit(trained.root, "--ckpt_path", trained.run, model="rra")
+    assert result.status == 2
+    assert "method is fgzoo.methods.baseline.Baseline there and fgzoo.methods.rra.RRA here" in result.err
+
+
+def test_another_backbone_is_named(trained: SimpleNamespace) -> None:
+    result = fit(trained.root, "--ckpt_path", trained.run, "--model.backbone", "test_resnet")
+    assert result.status == 2
+    assert "backbone is test_efficientnet there and test_resnet here" in result.err
+
+
+def test_another_shape_of_the_method_is_named() -> None:
+    parent = package.create_model("rra-parent", 3, "test_efficientnet", pretrained=False)
+    checkpoint: dict[str, Any] = {"state_dict": parent.state_dict()}
+    parent.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, "parent.ckpt")
+    with pytest.raises(CheckpointError, match=r"lacks \d+ tensors, e\.g\. network\.local"):
+        load_weights(package.create_model("rra", 3, "test_efficientnet", pretrained=False), "parent.ckpt")
+
+
+def test_a_newer_version_is_named(trained: SimpleNamespace, tmp_path: Path) -> None:
+    path = edited(trained, tmp_path / "newer.ckpt", lambda content: content["fgzoo"].update(version="99.1.0"))
+    result = fgzoo("test", "--ckpt_path", path)
+    assert result.status == 2
+    assert "written by fgzoo 99.1.0, newer than this" in result.err
+
+
+@pytest.mark.parametrize("version", ["0.0.1", "0.1.0rc1+local"])
+def test_an_older_version_is_read(trained: SimpleNamespace, tmp_path: Path, version: str) -> None:
+    path = edited(trained, tmp_path / "older.ckpt", lambda content: content["fgzoo"].update(version=version))
+    assert read_checkpoint(path)["fgzoo"]["version"] == version
+
+
+def test_a_missing_tensor_is_named(trained: SimpleNamespace, tmp_path: Path) -> None:
+    path = edited(trained, tmp_path / "less.ckpt", lambda content: content["state_dict"].pop("network.classifier.bias"))
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors, e\.g\. network\.classifier\.bias"):
+        load(path)
+
+
+# ---------------------------------------------------------------------- damage and malice
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello world, this is text", b"PK\x03\x04 cut off", b"\x80\x05\x95garbage", b"<html>404</html>"],
+    ids=["empty", "text", "zip", "pickle", "html"],
+)
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt"):
+        read_checkpoint(tmp_path / "bad.ckpt")
+
+
+def test_a_truncated_checkpoint_is_damaged(trained: SimpleNamespace, tmp_path: Path) -> None:
+    data = trained.file.read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(data[: len(data) // 2])
+    result = fgzoo("test", "--ckpt_path", "half.ckpt")
+    assert result.status == 2
+    assert "half.ckpt is damaged" in result.err
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, write: Callable[[Any, Path], Any]) -> None:
+    canary = tmp_path / "canary"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(canary),)
+
+    write({"fgzoo": {}, "state_dict": Bomb()}, tmp_path / "bomb.ckpt")
+    result = fgzoo("test", "--ckpt_path", "bomb.ckpt")
+    assert result.status == 2
+    assert "bomb.ckpt" in result.err
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], {"fgzoo": 3, "state_dict": {}}, {"fgzoo": {}, "state_dict": {}}])
+def test_somebody_elses_file_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="not written by fgzoo"):
+        read_checkpoint(tmp_path / "other.ckpt")
+
+
+@pytest.fixture
+def foreign(trained: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint of a class in a module that leaves a canary behind when it is imported."""
+    code = (
+        "from pathlib import Path\nfrom fgzoo.methods.baseline import Baseline\n"
+        f"Path({str(tmp_path / 'canary')!r}).touch()\nclass Mine(Baseline):\n    '''Mine.'''\n"
+    )
+    (tmp_path / "foreign_methods.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "foreign_methods", raising=False)
+    yield edited(trained, tmp_path / "foreign.ckpt", lambda content: content["fgzoo"].update(method="foreign_methods.Mine"))
+    sys.modules.pop("foreign_methods", None)
+
+
+def test_a_foreign_class_is_not_imported(foreign: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="--trust foreign_methods"):
+        load(foreign)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_foreign_class_is_not_imported_by_the_command_line(foreign: Path, trained: SimpleNamespace, tmp_path: Path) -> None:
+    result = fgzoo("test", "--ckpt_path", foreign, "--data.root", trained.root)
+    assert result.status == 2
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_foreign_class_that_is_imported_already_is_known(foreign: Path) -> None:
+    import foreign_methods  # type: ignore[import-not-found]
+
+    assert type(load(foreign)) is foreign_methods.Mine
+
+
+def test_a_foreign_class_that_is_trusted_is_imported(foreign: Path) -> None:
+    assert type(load(foreign, trust=["foreign_methods"])).__name__ == "Mine"
+
+
+def test_trust_on_the_command_line(foreign: Path, trained: SimpleNamespace, tmp_path: Path) -> None:
+    machine = ("--trainer.accelerator", "cpu", "--data.num_workers", 0, "--output", tmp_path / "out")
+    result = fgzoo("test", "--ckpt_path", foreign, "--data.root", trained.root, "--trust", "foreign_methods", *machine)
+    assert result.status == 0, result.err
+
+
+def test_a_class_that_is_no_method_is_refused(trained: SimpleNamespace, tmp_path: Path) -> None:
+    path = edited(trained, tmp_path / "odd.ckpt", lambda content: content["fgzoo"].update(method="pathlib.Path"))
+    with pytest.raises(CheckpointError, match="no FineGrainedClassifier"):
+        load(path)
+
+
+def test_a_folder_without_a_checkpoint_is_named(trained: SimpleNamespace, tmp_path: Path) -> None:
+    shutil.copytree(trained.run, tmp_path / "empty", ignore=shutil.ignore_patterns("*.ckpt"))
+    with pytest.raises(CheckpointError, match="holds no checkpoints"):
+        load(tmp_path / "empty")
