@@ -1,8 +1,8 @@
 """Images per second and core of the image pipeline, beside the usual Pillow recipe.
 
-Both turn a JPEG file into a crop of 448 pixels out of 600 (or what --image-size and --resize say). The usual recipe: Pillow decodes,
-Pillow resizes, a random crop, a flip, floats in [0, 1], normalisation. Ours: torchcodec (or Pillow) decodes, torchvision resizes
-uint8, a random crop, a flip; normalisation is left to the device. One process, one thread, medians over repeats.
+Both turn a JPEG file into a crop of 448 pixels out of 600 (or what --image-size and --resize say). The usual recipe: Pillow
+decodes, Pillow resizes, a random crop, a flip, floats in [0, 1], normalisation. Ours: torchcodec (or Pillow) decodes, torchvision
+resizes uint8, a random crop, a flip; normalisation is left to the device. One process, one thread, medians over repeats.
 
     python benchmarks/data_loading.py                    # on synthetic birds, drawn at CUB's usual size
     python benchmarks/data_loading.py --images cub/images
@@ -121,6 +121,7 @@ def main() -> None:
         middle = statistics.median(values)
         lines.append(f"| {name} | {middle:.0f} | {min(values):.0f}-{max(values):.0f} | {middle / base:.2f}x |")
     machine = environment()
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "torchcodec", "pillow"))
     source = "photographs" if options.images else "synthetic birds"
     text = "\n".join(
         [
@@ -129,8 +130,7 @@ def main() -> None:
             f"{len(paths)} {source}, median {statistics.median(widths):.0f} x {statistics.median(heights):.0f} pixels; "
             f"{options.repeats} repeats, one thread, CPU time.",
             "",
-            f"{machine['processor']}, {machine['cores']} cores; Python {platform.python_version()}, torch {version('torch')}, torchvision "
-            f"{version('torchvision')}, torchcodec {version('torchcodec')}, Pillow {version('pillow')}; fgzoo {machine['git']}.",
+            f"{machine['processor']}, {machine['cores']} cores; Python {platform.python_version()}, {packages}; fgzoo {machine['git']}.",
             "",
             *lines,
             "",

@@ -1,9 +1,10 @@
-"""Packaged recipes: `<dataset>/<method>.yaml`, the data-only `<dataset>.yaml`, and the preset `small`."""
+"""Recipes: the packaged ones, `<dataset>/<method>.yaml`, the data-only `<dataset>.yaml`, and the preset `small`."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 from fgzoo.errors import UsageError
 
@@ -42,3 +43,29 @@ def find_recipe(said: str) -> Path:
     near = difflib.get_close_matches(said, list_recipes(), n=1)
     hint = f"did you mean '{near[0]}'?" if near else "`fgzoo list recipes` names the packaged ones"
     raise UsageError(f"--config: no file and no packaged recipe '{said}'; {hint}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Settings by name.
+
+    Raises:
+        UsageError: It is no YAML, or holds no settings.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise UsageError(f"--config: {path}{line}: no YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config: {path} is no YAML file") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"--config: {path} holds no settings; expected `data:`, `model:`, `trainer:` and so on")
+    return content

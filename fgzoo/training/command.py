@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import json
 import logging
 import os
 import re
@@ -12,14 +9,12 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import yaml
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -29,10 +24,10 @@ from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.recipes import find_recipe
+from fgzoo.training.arguments import RecipeFile, check_one_method, complete, values_of
 from fgzoo.training.callbacks import EpochLines, ReproducibleSteps, RunRecord, checkpoints
+from fgzoo.training.messages import MisconfiguredError, explain_parser_error, file_that_says, get_parameter_names
 from fgzoo.training.run import (
-    CONFIG,
     RunLogger,
     check_new,
     find_checkpoint,
@@ -40,38 +35,10 @@ from fgzoo.training.run import (
     next_folder,
     run_of,
 )
-from fgzoo.zoo.checkpoint import LAST, card_of, load_weights, method_class, read_checkpoint, resolve
+from fgzoo.zoo.checkpoint import LAST, load_weights, read_checkpoint, resolve
 
-#: What `fgzoo fit` runs when nothing is said.
-DEFAULT_RECIPE = "birds/rra"
 #: Tells the other processes of a run, which Lightning starts by the same command line, where its folder is.
 RUN_VARIABLE = "FGZOO_RUN_FOLDER"
-
-
-class RecipeFile(ActionConfigFile):
-    """`--config`, which knows the packaged recipes by name."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Apply a file, a packaged recipe, or YAML itself."""
-        said = str(values)
-        if said.startswith("{"):
-            self.apply_config(parser, cfg, self.dest, said)
-            return
-        path = find_recipe(said)
-        read_config(path)
-        try:
-            self.apply_config(parser, cfg, self.dest, str(path))
-        except (ArgumentError, TypeError) as error:
-            raise MisconfiguredError(path, str(error)) from error
-
-
-class MisconfiguredError(UsageError):
-    """A parser's complaint about a config file, not yet put into one line."""
-
-    def __init__(self, path: Path, message: str) -> None:
-        super().__init__(f"{path}: {message}")
-        self.path = path
-        self.message = message
 
 
 class TrainingCLI(LightningCLI):
@@ -159,7 +126,9 @@ class TrainingCLI(LightningCLI):
             names = {name for method in methods for name in get_parameter_names(method)}
             message = error.message if isinstance(error, MisconfiguredError) else str(error)
             line = explain_parser_error(message, options, names)
-            file = error.path if isinstance(error, MisconfiguredError) else _file_that_says(line, _values(args, "--config", "-c"))
+            file = (
+                error.path if isinstance(error, MisconfiguredError) else file_that_says(line, values_of(args, "--config", "-c"))
+            )
             raise UsageError(line if file is None else f"{file}: {line}") from error
         check_one_method(self.config[self.verb])
 
@@ -331,167 +300,7 @@ def run(verb: str, arguments: list[str]) -> int:
     return 0
 
 
-# ---------------------------------------------------------------------- completing the command line
-
-
-def complete(verb: str, arguments: list[str]) -> list[str]:
-    """Put in front what the arguments imply: a run's own config, a checkpoint's own arguments, or the default recipe.
-
-    Args:
-        verb: The verb.
-        arguments: What followed it.
-
-    Returns:
-        Complete arguments for the parser.
-    """
-    arguments = expand_method_names(arguments)
-    if any(token.partition("=")[0] in ("--model.num_classes", "--model.init_args.num_classes") for token in arguments):
-        raise UsageError("--model.num_classes: the data says how many classes there are; leave it away")
-    if {"-h", "--help"} & set(arguments):
-        return arguments
-    configured = _value(arguments, "--config", "-c") is not None or _value(arguments, "--model") is not None
-    resumed = _value(arguments, "--resume")
-    if verb == "fit" and resumed is not None:
-        if configured:
-            raise UsageError("--resume: a run continues with its own config; leave --config and --model away")
-        folder = Path(resumed)
-        if not (folder / CONFIG).is_file():
-            raise UsageError(f"--resume: {folder} is no run's folder (it holds no {CONFIG})")
-        return ["--config", str(folder / CONFIG), *arguments]
-    said = _value(arguments, "--ckpt_path")
-    if said is not None and not configured:
-        path = find_checkpoint(said, Path(_value(arguments, "--trainer.default_root_dir") or "runs"))
-        # The checkpoint's own run may have been a fine-tuning that did reset its head.
-        return ["--config", _config_of(path, _values(arguments, "--trust")), "--reset_head", "false", *arguments]
-    if configured:
-        return arguments
-    if verb != "fit":
-        run_folder = newest_run(Path(_value(arguments, "--trainer.default_root_dir") or "runs"))
-        if run_folder is None:
-            raise UntrainedError(
-                f"{verb}: there is no trained run below runs, and an untrained model would score by chance; train one by "
-                f"`fgzoo fit`, or give --ckpt_path"
-            )
-        return ["--config", str(run_folder / CONFIG), "--ckpt_path", str(run_folder), *arguments]
-    return ["--config", DEFAULT_RECIPE, *arguments]
-
-
-def expand_method_names(arguments: list[str]) -> list[str]:
-    """Replace `--model NAME` by its class path and the arguments that its name, or another name of its class, fixes.
-
-    So `rra-parent` is RRA with `local=false`, and `rra` is RRA with `local=true` even after a recipe of its parent.
-    """
-    expanded: list[str] = []
-    tokens = iter(arguments)
-    for token in tokens:
-        option, equals, value = token.partition("=")
-        if option != "--model":
-            expanded.append(token)
-            continue
-        value = value if equals else next(tokens, "")
-        known = available()
-        path, fixed = known.get(value, (value, {}))
-        expanded += ["--model", path]
-        for name in dict.fromkeys(
-            name for other, theirs in known.values() if other == path and value in known for name in theirs
-        ):
-            default = inspect.signature(import_path(path)).parameters[name].default
-            expanded += [f"--model.{name}", json.dumps(fixed.get(name, default))]
-    return expanded
-
-
-def _config_of(checkpoint: Path, trust: list[str]) -> str:
-    """The config that belongs to a checkpoint: its run's, else what the checkpoint itself carries."""
-    folder = run_of(checkpoint)
-    if folder is not None:
-        return str(folder / CONFIG)
-    content = read_checkpoint(checkpoint)
-    cls = method_class(content["fgzoo"]["method"], trust)
-    arguments = {k: v for k, v in content["hyper_parameters"].items() if not k.startswith("_") and k != "num_classes"}
-    arguments.update(pretrained=False, backbone_weights=None)
-    config: dict[str, Any] = {"model": {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}}
-    card = card_of(content)
-    if card is not None:
-        config["data"] = {
-            "name": card.dataset, "image_size": card.image_size, "resize": card.resize, "resize_mode": card.resize_mode,
-        }  # fmt: skip
-    return json.dumps(config)
-
-
-def _values(arguments: Iterable[str], *options: str) -> list[str]:
-    """Every value that options were given on a command line."""
-    found = []
-    tokens = iter(arguments)
-    for token in tokens:
-        option, equals, value = token.partition("=")
-        if option in options:
-            found.append(value if equals else next(tokens, ""))
-    return found
-
-
-def _value(arguments: Iterable[str], *options: str) -> str | None:
-    """The last value that an option was given; `None` where it was not."""
-    return next(reversed(_values(arguments, *options)), None)
-
-
-def check_one_method(config: Namespace) -> None:
-    """Refuse a mixture of two methods: `--model X` after a recipe of Y would keep Y's arguments.
-
-    Args:
-        config: The parsed arguments of a verb.
-
-    Raises:
-        UsageError: A config file names another method than the one that is to run.
-    """
-    if config.model is None:
-        raise UsageError("--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra")
-    for file in config.config or []:
-        if file is None:
-            continue
-        content = read_config(Path(str(file)))
-        named = (content.get("model") or {}).get("class_path") if isinstance(content.get("model"), dict) else None
-        if named is None:
-            continue
-        theirs = import_path(available().get(named, (named, {}))[0]) if "." in named else None
-        mine = import_path(config.model.class_path)
-        if theirs is not None and theirs is not mine:
-            raise UsageError(
-                f"--model: {mine.__name__} is asked for, but {file} sets up {theirs.__name__}, whose arguments would be kept; "
-                "use the "
-                f"data's own recipe with it: --config {config.data.name} --model {mine.__module__}.{mine.__name__}"
-            )
-
-
 # ---------------------------------------------------------------------- surroundings
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The content of a config file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Settings by name.
-
-    Raises:
-        UsageError: It is no YAML, or holds no settings.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise UsageError(f"--config: {path}{line}: no YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config: {path} is no YAML file") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"--config: {path} holds no settings; expected `data:`, `model:`, `trainer:` and so on")
-    return content
-
-
-def get_parameter_names(method: type) -> set[str]:
-    """Names of all arguments of a method's class, those of its base classes included."""
-    return {name for cls in method.__mro__ if "__init__" in vars(cls) for name in inspect.signature(cls).parameters}
 
 
 def import_methods() -> None:
@@ -524,66 +333,3 @@ def quieten() -> None:
         ".*resuming from a checkpoint that ended before the epoch ended.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def explain_parser_error(message: str, options: Iterable[str], arguments: Iterable[str]) -> str:
-    """One readable line out of a parser's message, with the nearest valid name where a name was wrong.
-
-    Args:
-        message: What jsonargparse said; often a tree of alternatives.
-        options: Valid option names, without dashes.
-        arguments: Valid arguments of the methods.
-
-    Returns:
-        One line.
-    """
-    options, arguments = list(options), list(arguments)
-    if found := re.search(r"unrecognized arguments: -*([\w.]+)|does not accept option '([^']+)'", message):
-        said = found.group(1) or found.group(2)
-        known = [*options, *(f"model.{name}" for name in arguments), *(f"model.init_args.{name}" for name in arguments)]
-        return f"no option '{said}'{_nearest(said, known)}"
-    if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
-        return (
-            f"model: {found.group(1).rpartition('.')[2]} has no argument '{found.group(2)}'{_nearest(found.group(2), arguments)}"
-        )
-    if found := re.search(
-        r"dot import path string: (\S+)|Problem with given class_path '([^']+)':\s+(?!\s|Parser key)(.+)"
-        r"|path but (\S+) either not accessible(?s:.*)does not correspond to a subclass",
-        message,
-    ):
-        said = found.group(1) or found.group(2) or found.group(4)
-        names = [*available(), *(path.rpartition(".")[2] for path, _ in available().values())]
-        reason = f" ({found.group(3).strip()})" if found.group(3) else ""
-        return f"model: '{said}' is no method{reason}{_nearest(said, names)}; `fgzoo list` names them all"
-    if "required: fit.model" in message or re.search(r"required: \w+\.model", message):
-        return "--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra"
-    keys = re.findall(r'Parser key "([^"]+)":', message)
-    wanted = re.findall(r"Expected an? (?:<class '([^']+)'>|(.+?))(?:\. |\.?\n|\.?$)", message)
-    given = re.search(r"Got value: (.+)|val='([^']*)'|Given value: (.+)", message)
-    if keys and wanted and given:
-        types = dict.fromkeys((a or b).replace("typing.", "").replace("NoneType", "null") for a, b in wanted)
-        value = next(group for group in given.groups() if group)
-        return f"{'.'.join(dict.fromkeys(keys))}: expected {' or '.join(types)}, got '{value}'"
-    return " ".join(message.split())
-
-
-def _file_that_says(line: str, configs: Iterable[str]) -> Path | None:
-    """The config file that holds the option which a line complains about; `None` where it was typed."""
-    said = re.match(r"no option '([^']+)'", line)
-    if said is None:
-        return None
-    for path in [find_recipe(config) for config in configs if not config.startswith("{")]:
-        inner: Any = read_config(path)
-        for key in said.group(1).split("."):
-            inner = inner.get(key, said) if isinstance(inner, dict) else said
-        if inner is not said:
-            return path
-    return None
-
-
-def _nearest(said: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(said, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
-__all__ = ["TrainingCLI", "run"]

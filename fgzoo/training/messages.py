@@ -1,0 +1,88 @@
+"""A parser's complaints, put into one line for the person who typed."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fgzoo.errors import UsageError
+from fgzoo.methods import available
+from fgzoo.recipes import find_recipe, read_config
+
+
+class MisconfiguredError(UsageError):
+    """A parser's complaint about a config file, not yet put into one line."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.message = message
+
+
+def explain_parser_error(message: str, options: Iterable[str], arguments: Iterable[str]) -> str:
+    """One readable line out of a parser's message, with the nearest valid name where a name was wrong.
+
+    Args:
+        message: What jsonargparse said; often a tree of alternatives.
+        options: Valid option names, without dashes.
+        arguments: Valid arguments of the methods.
+
+    Returns:
+        One line.
+    """
+    options, arguments = list(options), list(arguments)
+    if found := re.search(r"unrecognized arguments: -*([\w.]+)|does not accept option '([^']+)'", message):
+        said = found.group(1) or found.group(2)
+        known = [*options, *(f"model.{name}" for name in arguments), *(f"model.init_args.{name}" for name in arguments)]
+        return f"no option '{said}'{_nearest(said, known)}"
+    if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
+        return (
+            f"model: {found.group(1).rpartition('.')[2]} has no argument '{found.group(2)}'{_nearest(found.group(2), arguments)}"
+        )
+    if found := re.search(
+        r"dot import path string: (\S+)|Problem with given class_path '([^']+)':\s+(?!\s|Parser key)(.+)"
+        r"|path but (\S+) either not accessible(?s:.*)does not correspond to a subclass",
+        message,
+    ):
+        said = found.group(1) or found.group(2) or found.group(4)
+        names = [*available(), *(path.rpartition(".")[2] for path, _ in available().values())]
+        reason = f" ({found.group(3).strip()})" if found.group(3) else ""
+        return f"model: '{said}' is no method{reason}{_nearest(said, names)}; `fgzoo list` names them all"
+    if "required: fit.model" in message or re.search(r"required: \w+\.model", message):
+        return "--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra"
+    keys = re.findall(r'Parser key "([^"]+)":', message)
+    wanted = re.findall(r"Expected an? (?:<class '([^']+)'>|(.+?))(?:\. |\.?\n|\.?$)", message)
+    given = re.search(r"Got value: (.+)|val='([^']*)'|Given value: (.+)", message)
+    if keys and wanted and given:
+        types = dict.fromkeys((a or b).replace("typing.", "").replace("NoneType", "null") for a, b in wanted)
+        value = next(group for group in given.groups() if group)
+        return f"{'.'.join(dict.fromkeys(keys))}: expected {' or '.join(types)}, got '{value}'"
+    return " ".join(message.split())
+
+
+def file_that_says(line: str, configs: Iterable[str]) -> Path | None:
+    """The config file that holds the option which a line complains about; `None` where it was typed."""
+    said = re.match(r"no option '([^']+)'", line)
+    if said is None:
+        return None
+    for path in [find_recipe(config) for config in configs if not config.startswith("{")]:
+        inner: Any = read_config(path)
+        for key in said.group(1).split("."):
+            inner = inner.get(key, said) if isinstance(inner, dict) else said
+        if inner is not said:
+            return path
+    return None
+
+
+def _nearest(said: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(said, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def get_parameter_names(method: type) -> set[str]:
+    """Names of all arguments of a method's class, those of its base classes included."""
+    return {name for cls in method.__mro__ if "__init__" in vars(cls) for name in inspect.signature(cls).parameters}
