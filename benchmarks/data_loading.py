@@ -130,7 +130,8 @@ def main() -> None:
             f"{len(paths)} {source}, median {statistics.median(widths):.0f} x {statistics.median(heights):.0f} pixels; "
             f"{options.repeats} repeats, one thread, CPU time.",
             "",
-            f"{machine['processor']}, {machine['cores']} cores; Python {platform.python_version()}, {packages}; fgzoo {machine['git']}.",
+            f"{machine['processor']}, {machine['cores']} cores; Python {platform.python_version()}, {packages}; "
+            f"fgzoo {machine['git']}.",
             "",
             *lines,
             "",
