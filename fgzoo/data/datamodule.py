@@ -147,7 +147,9 @@ class FGVCDataModule(L.LightningDataModule):
                 f"data.root: where is '{self.dataset_name}'? Give --data.root PATH, or set FGZOO_DATA; "
                 f"`fgzoo data info {self.dataset_name}` says what must lie there"
             )
-        if not self.root.is_dir() and not self.download:
+        # The number of classes is asked for before Lightning's turn to prepare data comes; a lock lets one process fetch.
+        self.prepare_data()
+        if not self.root.is_dir():
             raise DataError(f"data.root: no folder {self.root}")
         return read_listing(self.dataset_name, self.root, self.level, self.csv, self.test_fraction, self.seed)
 

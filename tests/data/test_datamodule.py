@@ -267,3 +267,15 @@ def test_cards_of_other_classes_do_not_match(cub: Path, tmp_path: Path) -> None:
     other = module(make_cub(tmp_path, classes=2)).card
     with pytest.raises(CheckpointError, match=r"class 2 is '003\.Rusty_Blackbird' there and 'nothing' here"):
         module(cub).card.check_classes(other)
+
+
+def test_download_comes_before_the_classes_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[Path] = []
+
+    def fetch(name: str, root: Path) -> None:
+        fetched.append(make_cub(root))
+
+    monkeypatch.setattr("fgzoo.data.datamodule.fetch_dataset", fetch)
+    data = module(tmp_path / "absent", download=True)
+    assert data.num_classes == 3
+    assert fetched
