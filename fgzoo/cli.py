@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,7 @@ def _train(verb: str, arguments: list[str]) -> int:
     """Lightning's verbs; its interrupt handling ends in exit status 1, ours in 130."""
     if os.environ.get("HOME") is None:
         # Caches of torch, timm and matplotlib fall back to the home folder, which there may be none of.
-        os.environ["HOME"] = os.environ.get("TMPDIR", "/tmp")
+        os.environ["HOME"] = tempfile.gettempdir()
     # Threads that spin while they wait make every other process on the cores, loader workers too, many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A method of one's own may lie in the folder one works in; appended, so that no file there hides an installed module.

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import torch
 
+#: Where real data lies; taken before tests are kept from it.
+REAL_DATA = Path(os.environ["FGZOO_DATA"]).resolve() if os.environ.get("FGZOO_DATA") else None
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "", None)
 
 
@@ -57,3 +59,11 @@ def _own_place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeyp
         # Set first: what a test's code puts there is then taken away again.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data that FGZOO_DATA names; the test is skipped without one."""
+    if REAL_DATA is None:
+        pytest.skip("FGZOO_DATA names no folder of real data")
+    return REAL_DATA

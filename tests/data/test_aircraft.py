@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from fgzoo.data.aircraft import read_aircraft
 from fgzoo.data.verify import verify
 from fgzoo.errors import DataError, UsageError
 from tests.builders import make_aircraft, save, write_lines
-
-real = pytest.mark.skipif("FGZOO_DATA" not in os.environ, reason="FGZOO_DATA names no folder of real data")
 
 
 @pytest.mark.parametrize("inner", ["", "fgvc-aircraft-2013b", "fgvc-aircraft-2013b/data"])
@@ -98,10 +95,10 @@ def test_folder_without_the_data_set_says_what_to_put_there(tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def official_lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def official_lists(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Path:
     """The official lists beside 10,000 links to one small picture."""
     root = tmp_path_factory.mktemp("aircraft")
-    shutil.copytree(Path(os.environ["FGZOO_DATA"]) / "aircraft_lists", root, dirs_exist_ok=True)
+    shutil.copytree(real_data / "aircraft_lists", root, dirs_exist_ok=True)
     data = root / "fgvc-aircraft-2013b" / "data"
     picture = save(data / "images" / "picture.jpg", height=60)
     for line in open_lines(data / "images_box.txt"):
@@ -109,7 +106,6 @@ def official_lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@real
 @pytest.mark.parametrize(("level", "classes"), [("variant", 100), ("family", 70), ("manufacturer", 30)])
 def test_official_lists(level: str, classes: int, official_lists: Path) -> None:
     listing = read_aircraft(official_lists, level)
@@ -117,6 +113,5 @@ def test_official_lists(level: str, classes: int, official_lists: Path) -> None:
     assert all(record.box is not None for record in listing.train)
 
 
-@real
 def test_official_lists_are_complete(official_lists: Path) -> None:
     assert verify("aircraft", official_lists).complete

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from fgzoo.errors import DataError, UsageError
 from tests.builders import CARS, cell, make_cars, save_mat, struct
 
 LISTS = pytest.mark.parametrize("layout", ["devkit", "single"])
-real = pytest.mark.skipif("FGZOO_DATA" not in os.environ, reason="FGZOO_DATA names no folder of real data")
 
 
 @pytest.mark.parametrize("layout", ["devkit", "single", "folders"])
@@ -142,8 +140,7 @@ def test_verify_counts(tmp_path: Path) -> None:
     assert report.official == Counts(196, 8144, 8041)
 
 
-@real
-def test_real_subset() -> None:
-    listing = read_cars(Path(os.environ["FGZOO_DATA"]) / "cars60")
+def test_real_subset(real_data: Path) -> None:
+    listing = read_cars(real_data / "cars60")
     assert (len(listing.class_names), len(listing.train), len(listing.test)) == (60, 1247, 1210)
     assert listing.class_names[:2] == ("AM General Hummer SUV 2000", "Acura RL Sedan 2012")

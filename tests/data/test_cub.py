@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from fgzoo.data.records import Part
 from fgzoo.data.verify import Counts, verify
 from fgzoo.errors import DataError, UsageError
 from tests.builders import make_cub, save, write_lines
-
-real = pytest.mark.skipif("FGZOO_DATA" not in os.environ, reason="FGZOO_DATA names no folder of real data")
 
 
 def lines_of(path: Path) -> list[str]:
@@ -161,9 +158,8 @@ def test_verify_refuses_unknown_names(tmp_path: Path) -> None:
         verify("dogs", tmp_path)
 
 
-@real
-def test_real_subset() -> None:
-    listing = read_cub(Path(os.environ["FGZOO_DATA"]) / "cub50")
+def test_real_subset(real_data: Path) -> None:
+    listing = read_cub(real_data / "cub50")
     assert (len(listing.class_names), len(listing.train), len(listing.test)) == (50, 1500, 1389)
     record = listing.train[0]
     _, height, width = decode(record.path).shape
