@@ -120,7 +120,7 @@ def main() -> None:
     for name, values in measured.items():
         middle = statistics.median(values)
         lines.append(f"| {name} | {middle:.0f} | {min(values):.0f}-{max(values):.0f} | {middle / base:.2f}x |")
-    machine = environment()
+    machine = {key: value for key, value in environment().items() if key != "command"}  # it may name folders of this machine
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "torchcodec", "pillow"))
     source = "photographs" if options.images else "synthetic birds"
     text = "\n".join(
