@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,13 @@ from torch import Tensor
 
 from fgzoo.errors import CheckpointError
 
-#: What torch's reader raises on files that are no (whole) weight file.
-DAMAGED = (
-    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError,
-    zipfile.BadZipFile,
-)  # fmt: skip
 
-
-def read_plain(path: Path) -> Any:
+def read_plain(path: Path, what: str) -> Any:
     """Read what `torch.save` wrote, if it holds tensors and plain values only.
 
     Args:
         path: The file.
+        what: What it is meant to be, for messages.
 
     Returns:
         Its content.
@@ -35,13 +28,13 @@ def read_plain(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGED as error:
+    except Exception as error:  # a damaged file makes torch raise nearly any type
         if "Unsupported" in str(error) and "GLOBAL" in str(error):
             raise CheckpointError(
-                f"{path} cannot be read as tensors alone: it holds objects whose loading could run code, so it is refused"
+                f"{what}: {path} cannot be read as tensors alone: it holds objects whose loading could run code, so it is refused"
             ) from error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as tensors alone, it is damaged or no weight file: {reason}") from error
+        raise CheckpointError(f"{what}: {path} is damaged or no file of tensors: {reason}") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -63,7 +56,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"weights: {path} is no whole safetensors file: {error}") from error
-    content = read_plain(path)
+    content = read_plain(path, "weights")
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

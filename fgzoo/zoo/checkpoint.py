@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from fgzoo.data.card import DataCard
 from fgzoo.errors import CheckpointError
 from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.nn.weights import read_plain
 
 #: Where a run keeps its checkpoints, relative to the run's folder.
 LAST = Path("checkpoints") / "last.ckpt"
@@ -59,17 +59,7 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
         CheckpointError: The file is damaged, holds objects that would run code, was not written by fgzoo, or by a newer one.
     """
     path = resolve(source)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"checkpoint: {path} holds something else than tensors and plain values (or is damaged); loading it could run "
-            "code, so "
-            f"it is refused"
-        ) from error
-    except Exception as error:  # a damaged file makes torch raise nearly any type
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"checkpoint: {path} is damaged or no checkpoint: {reason}") from error
+    content = read_plain(path, "checkpoint")
     card = content.get("fgzoo") if isinstance(content, dict) else None
     if not isinstance(card, dict) or not {"method", "backbone", "num_classes"} <= set(card) or "state_dict" not in content:
         raise CheckpointError(
