@@ -12,6 +12,7 @@ from fgzoo.errors import UsageError
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier as FineGrainedClassifier
     from fgzoo.methods.baseline import Baseline as Baseline
+    from fgzoo.methods.coarse2fine import Coarse2Fine as Coarse2Fine
     from fgzoo.methods.rra import RRA as RRA
 
 #: Class path and fixed arguments by name. A parent is its method's class with the mechanism switched off.
@@ -19,13 +20,15 @@ BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     "baseline": ("fgzoo.methods.baseline.Baseline", {}),
     "rra": ("fgzoo.methods.rra.RRA", {}),
     "rra-parent": ("fgzoo.methods.rra.RRA", {"local": False}),
+    "coarse2fine": ("fgzoo.methods.coarse2fine.Coarse2Fine", {}),
+    "wsdan": ("fgzoo.methods.coarse2fine.Coarse2Fine", {"fine": "none"}),
 }
 
 _EXPORTED = {path.rpartition(".")[2]: path for path, _ in BUILT_IN.values()} | {
     "FineGrainedClassifier": "fgzoo.methods.base.FineGrainedClassifier"
 }
 
-__all__ = ["BUILT_IN", "RRA", "Baseline", "FineGrainedClassifier", "available", "find_method", "import_path"]
+__all__ = ["BUILT_IN", "RRA", "Baseline", "Coarse2Fine", "FineGrainedClassifier", "available", "find_method", "import_path"]
 
 
 def __getattr__(name: str) -> Any:

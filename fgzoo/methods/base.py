@@ -1,13 +1,17 @@
 """What all methods share: steps, metrics, parameter groups, schedule, and the card that travels with the weights.
 
 A method overrides at most [build_network][FineGrainedClassifier.build_network], [loss][FineGrainedClassifier.loss],
-[parameter_groups][FineGrainedClassifier.parameter_groups] and [explain][FineGrainedClassifier.explain].
+[learning_rates][FineGrainedClassifier.learning_rates] and [explain][FineGrainedClassifier.explain]. One that trains in stages
+declares them in [stages][FineGrainedClassifier.stages], one that takes several optimiser steps a batch in
+[steps_per_batch][FineGrainedClassifier.steps_per_batch] and [training_outputs][FineGrainedClassifier.training_outputs]; the base
+runs them.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +21,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
@@ -25,7 +30,16 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 import fgzoo
 from fgzoo.data.card import DataCard
 from fgzoo.errors import UntrainedError, UsageError
-from fgzoo.methods.optimization import Schedule, layer_decay_groups, schedule_factor, split_decay
+from fgzoo.methods.optimization import (
+    Schedule,
+    Stage,
+    layer_decay_groups,
+    reached_by,
+    schedule_factor,
+    split_decay,
+    stage_ends,
+    staged_factor,
+)
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.output import MethodOutput
 
@@ -139,12 +153,18 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         self.evaluation = evaluation_metrics(num_classes)
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self._head_hits: dict[str, list[Tensor]] = {}
+        self._stage_ends: list[int] = []
+        self._stage = 0
+        self._frozen: set[str] = set()
+        self._unreached: dict[tuple[int, int], list[nn.Parameter]] = {}
+        self._idle: list[nn.Parameter] = []
 
     def _finish(self, arguments: dict[str, Any]) -> None:
         """Build the network, and remember the arguments under `hparams`, where Lightning's checkpoints keep them."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
         self._set_hparams(plain)
         self.network = self.build_network().to(memory_format=torch.channels_last)
+        self.automatic_optimization = self.steps_per_batch == 1
         if self.compile_network:
             self.network.compile()
 
@@ -166,20 +186,45 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         """
         return {name: self.cross_entropy(logits, targets) for name, logits in output.heads.items()}
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups: backbones at `lr * backbone_lr_factor`, all else at `lr`; norms and biases do not decay."""
-        backbones = {name: module for name, module in self.network.named_modules() if isinstance(module, Backbone)}
-        rate = self.lr * self.backbone_lr_factor
-        groups: list[dict[str, Any]] = []
-        inside: set[nn.Parameter] = set()
-        for name, module in backbones.items():
-            inside.update(module.parameters())
-            if self.layer_decay is None:
-                groups += split_decay(module.named_parameters(), name, rate, self.weight_decay)
-            else:
-                groups += layer_decay_groups(module, name, rate, self.weight_decay, self.layer_decay)
-        rest = [(name, parameter) for name, parameter in self.network.named_parameters() if parameter not in inside]
-        return groups + split_decay(rest, "new", self.lr, self.weight_decay)
+    def learning_rates(self) -> dict[str, float]:
+        """Factors of `lr` by submodule of the network; by default `backbone_lr_factor` for every backbone.
+
+        Returns:
+            Path of the submodule -> factor. What lies in none of them is trained at `lr`, in the group `new`.
+        """
+        backbones = (name for name, module in self.network.named_modules() if isinstance(module, Backbone))
+        return dict.fromkeys(backbones, self.backbone_lr_factor)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of a run, one after the other in one `fit`; by default a single one.
+
+        A network that computes differently by stage has an integer attribute `stage`, which is set before every training batch
+        and kept in checkpoints. Untrained and finished networks are in their last stage.
+
+        Returns:
+            The stages in order.
+        """
+        return (Stage("train", 1.0),)
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimiser steps a batch: how many outputs [training_outputs][] gives."""
+        return 1
+
+    def training_outputs(self, images: Tensor, targets: Tensor, keys: Tensor) -> Iterator[MethodOutput]:
+        """The outputs that a batch is trained on, one optimiser step each; by default one forward pass.
+
+        The next output is asked for when the step on the one before has been taken.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            targets: (B,) classes.
+            keys: (B, 3), see [forward][].
+
+        Yields:
+            As many outputs as [steps_per_batch][] says; the last one's logits count for the training accuracy.
+        """
+        yield self(images, targets, keys)
 
     def explain(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
         """Where the network looked, at input resolution: by default its attention maps, enlarged.
@@ -198,17 +243,41 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
 
     # ------------------------------------------------------------------ help for methods
 
-    def make_backbone(self, name: str | None = None, max_stride: int | None = None) -> Backbone:
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups from [learning_rates][]; norms and biases do not decay.
+
+        Returns:
+            Groups named like their submodule, `new` for the rest, with `/norm+bias` or the layer's number behind it.
+        """
+        groups: list[dict[str, Any]] = []
+        inside: set[nn.Parameter] = set()
+        # The innermost first, so that a module inside a named one keeps its own rate.
+        for name, factor in sorted(self.learning_rates().items(), key=lambda item: -item[0].count(".")):
+            module = self.network.get_submodule(name)
+            named = [(path, parameter) for path, parameter in module.named_parameters() if parameter not in inside]
+            inside.update(parameter for _, parameter in named)
+            if isinstance(module, Backbone) and self.layer_decay is not None:
+                groups += layer_decay_groups(module, name, self.lr * factor, self.weight_decay, self.layer_decay)
+            else:
+                groups += split_decay(named, name, self.lr * factor, self.weight_decay)
+        rest = [(name, parameter) for name, parameter in self.network.named_parameters() if parameter not in inside]
+        return groups + split_decay(rest, "new", self.lr, self.weight_decay)
+
+    def make_backbone(
+        self, name: str | None = None, max_stride: int | None = None, weights: str | Path | None = None
+    ) -> Backbone:
         """A backbone as this model's arguments ask for it: a fresh copy at every call.
 
         Args:
-            name: Another timm network than `backbone`.
+            name: Another timm network than `backbone`; it does not read `backbone_weights`.
             max_stride: Cut the network after its deepest level of at most this stride.
+            weights: A weight file of its own.
 
         Returns:
             The backbone.
         """
-        return Backbone(name or self.backbone, self.pretrained, self.backbone_weights, max_stride)
+        own = name is None or name == self.backbone
+        return Backbone(name or self.backbone, self.pretrained, weights or (self.backbone_weights if own else None), max_stride)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -301,19 +370,90 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         return images, targets, index
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step: the sum of the loss terms."""
+        """One batch: an optimiser step on the sum of the loss terms, or several."""
         images, targets, index = self._prepare(batch)
         classes = targets if targets.ndim == 1 else targets.argmax(dim=1)
-        output = self(images, classes, self.sample_keys(index))
-        terms = self.loss(output, targets)
-        total = torch.stack(list(terms.values())).sum()
-        size = len(images)
-        self.log("train/loss", total, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
-        if len(terms) > 1:
-            named = {f"train/loss_{name}": term for name, term in terms.items()}
-            self.log_dict(named, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        totals: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        shown: dict[str, Tensor] = {}
+        for output in self.training_outputs(images, classes, self.sample_keys(index)):
+            step_terms = self.loss(output, targets)
+            total = self._reach_everything(torch.stack(list(step_terms.values())).sum(), step=len(totals))
+            if not self.automatic_optimization:
+                self._optimize(total, last=len(totals) == self.steps_per_batch - 1)
+            totals.append(total)
+            terms.update({f"loss_{name}": term.detach() for name, term in step_terms.items()})
+            shown.update({name.removeprefix("log_"): x for name, x in output.extra.items() if name.startswith("log_")})
+        if len(totals) != self.steps_per_batch:
+            raise RuntimeError(f"training_outputs() gave {len(totals)} outputs, steps_per_batch says {self.steps_per_batch}")
+        loss = totals[0] if self.automatic_optimization else torch.stack(totals).detach().sum()
+        values = {f"train/{name}": value for name, value in ({**terms, **shown} if len(terms) > 1 else shown).items()}
+        how: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(images), "sync_dist": True}
+        self.log("train/loss", loss, prog_bar=True, **how)
+        self.log_dict(values, **how)
         self.train_top1.update(output.logits.detach(), classes)
-        return total
+        return loss
+
+    def _optimize(self, loss: Tensor, last: bool) -> None:
+        """One of several optimiser steps of a batch; the last one counts the batch and advances the schedule.
+
+        The others go through the strategy, so that mixed precision and hooks are the same, but are not counted: `global_step`,
+        `max_steps`, the schedule and the moving average mean batches for every method.
+        """
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        if last:
+            optimizer.step()
+            cast(torch.optim.lr_scheduler.LRScheduler, self.lr_schedulers()).step()
+        else:
+            self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
+
+    def _reach_everything(self, loss: Tensor, step: int) -> Tensor:
+        """With several processes, let the loss reach every parameter, some of them times zero.
+
+        DistributedDataParallel waits for a gradient of every parameter, and a frozen backbone or a head that another step trains
+        has none. Searching for unused parameters at every step, its own remedy, would cost time and an argument to remember;
+        which they are depends on stage and step alone. Their gradients are dropped again before the optimiser's step.
+        """
+        self._idle = []
+        if self.trainer.world_size == 1:
+            return loss
+        place = (self._stage, step)
+        if place not in self._unreached:
+            reached = reached_by(loss)
+            self._unreached[place] = [p for p in self.network.parameters() if p.requires_grad and p not in reached]
+        self._idle = self._unreached[place]
+        return loss + sum(parameter.flatten()[0] * 0.0 for parameter in self._idle)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Enter the stage that this batch belongs to."""
+        self._enter_stage(min(bisect_right(self._stage_ends, self.global_step), len(self._stage_ends) - 1))
+
+    def _enter_stage(self, index: int) -> None:
+        self._stage = index
+        if hasattr(self.network, "stage"):
+            setattr(self.network, "stage", index)  # noqa: B010 - modules type their attributes as tensors
+        stage = self.stages()[index]
+        frozen = {name for name in self.learning_rates() if stage.rate(name) == 0}
+        for name in self._frozen - frozen:
+            self._freeze(name, False)
+        # At every batch, because callbacks may set the whole model to training mode at any time.
+        for name in frozen:
+            self._freeze(name, True)
+        self._frozen = frozen
+
+    def _freeze(self, name: str, frozen: bool) -> None:
+        module = self.network.get_submodule(name)
+        module.train(not frozen)
+        if isinstance(module, Backbone):
+            module.frozen = frozen
+
+    def on_train_epoch_start(self) -> None:
+        """Note the stage beside the metrics, where there are several."""
+        if len(self._stage_ends) > 1:
+            stage = bisect_right(self._stage_ends, self.global_step)
+            self.log("train/stage", float(min(stage, len(self._stage_ends) - 1)), on_step=False, on_epoch=True)
 
     def on_train_epoch_end(self) -> None:
         """Log the training accuracy of the epoch."""
@@ -323,6 +463,9 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
     def on_train_end(self) -> None:
         """From here on the model may be tested."""
         self.trained = True
+        for name in self._frozen:
+            self._freeze(name, False)
+        self._frozen = set()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the metrics of a batch."""
@@ -395,18 +538,47 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         if total == float("inf"):
             raise UsageError("trainer.max_epochs: a schedule needs an end; give a number of epochs")
         per_epoch = total / max(1, self.trainer.max_epochs or 1)
-        factor = schedule_factor(self.schedule, int(total), per_epoch, self.warmup_epochs, self.milestones, self.gamma)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        stages = self.stages()
+        self._stage_ends = stage_ends(stages, int(total), per_epoch)
+
+        def factor_over(batches: int) -> Callable[[int], float]:
+            return schedule_factor(self.schedule, batches, per_epoch, self.warmup_epochs, self.milestones, self.gamma)
+
+        factors = [staged_factor(stages, self._stage_ends, group["name"], factor_over) for group in groups]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradient norm, where that is asked for."""
+        """Drop the gradients of what stands still in this step; clip the norm of the others, where that is asked for."""
+        for parameter in self._idle:
+            parameter.grad = None
+        stage = self.stages()[self._stage]
+        for group in optimizer.param_groups:
+            if stage.rate(group["name"]) == 0:
+                for parameter in group["params"]:
+                    parameter.grad = None
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
 
     def configure_callbacks(self) -> list[Callback]:
-        """The moving average of the weights, where it is asked for."""
+        """The moving average of the weights, where it is asked for; and a last look at the trainer, before it starts."""
+        if not self.automatic_optimization and self.trainer.state.fn == TrainerFn.FITTING:
+            self._check_trainer()
         return [] if self.ema_decay is None else [EMAWeightAveraging(decay=self.ema_decay)]
+
+    def _check_trainer(self) -> None:
+        """Refuse what Lightning cannot do where a batch takes several optimiser steps."""
+        name = type(self).__name__
+        if self.trainer.accumulate_grad_batches != 1:
+            raise UsageError(
+                f"trainer.accumulate_grad_batches: {name} takes {self.steps_per_batch} optimiser steps a batch, and steps "
+                "cannot be accumulated over batches; lower the learning rate or the batch size instead"
+            )
+        if self.trainer.gradient_clip_val:
+            raise UsageError(
+                f"trainer.gradient_clip_val: {name} takes {self.steps_per_batch} optimiser steps a batch, which the trainer "
+                "cannot clip; use --model.clip_norm, which clips for every method"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything into the checkpoint that loading needs besides the weights."""
@@ -420,6 +592,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             "mean": list(mean),
             "std": list(std),
             "data": None if self.card is None else self.card.as_dict(),
+            "stage": getattr(self.network, "stage", None),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -427,6 +600,9 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         data = checkpoint.get("fgzoo", {}).get("data")
         if data is not None:
             self.card = DataCard(**data)
+        stage = checkpoint.get("fgzoo", {}).get("stage")
+        if stage is not None:
+            setattr(self.network, "stage", stage)  # noqa: B010 - modules type their attributes as tensors
         self.trained = True
 
     def sample_keys(self, index: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
+from fgzoo.errors import UsageError
 from fgzoo.nn.backbone import Backbone
 
 Schedule = Literal["cosine", "step", "one_cycle", "constant"]
@@ -16,6 +18,104 @@ Schedule = Literal["cosine", "step", "one_cycle", "constant"]
 ONE_CYCLE_RISE = 0.3
 ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = 1 / 25e4
+
+
+class Stage(NamedTuple):
+    """A part of the run with learning rates of its own.
+
+    Every parameter group exists from the start and nothing is switched but numbers: what torch's DistributedDataParallel and a
+    resumed optimiser rely on. A factor of zero freezes: the group's gradients are dropped before the step (so that momentum and
+    weight decay leave it alone, too), its batch-norm layers use their running statistics, a frozen backbone builds no graph.
+
+    Attributes:
+        name: What it is called in logs.
+        share: Share of the run, in (0, 1]; the shares of all stages sum to one.
+        rates: Further factors of the learning rate by name of the parameter group; 1 where none is given.
+    """
+
+    name: str
+    share: float
+    rates: dict[str, float] = {}  # noqa: RUF012 - a NamedTuple's default; nobody writes into it
+
+    def rate(self, group: str) -> float:
+        """The factor of a parameter group, whose name is that of its module, with or without a part after a slash."""
+        return self.rates.get(group.partition("/")[0], 1.0)
+
+
+def stage_ends(stages: Sequence[Stage], total: int, per_epoch: float) -> list[int]:
+    """The batch at which each stage ends.
+
+    A boundary is rounded to a whole epoch where every stage keeps at least one; shorter runs are divided by batches.
+
+    Args:
+        stages: The stages in order.
+        total: Batches of the whole run.
+        per_epoch: Batches of an epoch.
+
+    Returns:
+        As many batches as there are stages; the last is `total`.
+
+    Raises:
+        UsageError: The shares do not sum to one, or one is not positive.
+    """
+    if any(stage.share <= 0 for stage in stages) or not math.isclose(sum(stage.share for stage in stages), 1.0):
+        shown = ", ".join(f"{stage.name} {stage.share:g}" for stage in stages)
+        raise UsageError(f"model: the shares of the training stages must be positive and sum to 1, not {shown}")
+    unit = per_epoch if total >= len(stages) * per_epoch else 1.0
+    units = total / unit
+    ends: list[int] = []
+    share = 0.0
+    for done, stage in enumerate(stages, start=1):
+        share += stage.share
+        ends.append(round(unit * min(max(round(share * units), done), units - (len(stages) - done))))
+    return [*ends[:-1], total]
+
+
+def staged_factor(
+    stages: Sequence[Stage], ends: Sequence[int], group: str, factor_over: Callable[[int], Callable[[int], float]]
+) -> Callable[[int], float]:
+    """The learning rate's factor of a group over all stages: the schedule starts anew in each.
+
+    Args:
+        stages: The stages in order.
+        ends: See [stage_ends][].
+        group: Name of the parameter group.
+        factor_over: Number of batches -> schedule over that many batches.
+
+    Returns:
+        batch -> factor of the peak learning rate.
+    """
+    starts = [0, *ends[:-1]]
+    schedules = [factor_over(end - start) for start, end in zip(starts, ends, strict=True)]
+
+    def factor(batch: int) -> float:
+        index = min(bisect_right(ends, batch), len(ends) - 1)
+        return stages[index].rate(group) * schedules[index](batch - starts[index])
+
+    return factor
+
+
+def reached_by(loss: Tensor) -> set[Tensor]:
+    """The parameters that a loss depends on, found by walking its graph.
+
+    Args:
+        loss: A scalar with a graph.
+
+    Returns:
+        The leaves that its backward pass gives a gradient.
+    """
+    seen: set[Any] = set()
+    pending: list[Any] = [loss.grad_fn]
+    found: set[Tensor] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        pending += [following for following, _ in node.next_functions]
+    return found
 
 
 def schedule_factor(

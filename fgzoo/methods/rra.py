@@ -386,6 +386,7 @@ class RRA(FineGrainedClassifier):
 
     def on_train_epoch_start(self) -> None:
         """Look boxes up by the training images' names."""
+        super().on_train_epoch_start()
         self._store_boxes("train")
 
     def on_validation_epoch_start(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from fgzoo.errors import CheckpointError, UsageError
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
         levels: Channels and stride of each map that `forward` returns.
         mean: Channel means the weights were trained with.
         std: Channel standard deviations the weights were trained with.
+        frozen: Build no graph, because no gradient is wanted at the moment. Its parameters stay trainable.
 
     Shape:
         - images: (B, 3, H, W)
@@ -63,6 +65,7 @@ class Backbone(nn.Module):
         config = self.model.pretrained_cfg
         self.mean: tuple[float, ...] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std: tuple[float, ...] = tuple(config.get("std", (0.229, 0.224, 0.225)))
+        self.frozen = False
         #: Tokens, or maps with channels last: their maps come from forward_intermediates, after the final norm.
         self._reshaped = hasattr(self.model, "num_prefix_tokens") or getattr(self.model, "output_fmt", "NCHW") == "NHWC"
 
@@ -85,11 +88,23 @@ class Backbone(nn.Module):
         if weights is not None:
             _load_weights(self.model, Path(weights), name, full_keys)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute all levels."""
-        if not self._whole:
+    def forward(self, images: Tensor, depth: int | None = None) -> list[Tensor]:
+        """Compute all levels, or the first `depth` of them, without running what lies deeper."""
+        if self.frozen:
+            with torch.no_grad():
+                return self._levels_of(images, depth)
+        return self._levels_of(images, depth)
+
+    def _levels_of(self, images: Tensor, depth: int | None) -> list[Tensor]:
+        stops_early = depth is not None and depth < len(self.levels)
+        if stops_early or not self._whole:
             maps: list[Tensor] = self.model.forward_intermediates(
-                images, indices=self._indices, stop_early=True, output_fmt="NCHW", intermediates_only=True
+                images,
+                indices=self._indices[:depth],
+                norm=self._reshaped and self._whole,
+                stop_early=True,
+                output_fmt="NCHW",
+                intermediates_only=True,
             )
             return maps
         final, maps = self.model.forward_intermediates(images, indices=self._indices, norm=self._reshaped, output_fmt="NCHW")

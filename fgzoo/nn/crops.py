@@ -137,3 +137,49 @@ def paste_boxes(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     flat = maps.reshape(batch * count, steps, map_height, map_width)
     pasted = F.grid_sample(flat, grid * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False)
     return (pasted * inside[:, None]).view(batch, count, steps, *size)
+
+
+def attention_boxes(maps: Tensor, theta: Tensor, padding: float = 0.1, size: tuple[int, int] | None = None) -> Tensor:
+    """The padded box round the region where a map reaches a share of its maximum.
+
+    Source: attention cropping of WS-DAN (arXiv 1901.09891, section 3.3) with its published code's padding.
+
+    Args:
+        maps: (B, h, w), non-negative; no gradient flows through the boxes.
+        theta: (B,), the share of each map's maximum.
+        padding: Added on every side, relative to the image's side.
+        size: Enlarge the maps bilinearly to this height and width first; by default four times.
+
+    Returns:
+        (B, 1, 4), relative; the whole image where a map is zero.
+    """
+    region = _region(maps, theta, size or (4 * maps.shape[-2], 4 * maps.shape[-1]))
+    height, width = region.shape[-2:]
+    x0, x1 = _extent(region.any(dim=1))
+    y0, y1 = _extent(region.any(dim=2))
+    low = torch.stack([x0 / width, y0 / height], dim=-1) - padding
+    high = torch.stack([x1 / width, y1 / height], dim=-1) + padding
+    return torch.cat([low, high], dim=-1).clamp(0, 1)[:, None]
+
+
+def attention_drop(images: Tensor, maps: Tensor, theta: Tensor) -> Tensor:
+    """Erase from the images the region where a map reaches a share of its maximum.
+
+    Source: attention dropping of WS-DAN (arXiv 1901.09891, section 3.3).
+
+    Args:
+        images: (B, 3, H, W), normalised, so that zero is the mean colour.
+        maps: (B, h, w), non-negative; no gradient flows through the region.
+        theta: (B,), the share of each map's maximum.
+
+    Returns:
+        (B, 3, H, W). Where a map is zero nothing is erased.
+    """
+    region = _region(maps, theta, (images.shape[-2], images.shape[-1])) & (maps.detach().amax(dim=(1, 2)) > 0)[:, None, None]
+    return images.masked_fill(region[:, None], 0.0)
+
+
+def _region(maps: Tensor, theta: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where maps (B, h, w), enlarged to a size, reach theta (B,) times their maximum: (B, *size), boolean."""
+    enlarged = F.interpolate(maps.detach().float()[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    return enlarged >= theta.to(enlarged)[:, None, None] * enlarged.amax(dim=(1, 2), keepdim=True)

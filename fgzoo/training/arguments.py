@@ -100,8 +100,8 @@ def expand_method_names(arguments: list[str]) -> list[str]:
         for name in dict.fromkeys(
             name for other, theirs in known.values() if other == path and value in known for name in theirs
         ):
-            default = inspect.signature(import_path(path)).parameters[name].default
-            expanded += [f"--model.{name}", json.dumps(fixed.get(name, default))]
+            value = fixed.get(name, inspect.signature(import_path(path)).parameters[name].default)
+            expanded += [f"--model.{name}", value if isinstance(value, str) else json.dumps(value)]
     return expanded
 
 
