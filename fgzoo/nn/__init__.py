@@ -2,7 +2,16 @@
 
 from fgzoo.nn.attention import TemporalAttention
 from fgzoo.nn.backbone import Backbone
-from fgzoo.nn.crops import activation_boxes, center_boxes, crop_boxes, paste_boxes, random_boxes
+from fgzoo.nn.bilinear import signed_sqrt
+from fgzoo.nn.crops import (
+    activation_boxes,
+    attention_boxes,
+    attention_drop,
+    center_boxes,
+    crop_boxes,
+    paste_boxes,
+    random_boxes,
+)
 from fgzoo.nn.maps import class_activation_map, normalize_map
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.randomness import keyed_uniform
@@ -14,6 +23,8 @@ __all__ = [
     "RepeatedInputLSTM",
     "TemporalAttention",
     "activation_boxes",
+    "attention_boxes",
+    "attention_drop",
     "center_boxes",
     "class_activation_map",
     "crop_boxes",
@@ -21,4 +32,5 @@ __all__ = [
     "normalize_map",
     "paste_boxes",
     "random_boxes",
+    "signed_sqrt",
 ]

@@ -1,0 +1,385 @@
+"""Coarse2Fine: a two-stage training method for attention networks; its parent is WS-DAN.
+
+Eshratifar, Eigen, Gormish, Pedram. Machine Vision and Applications 2021, arXiv 1909.02680. No code published.
+
+From the abstract: a differentiable path between the input space and the attended feature maps; an *inverse mapping*, learned from
+the attended maps to the informative regions of the raw image, guides the attention maps; orthogonal initialisation of the
+attention weights; two stages of training. Why: WS-DAN thresholds its crops and drops outside the graph, so that its second pass
+sends no gradient to the attention weights.
+
+WS-DAN (Hu, Qi, Huang, Lu, "See Better Before Looking Closer", arXiv 1901.09891), from its paper and published code: Inception-v3
+to Mixed_6e; M = 32 attention maps; bilinear attention pooling; features times 100 into a linear classifier without bias; a pull
+towards the class centres; training averages the cross-entropies of the image, of a crop round one of the maps and of the image
+without the region of another; testing averages the predictions on the image and on a crop round the mean map. SGD 1e-3, times 0.9
+every second epoch, weight decay 1e-5, batch 12, images of 448x448.
+
+This project's decisions, each an argument: that WS-DAN is the parent and stage 1; the form of the inverse mapping, and that it
+reads the mean attended map, mean_k A_k F; what the fine pass sees (the image times the mask, or a crop by the mask's moments),
+with the same backbone, attention and classifier; the loss of stage 2, the mean of both cross-entropies and the mask's mean, since
+otherwise a mask of ones would be optimal; its share of the run and its rates; the rates of attention and classifier under AdamW;
+that testing averages probabilities, where WS-DAN's code averages logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fgzoo.errors import UsageError
+from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.methods.optimization import Stage
+from fgzoo.nn.attention_pooling import (
+    AttentionInit,
+    AttentionMaps,
+    ClassCenters,
+    bilinear_attention_pooling,
+    draw_map,
+    map_similarity,
+)
+from fgzoo.nn.backbone import Backbone
+from fgzoo.nn.crops import attention_boxes, attention_drop, crop_boxes
+from fgzoo.nn.inverse_mapping import InverseMapping, soft_boxes, soft_crop
+from fgzoo.nn.maps import normalize_map
+from fgzoo.nn.output import MethodOutput
+from fgzoo.nn.randomness import keyed_uniform
+
+Fine = Literal["mask", "crop", "none"]
+
+#: Where WS-DAN's published code reads features and attention: Inception-v3's Mixed_6e.
+PAPER_STRIDE = {"inception_v3": 16}
+#: In the fine stage the maps and the mask come at one grid of this stride.
+ATTENTION_STRIDE = 4
+
+
+class Pass(NamedTuple):
+    """What one pass through backbone, attention and classifier gives.
+
+    Shape:
+        - features: F, (B, C, h, w)
+        - maps: A, (B, M, h, w), non-negative
+        - pooled: f, (B, M * C), of length one
+        - logits: z, (B, K)
+    """
+
+    features: Tensor
+    maps: Tensor
+    pooled: Tensor
+    logits: Tensor
+
+
+class Coarse2FineNetwork(nn.Module):
+    """WS-DAN in stage 0, the coarse and the fine pass in stage 1.
+
+    Args:
+        backbone: The feature extractor; its last level carries features and attention.
+        num_classes: K.
+        num_maps: M.
+        init: Of the attention layer, see [AttentionMaps][].
+        fine: What the fine pass sees: the image times the `mask`, or a `crop` by the mask's moments; `none`: there is no fine
+            pass and no stage 1 (the parent).
+        detach_attention: Cut the gradient from the mask to the coarse pass (the control).
+        feature_scale: Factor of the pooled features before the classifier.
+        center_rate: beta, see [ClassCenters][].
+        crop_theta: Range of the share of a map's maximum that bounds the training crop.
+        drop_theta: Range of the share of a map's maximum above which training erases.
+        crop_padding: Padding of the training crop, relative to the image's side.
+        test_theta: The share of the mean map's maximum that bounds the test crop.
+        test_padding: Padding of the test crop.
+        decoder_widths: See [InverseMapping][].
+        mask_bias: See [InverseMapping][].
+
+    Attributes:
+        stage: 0: WS-DAN, and the decoder does not run; 1: coarse and fine.
+
+    Shape:
+        - images: (B, 3, H, W); targets: (B,), needed in training of stage 0 by the centres; keys: (B, 3)
+        - stage 0: heads `raw`, `crop` and, in training, `drop`; attention: (B, M + 1, h, w), the maps, then their mean
+        - stage 1: heads `coarse` and `fine`; attention: (B, M + 1, ceil(H / 4), ceil(W / 4)), the maps, then the mask
+        - logits: (B, K), in evaluation the log of the heads' mean probability, in training those of the first head
+        - extra, in training: the scalar `center` (stage 0) or `mask` (stage 1), and `log_map_similarity`
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        num_maps: int = 32,
+        init: AttentionInit = "orthogonal",
+        fine: Fine = "mask",
+        detach_attention: bool = False,
+        feature_scale: float = 100.0,
+        center_rate: float = 0.05,
+        crop_theta: tuple[float, float] = (0.4, 0.6),
+        drop_theta: tuple[float, float] = (0.2, 0.5),
+        crop_padding: float = 0.1,
+        test_theta: float = 0.1,
+        test_padding: float = 0.05,
+        decoder_widths: Sequence[int] = (64, 32, 16, 8),
+        mask_bias: float = 2.0,
+    ) -> None:
+        super().__init__()
+        channels = backbone.levels[-1].channels
+        self.backbone = backbone
+        self.attention = AttentionMaps(channels, num_maps, init)
+        self.classifier = nn.Linear(num_maps * channels, num_classes, bias=False)
+        self.centers = ClassCenters(num_classes, num_maps * channels, center_rate)
+        self.decoder = None if fine == "none" else InverseMapping(channels, decoder_widths, mask_bias)
+        self.stage = 0 if fine == "none" else 1
+        self.fine = fine
+        self.detach_attention = detach_attention
+        self.feature_scale = feature_scale
+        self.crop_theta = crop_theta
+        self.drop_theta = drop_theta
+        self.crop_padding = crop_padding
+        self.test_theta = test_theta
+        self.test_padding = test_padding
+
+    def forward(self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None) -> MethodOutput:
+        """Classify as the stage and the mode ask for; no map depends on a class."""
+        coarse = self.classify(images)
+        if self.decoder is not None and self.stage == 1:
+            return self._coarse_to_fine(images, coarse, self.decoder)
+        if self.training:
+            return self._raw_crop_drop(images, coarse, targets, keys)
+        return self._raw_crop(images, coarse)
+
+    def classify(self, images: Tensor) -> Pass:
+        """Backbone, attention maps, bilinear attention pooling, classifier."""
+        features = self.backbone(images)[-1]
+        maps = self.attention(features)
+        pooled = bilinear_attention_pooling(features, maps)
+        return Pass(features, maps, pooled, self.classifier(pooled * self.feature_scale))
+
+    # ------------------------------------------------------------------ stage 0: WS-DAN
+
+    def _raw_crop_drop(self, images: Tensor, raw: Pass, targets: Tensor | None, keys: Tensor | None) -> MethodOutput:
+        """Training: the image, a crop round one drawn map, and the image without the region of another drawn map."""
+        if targets is None:
+            raise UsageError("targets: training pulls features towards their class's centre; give the images' classes")
+        batch = images.shape[0]
+        uniform = torch.rand(batch, 4, device=images.device) if keys is None else keyed_uniform(keys, 4, salt=20)
+        crop_draw, drop_draw, crop_theta, drop_theta = uniform.unbind(dim=1)
+        boxes = attention_boxes(draw_map(raw.maps, crop_draw), _between(self.crop_theta, crop_theta), self.crop_padding)
+        erased = attention_drop(images, draw_map(raw.maps, drop_draw), _between(self.drop_theta, drop_theta))
+        # Passes of their own, as in the published code: batch-norm sees images, crops and erased images separately.
+        crop = self.classify(_enlarge(images, boxes))
+        drop = self.classify(erased)
+        heads = {"raw": raw.logits, "crop": crop.logits, "drop": drop.logits}
+        extra = {"center": self.centers(raw.pooled, targets), "log_map_similarity": map_similarity(raw.maps)}
+        return MethodOutput(raw.logits, heads, _maps_and_mean(raw.maps), extra)
+
+    def _raw_crop(self, images: Tensor, raw: Pass) -> MethodOutput:
+        """Evaluation: the image, and a crop round the mean map."""
+        theta = torch.full((images.shape[0],), self.test_theta, device=images.device)
+        boxes = attention_boxes(raw.maps.mean(dim=1), theta, self.test_padding)
+        heads = {"raw": raw.logits, "crop": self.classify(_enlarge(images, boxes)).logits}
+        return MethodOutput(log_mean_probability(heads), heads, _maps_and_mean(raw.maps))
+
+    # ------------------------------------------------------------------ stage 1: coarse to fine
+
+    def _coarse_to_fine(self, images: Tensor, coarse: Pass, decoder: InverseMapping) -> MethodOutput:
+        """The fine pass sees what the mask leaves; its gradient reaches the coarse pass's maps through the mask."""
+        attended = coarse.features * coarse.maps.mean(dim=1, keepdim=True)
+        size = (images.shape[-2], images.shape[-1])
+        mask = decoder(attended.detach() if self.detach_attention else attended, size)
+        if self.fine == "mask":
+            seen, kept = images * mask, mask.mean()
+        else:
+            boxes = soft_boxes(mask)
+            # The crop does not change with the mask's scale: what shall be small is the box, in shares of the image.
+            seen, kept = soft_crop(images, boxes), (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).mean()
+        heads = {"coarse": coarse.logits, "fine": self.classify(seen).logits}
+        attention = _on_one_grid([coarse.maps, mask], images)
+        if not self.training:
+            return MethodOutput(log_mean_probability(heads), heads, attention)
+        return MethodOutput(coarse.logits, heads, attention, {"mask": kept, "log_map_similarity": map_similarity(coarse.maps)})
+
+
+def log_mean_probability(heads: dict[str, Tensor]) -> Tensor:
+    """The logarithm of the mean of the heads' probabilities, (B, K), single precision."""
+    logs = torch.stack([logits.float().log_softmax(dim=1) for logits in heads.values()])
+    return logs.logsumexp(dim=0) - math.log(len(heads))
+
+
+def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
+    return bounds[0] + (bounds[1] - bounds[0]) * uniform
+
+
+def _enlarge(images: Tensor, boxes: Tensor) -> Tensor:
+    return crop_boxes(images, boxes, (images.shape[-2], images.shape[-1]))
+
+
+def _maps_and_mean(maps: Tensor) -> Tensor:
+    maps = maps.detach()
+    return normalize_map(torch.cat([maps, maps.mean(dim=1, keepdim=True)], dim=1))
+
+
+def _on_one_grid(maps: list[Tensor], images: Tensor) -> Tensor:
+    height, width = (math.ceil(side / ATTENTION_STRIDE) for side in images.shape[-2:])
+    resized = [F.interpolate(x.detach().float(), size=(height, width), mode="bilinear", align_corners=False) for x in maps]
+    return normalize_map(torch.cat(resized, dim=1))
+
+
+class Coarse2Fine(FineGrainedClassifier):
+    """Coarse2Fine: stage 1 trains WS-DAN, stage 2 trains a coarse and a fine pass that a mask connects differentiably.
+
+    The parent, WS-DAN, is `fine="none"`; the control without the gradient is `detach_attention=True`.
+
+    Args:
+        num_classes: Number of classes K; the command line takes it from the data.
+        backbone: Name of a timm network. The parent's is Inception-v3.
+        pretrained: Start from timm's pretrained weights.
+        backbone_weights: A local `.safetensors` or `.pth` file with the backbone's weights, used instead of timm's.
+        num_maps: M, the number of attention maps (32 in WS-DAN's code).
+        init: Of the attention layer: `orthogonal` rows, which is Coarse2Fine's, or torch's `default`.
+        attention_stride: Attention and features come from the backbone's deepest level of at most this stride. `None`: 16 for
+            `inception_v3`, which is WS-DAN's Mixed_6e; of any other backbone the last level.
+        fine: What the fine pass sees: the image times the `mask`, or a `crop` by the mask's moments. `none`: there is no fine
+            pass and no second stage.
+        detach_attention: Cut the gradient from the mask to the coarse pass.
+        feature_scale: Factor of the unit-length features before the classifier (100 in WS-DAN's code).
+        center_weight: Weight of the distance to the class centres.
+        center_rate: beta, the rate at which the centres move (0.05 in WS-DAN's code).
+        crop_theta: Range in (0, 1) from which training draws the share of a map's maximum that bounds the crop.
+        drop_theta: Range in (0, 1) from which training draws the share of a map's maximum above which it erases.
+        crop_padding: Padding of the training crop, relative to the image's side.
+        test_theta: The share of the mean map's maximum that bounds the test crop.
+        test_padding: Padding of the test crop, relative to the image's side.
+        decoder_widths: Channels of the inverse mapping after every doubling of its grid. Our decision.
+        mask_bias: The inverse mapping's bias at the start; 2 begins with a mask near 0.88. Our decision.
+        mask_weight: eta, the weight of the mask's mean; with `fine="crop"` of its box's area. Our decision.
+        fine_share: Share of the run that is stage 2. Our decision.
+        fine_backbone_rate: The backbone's learning rate in stage 2 relative to that in stage 1. Our decision.
+        fine_head_rate: The same for attention layer and classifier. Our decision.
+        decoder_lr_factor: The inverse mapping's learning rate relative to `lr`. Our decision.
+        attention_lr_factor: The attention layer's; `None`: 1 with `sgd`, 0.5 with `adamw`.
+        classifier_lr_factor: The classifier's; `None`: 1 with `sgd`, 0.05 with `adamw`, whose steps do not shrink as inputs
+            multiply: at the full rate, M * C inputs times 100 diverge. Our decision.
+        **training: Optimiser, schedule and so on, see [FineGrainedClassifier][].
+
+    Raises:
+        UsageError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "inception_v3",
+        pretrained: bool = True,
+        backbone_weights: str | Path | None = None,
+        *,
+        num_maps: int = 32,
+        init: AttentionInit = "orthogonal",
+        attention_stride: int | None = None,
+        fine: Fine = "mask",
+        detach_attention: bool = False,
+        feature_scale: float = 100.0,
+        center_weight: float = 1.0,
+        center_rate: float = 0.05,
+        crop_theta: tuple[float, float] = (0.4, 0.6),
+        drop_theta: tuple[float, float] = (0.2, 0.5),
+        crop_padding: float = 0.1,
+        test_theta: float = 0.1,
+        test_padding: float = 0.05,
+        decoder_widths: Sequence[int] = (64, 32, 16, 8),
+        mask_bias: float = 2.0,
+        mask_weight: float = 0.01,
+        fine_share: float = 1 / 3,
+        fine_backbone_rate: float = 0.1,
+        fine_head_rate: float = 1.0,
+        decoder_lr_factor: float = 1.0,
+        attention_lr_factor: float | None = None,
+        classifier_lr_factor: float | None = None,
+        **training: Any,
+    ) -> None:
+        super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
+        if num_maps < 1:
+            raise UsageError(f"model.num_maps: {num_maps}; pooling needs at least 1 attention map")
+        if init not in ("orthogonal", "default"):
+            raise UsageError(f"model.init: '{init}' is neither 'orthogonal' nor 'default'")
+        if fine not in ("mask", "crop", "none"):
+            raise UsageError(f"model.fine: '{fine}' is none of 'mask', 'crop' and 'none'")
+        for name, bounds in (("crop_theta", crop_theta), ("drop_theta", drop_theta), ("test_theta", (test_theta,) * 2)):
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < 1:
+                raise UsageError(f"model.{name}: {list(bounds)}; shares of a maximum lie in (0, 1), the lower one first")
+        for name, padding in (("crop_padding", crop_padding), ("test_padding", test_padding)):
+            if padding < 0:
+                raise UsageError(f"model.{name}: {padding} is negative; give a share of the image's side, e.g. 0.1")
+        if not 0 < fine_share < 1:
+            raise UsageError(f"model.fine_share: {fine_share} is not in (0, 1); for a run without stage 2 take fine: none")
+        if not 0 < center_rate <= 1:
+            raise UsageError(f"model.center_rate: {center_rate} is not in (0, 1]")
+        if not decoder_widths or min(decoder_widths) < 1:
+            raise UsageError(f"model.decoder_widths: {list(decoder_widths)}; give at least one positive width")
+        self.num_maps = num_maps
+        self.init: AttentionInit = init
+        self.attention_stride = attention_stride
+        self.fine: Fine = fine
+        self.detach_attention = detach_attention
+        self.feature_scale = feature_scale
+        self.center_weight = center_weight
+        self.center_rate = center_rate
+        self.crop_theta = crop_theta
+        self.drop_theta = drop_theta
+        self.crop_padding = crop_padding
+        self.test_theta = test_theta
+        self.test_padding = test_padding
+        self.decoder_widths = tuple(decoder_widths)
+        self.mask_bias = mask_bias
+        self.mask_weight = mask_weight
+        self.fine_share = fine_share
+        self.fine_backbone_rate = fine_backbone_rate
+        self.fine_head_rate = fine_head_rate
+        adaptive = self.optimizer_name == "adamw"
+        self.decoder_lr_factor = decoder_lr_factor
+        self.attention_lr_factor = (0.5 if adaptive else 1.0) if attention_lr_factor is None else attention_lr_factor
+        self.classifier_lr_factor = (0.05 if adaptive else 1.0) if classifier_lr_factor is None else classifier_lr_factor
+
+    def build_network(self) -> nn.Module:
+        """Backbone, attention layer, classifier, centres, and the inverse mapping where there is a fine pass."""
+        # A name may carry the tag of its weights, inception_v3.tv_in1k.
+        stride = PAPER_STRIDE.get(self.backbone.partition(".")[0]) if self.attention_stride is None else self.attention_stride
+        return Coarse2FineNetwork(
+            self.make_backbone(max_stride=stride),
+            self.num_classes,
+            num_maps=self.num_maps,
+            init=self.init,
+            fine=self.fine,
+            detach_attention=self.detach_attention,
+            feature_scale=self.feature_scale,
+            center_rate=self.center_rate,
+            crop_theta=self.crop_theta,
+            drop_theta=self.drop_theta,
+            crop_padding=self.crop_padding,
+            test_theta=self.test_theta,
+            test_padding=self.test_padding,
+            decoder_widths=self.decoder_widths,
+            mask_bias=self.mask_bias,
+        )
+
+    def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
+        """The mean of the heads' cross-entropies, and the weighted distance to the centres or mean of the mask."""
+        terms = {name: self.cross_entropy(logits, targets) / len(output.heads) for name, logits in output.heads.items()}
+        if "center" in output.extra:
+            terms["center"] = self.center_weight * output.extra["center"]
+        if "mask" in output.extra:
+            terms["mask"] = self.mask_weight * output.extra["mask"]
+        return terms
+
+    def learning_rates(self) -> dict[str, float]:
+        """Attention layer, classifier and inverse mapping have rates of their own."""
+        rates = super().learning_rates() | {"attention": self.attention_lr_factor, "classifier": self.classifier_lr_factor}
+        return rates if self.fine == "none" else rates | {"decoder": self.decoder_lr_factor}
+
+    def stages(self) -> tuple[Stage, ...]:
+        """WS-DAN with the inverse mapping standing still; then coarse and fine."""
+        if self.fine == "none":
+            return super().stages()
+        rates = {"backbone": self.fine_backbone_rate, "attention": self.fine_head_rate, "classifier": self.fine_head_rate}
+        return Stage("parent", 1 - self.fine_share, {"decoder": 0.0}), Stage("fine", self.fine_share, rates)

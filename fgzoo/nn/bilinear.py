@@ -1,0 +1,155 @@
+"""Bilinear features: pooled over an image in full, or at each location in a low-rank form."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Added below the root of [signed_sqrt][].
+ROOT_EPS = 1e-12
+
+
+def signed_sqrt(x: Tensor, eps: float = ROOT_EPS) -> Tensor:
+    r"""Signed square root, $\operatorname{sign}(x) \sqrt{|x| + \epsilon}$, in single precision whatever the autocast.
+
+    Its slope at zero is infinite, and squares overflow in half precision: so the input is computed in float32 (float64 stays),
+    and `eps` bounds the slope by $1 / (2 \sqrt{\epsilon})$; at exactly zero, value and gradient are zero.
+
+    Source: Perronnin et al., "Improving the Fisher Kernel", ECCV 2010 (power normalisation); with `eps` as in WS-DAN's published
+    code.
+
+    Args:
+        x: Any shape.
+        eps: Added below the root.
+
+    Returns:
+        The shape of `x`, float32 (float64 for float64).
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = single(x)
+        return x.sign() * (x.abs() + eps).sqrt()
+
+
+def power_normalize(x: Tensor, dim: int = 1, eps: float = 1e-6) -> Tensor:
+    r"""Signed square root, then division by the Euclidean length: $y = s / \max(\|s\|, \epsilon)$ with $s$ = `signed_sqrt(x)`.
+
+    A zero vector stays zero, and so does its gradient. Source: Lin et al., "Bilinear CNN Models for Fine-grained Visual
+    Recognition", ICCV 2015, section 3.
+
+    Args:
+        x: Any shape.
+        dim: The dimension of the vectors.
+        eps: Floor of the divisor.
+
+    Returns:
+        The shape of `x`, float32 (float64 for float64).
+    """
+    return F.normalize(signed_sqrt(x), dim=dim, eps=eps)
+
+
+def bilinear_pool(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
+    r"""The bilinear vector of an image, $\sum_l \alpha_l a_l b_l^\top$, as one row; all $\alpha_l = 1$ without weights.
+
+    The sum is one matrix product, so the outer product of a single location is never stored. It is computed in single precision
+    whatever the autocast: sums of hundreds of products overflow float16.
+
+    Source: Lin et al., "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015, eq. 1 and sum pooling; the weights:
+    "Where to Focus" (arXiv 1709.05769).
+
+    Args:
+        a: The first stream's map.
+        b: The second stream's map, on the same grid.
+        weights: Weight of each location.
+
+    Returns:
+        The vector; entry c D + d belongs to channel c of `a` and d of `b`.
+
+    Shape:
+        - a: (B, C, h, w); b: (B, D, h, w); weights: (B, h, w)
+        - returns: (B, C * D), float32 (float64 for float64)
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = single(a), single(b)
+        if weights is not None:
+            a = a * weights[:, None]
+        return torch.einsum("bcl,bdl->bcd", a.flatten(2), b.flatten(2)).flatten(1)
+
+
+def bilinear_evidence(a: Tensor, b: Tensor, pooled: Tensor, weight: Tensor, weights: Tensor | None = None) -> Tensor:
+    r"""What each location adds to a logit of a linear classifier over the power-normalised bilinear vector.
+
+    With the pooled vector p and y = `power_normalize(p)` the logit is $w \cdot y$, and each entry of y is p's times a factor,
+    $y_k = q_k p_k$ with $q_k = 1 / (\sqrt{|p_k| + \epsilon}\, \|s\|)$. Since p is a sum over locations, so is the logit:
+
+    $$w \cdot y = \sum_l e_l, \quad e_l = \alpha_l\, a_l^\top (w \odot q) b_l$$
+
+    So the maps sum to the logit without its bias; the factors q hold for this image only. Our decision: B-CNN has no map of its
+    own.
+
+    Args:
+        a: The first stream's map.
+        b: The second stream's map.
+        pooled: `bilinear_pool(a, b, weights)`.
+        weight: The classifier's row of the explained class.
+        weights: As given to [bilinear_pool][].
+
+    Returns:
+        The evidence, of both signs.
+
+    Shape:
+        - a: (B, C, h, w); b: (B, D, h, w); pooled: (B, C * D); weight: (B, C * D); weights: (B, h, w)
+        - returns: (B, h, w), float32 (float64 for float64), without gradient
+    """
+    with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+        a, b, pooled, weight = single(a), single(b), single(pooled), single(weight)
+        length = signed_sqrt(pooled).norm(dim=1, keepdim=True).clamp_min(1e-6)
+        factors = weight / ((pooled.abs() + ROOT_EPS).sqrt() * length)
+        form = factors.unflatten(1, (a.shape[1], b.shape[1]))
+        evidence = torch.einsum("bchw,bcd,bdhw->bhw", a, form, b)
+        return evidence if weights is None else evidence * weights
+
+
+class LowRankBilinear(nn.Module):
+    r"""Bilinear features at every location in a low-rank form, $x_l = P^\top (U^\top a_l \odot V^\top b_l)$, power-normalised.
+
+    Entry k of $P^\top (U^\top a \odot V^\top b)$ is the bilinear form $a^\top W_k b$ with $W_k = U \operatorname{diag}(P_{:k}) V^\top$:
+    every bilinear map of two vectors whose matrices share `rank` rank-one terms is of this form exactly, and no outer product of
+    C D numbers is stored. Signed square root and division by the length follow at each location, see [power_normalize][]. The
+    product of the factors and what follows is in single precision whatever the autocast.
+
+    Source: Kim et al., "Hadamard Product for Low-rank Bilinear Pooling" (arXiv 1610.04325), eq. 5, without its non-linearity and
+    biases; its use in place of the outer product is our decision.
+
+    Args:
+        channels: Channels C of the first stream.
+        second_channels: Channels D of the second stream.
+        rank: Width of the product.
+        out: Width of x_l.
+
+    Shape:
+        - a: (B, C, h, w); b: (B, D, h, w)
+        - returns: (B, out, h, w), each location of length one, or zero; float32 (float64 for float64)
+    """
+
+    def __init__(self, channels: int, second_channels: int, rank: int, out: int) -> None:
+        super().__init__()
+        self.u = nn.Linear(channels, rank, bias=False)
+        self.v = nn.Linear(second_channels, rank, bias=False)
+        self.p = nn.Linear(rank, out, bias=False)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Local bilinear features, power-normalised."""
+        return power_normalize(self.features(a, b))
+
+    def features(self, a: Tensor, b: Tensor) -> Tensor:
+        """P^T (U^T a * V^T b) at every location, (B, out, h, w), before normalisation."""
+        first, second = self.u(a.movedim(1, -1)), self.v(b.movedim(1, -1))
+        with torch.autocast(a.device.type, enabled=False):
+            product = single(first) * single(second)
+            return F.linear(product, self.p.weight.to(product.dtype)).movedim(-1, 1)
+
+
+def single(x: Tensor) -> Tensor:
+    """At least single precision: half types become float32, float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
