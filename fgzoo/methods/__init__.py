@@ -21,7 +21,7 @@ BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     "rra": ("fgzoo.methods.rra.RRA", {}),
     "rra-parent": ("fgzoo.methods.rra.RRA", {"local": False}),
     "coarse2fine": ("fgzoo.methods.coarse2fine.Coarse2Fine", {}),
-    "wsdan": ("fgzoo.methods.coarse2fine.Coarse2Fine", {"fine": "none"}),
+    "wsdan": ("fgzoo.methods.coarse2fine.Coarse2Fine", {"fine": "none", "init": "default"}),
 }
 
 _EXPORTED = {path.rpartition(".")[2]: path for path, _ in BUILT_IN.values()} | {

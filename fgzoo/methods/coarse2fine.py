@@ -229,7 +229,7 @@ def _on_one_grid(maps: list[Tensor], images: Tensor) -> Tensor:
 class Coarse2Fine(FineGrainedClassifier):
     """Coarse2Fine: stage 1 trains WS-DAN, stage 2 trains a coarse and a fine pass that a mask connects differentiably.
 
-    The parent, WS-DAN, is `fine="none"`; the control without the gradient is `detach_attention=True`.
+    The parent, WS-DAN, is `fine="none", init="default"`; the control without the gradient is `detach_attention=True`.
 
     Args:
         num_classes: Number of classes K; the command line takes it from the data.
@@ -383,3 +383,9 @@ class Coarse2Fine(FineGrainedClassifier):
             return super().stages()
         rates = {"backbone": self.fine_backbone_rate, "attention": self.fine_head_rate, "classifier": self.fine_head_rate}
         return Stage("parent", 1 - self.fine_share, {"decoder": 0.0}), Stage("fine", self.fine_share, rates)
+
+    def map_names(self, count: int) -> list[str]:
+        """The attention maps, then the mask, or their mean where there is no fine pass (yet)."""
+        network = self.network
+        assert isinstance(network, Coarse2FineNetwork)
+        return [*super().map_names(count - 1), "mask" if network.stage == 1 else "mean map"]

@@ -1,0 +1,541 @@
+"""Coarse2Fine and its parent WS-DAN: the path from the fine pass to the attention, the stages, the rates, every argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fgzoo.errors import UsageError
+from fgzoo.methods.coarse2fine import Coarse2Fine, Coarse2FineNetwork, Pass, log_mean_probability
+from fgzoo.nn import attention_boxes, attention_drop, crop_boxes, keyed_uniform, normalize_map
+from fgzoo.nn.attention_pooling import draw_map, map_similarity
+from fgzoo.nn.backbone import Backbone, Level
+from fgzoo.nn.output import MethodOutput
+from fgzoo.testing import evaluation_mode, example_batch
+
+SMALL: dict[str, Any] = {"num_maps": 4, "decoder_widths": (8, 4)}
+
+
+def make(stage: int | None = None, **arguments: Any) -> Coarse2Fine:
+    torch.manual_seed(0)
+    model = Coarse2Fine(**{"num_classes": 5, "backbone": "test_efficientnet", "pretrained": False, **SMALL, **arguments})
+    if stage is not None:
+        network(model).stage = stage
+    return model
+
+
+def network(model: Coarse2Fine) -> Coarse2FineNetwork:
+    assert isinstance(model.network, Coarse2FineNetwork)
+    return model.network
+
+
+def seen_by(module: nn.Module) -> list[Tensor]:
+    """The first input of every later call of a module."""
+    found: list[Tensor] = []
+    module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    return found
+
+
+def given_by(module: nn.Module) -> list[Tensor]:
+    """The output of every later call of a module."""
+    found: list[Tensor] = []
+    module.register_forward_hook(lambda _, inputs, output: found.append(output))
+    return found
+
+
+def total(model: Coarse2Fine, output: MethodOutput, targets: Tensor) -> Tensor:
+    return torch.stack(list(model.loss(output, targets).values())).sum()
+
+
+def mask_of_ones(net: Coarse2FineNetwork) -> None:
+    assert net.decoder is not None
+    nn.init.zeros_(net.decoder.last.weight)
+    nn.init.constant_(net.decoder.last.bias, 1e4)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- the path from the fine pass to the attention
+
+
+def fine_gradients(fine: str, detach: bool) -> tuple[Tensor | None, Tensor]:
+    """Of the fine head's cross-entropy: with respect to the coarse pass's maps, and to the decoder."""
+    model = make(fine=fine, detach_attention=detach).train()
+    maps = given_by(network(model).attention)
+    images, targets, keys = example_batch()
+    output = model(images, targets, keys)
+    decoder = network(model).decoder
+    assert decoder is not None
+    assert len(maps) == 2
+    loss = F.cross_entropy(output.heads["fine"], targets)
+    gradient, of_decoder = torch.autograd.grad(loss, (maps[0], decoder.last.weight), allow_unused=True)
+    return gradient, of_decoder
+
+
+@pytest.mark.parametrize("fine", ["mask", "crop"])
+def test_gradient_of_the_fine_loss_reaches_the_coarse_maps(fine: str) -> None:
+    gradient, of_decoder = fine_gradients(fine, detach=False)
+    assert gradient is not None
+    assert gradient.abs().max() > 0
+    assert of_decoder.abs().max() > 0
+
+
+@pytest.mark.parametrize("fine", ["mask", "crop"])
+def test_detaching_cuts_that_gradient_and_leaves_the_decoder_its_own(fine: str) -> None:
+    gradient, of_decoder = fine_gradients(fine, detach=True)
+    assert gradient is None
+    assert of_decoder.abs().max() > 0
+
+
+def test_gradient_of_the_fine_loss_reaches_the_attention_weights_through_the_mask() -> None:
+    found = []
+    for detach in (False, True):
+        model = make(detach_attention=detach).train()
+        images, targets, keys = example_batch()
+        loss = F.cross_entropy(model(images, targets, keys).heads["fine"], targets)
+        found.append(torch.autograd.grad(loss, network(model).attention.conv.weight)[0])
+    # The fine pass has attention of its own, with the same weights; what the mask adds is the difference.
+    assert (found[0] - found[1]).abs().max() > 1e-3 * found[1].abs().max()
+
+
+def test_detaching_changes_no_output() -> None:
+    images, targets, keys = example_batch()
+    outputs = [make(detach_attention=detach).train()(images, targets, keys) for detach in (False, True)]
+    assert torch.equal(outputs[0].heads["fine"], outputs[1].heads["fine"])
+
+
+def test_gradient_of_the_masks_mean_reaches_the_attention_weights() -> None:
+    model = make().train()
+    penalty = model(*example_batch()).extra["mask"]
+    assert torch.autograd.grad(penalty, network(model).attention.conv.weight)[0].abs().max() > 0
+
+
+def test_wsdan_sends_no_gradient_from_crop_and_drop_to_the_raw_maps() -> None:
+    model = make(fine="none").train()
+    maps = given_by(network(model).attention)
+    heads = model(*example_batch()).heads
+    assert torch.autograd.grad((heads["crop"] + heads["drop"]).sum(), maps[0], allow_unused=True)[0] is None
+
+
+# ---------------------------------------------------------------------- stage 1: coarse to fine
+
+
+@pytest.mark.parametrize("fine", ["mask", "crop"])
+def test_with_a_mask_of_ones_fine_equals_coarse(fine: str) -> None:
+    model = evaluation_mode(make(fine=fine))
+    mask_of_ones(network(model))
+    with torch.no_grad():
+        output = model(example_batch((96, 64))[0])
+    torch.testing.assert_close(output.heads["fine"], output.heads["coarse"], rtol=0, atol=2e-3 if fine == "crop" else 0)
+    torch.testing.assert_close(output.logits.softmax(1), output.heads["coarse"].softmax(1), rtol=0, atol=1e-3)
+
+
+def test_decoder_reads_the_mean_attended_maps() -> None:
+    model = evaluation_mode(make())
+    net, images = network(model), example_batch()[0]
+    assert net.decoder is not None
+    attended = seen_by(net.decoder)
+    with torch.no_grad():
+        model(images)
+        coarse = net.classify(images)
+    expected = torch.stack([coarse.features * coarse.maps[:, k : k + 1] for k in range(4)]).mean(dim=0)
+    torch.testing.assert_close(attended[0], expected)
+
+
+def test_fine_pass_sees_the_image_times_the_mask() -> None:
+    model = evaluation_mode(make())
+    net, images = network(model), example_batch((96, 64))[0]
+    assert net.decoder is not None
+    inputs, masks = seen_by(net.backbone), given_by(net.decoder)
+    with torch.no_grad():
+        model(images)
+    assert masks[0].shape == (4, 1, 96, 64)
+    assert torch.equal(inputs[1], images * masks[0])
+
+
+def test_penalty_is_the_masks_mean_or_the_boxs_area() -> None:
+    images, targets, keys = example_batch()
+    model = make().train()
+    net = network(model)
+    assert net.decoder is not None
+    masks = given_by(net.decoder)
+    torch.testing.assert_close(model(images, targets, keys).extra["mask"], masks[0].mean())
+    model = make(fine="crop").train()
+    mask_of_ones(network(model))
+    torch.testing.assert_close(model(images, targets, keys).extra["mask"], torch.tensor(1.0))
+
+
+def test_loss_of_stage_1_is_the_mean_cross_entropy_and_eta_times_the_mask() -> None:
+    model = make(mask_weight=0.3).train()
+    images, targets, keys = example_batch()
+    output = model(images, targets, keys)
+    expected = sum(F.cross_entropy(output.heads[name], targets) for name in ("coarse", "fine")) / 2
+    torch.testing.assert_close(total(model, output, targets), expected + 0.3 * output.extra["mask"])
+    assert set(output.heads) == {"coarse", "fine"}
+
+
+def test_stage_1_leaves_the_centres_alone() -> None:
+    model = make().train()
+    model(*example_batch())
+    assert network(model).centers.centers.abs().sum() == 0
+
+
+def test_attention_of_stage_1_ends_with_the_mask() -> None:
+    model = evaluation_mode(make())
+    net, images = network(model), example_batch((96, 66))[0]
+    assert net.decoder is not None
+    masks = given_by(net.decoder)
+    with torch.no_grad():
+        attention = model(images).attention
+    assert attention.shape == (4, 5, 24, 17)
+    smaller = F.interpolate(masks[0], size=(24, 17), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(attention[:, -1:], normalize_map(smaller))
+
+
+# ---------------------------------------------------------------------- stage 0: WS-DAN
+
+
+def test_stage_0_is_the_parent() -> None:
+    images, targets, keys = example_batch()
+    child, parent = make(stage=0), make(fine="none")
+    network(parent).load_state_dict({k: v for k, v in network(child).state_dict().items() if not k.startswith("decoder.")})
+    for training in (True, False):
+        outputs = [model.train(training)(images, targets, keys) for model in (child, parent)]
+        assert list(outputs[0].heads) == list(outputs[1].heads)
+        assert all(torch.equal(outputs[0].heads[name], outputs[1].heads[name]) for name in outputs[0].heads)
+        assert torch.equal(outputs[0].attention, outputs[1].attention)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_stage_0_does_not_run_the_decoder(training: bool) -> None:
+    model = make(stage=0).train(training)
+    decoder = network(model).decoder
+    assert decoder is not None
+    calls = seen_by(decoder)
+    model(*example_batch())
+    assert not calls
+
+
+def test_untrained_networks_are_in_their_last_stage() -> None:
+    assert network(make()).stage == 1
+    assert network(make(fine="none")).stage == 0
+
+
+def test_training_sees_the_image_a_crop_and_an_erased_image() -> None:
+    model = make(fine="none").train()
+    net = network(model)
+    images, targets, keys = example_batch((96, 64), batch=6)
+    inputs, maps = seen_by(net.backbone), given_by(net.attention)
+    model(images, targets, keys)
+    crop_draw, drop_draw, crop_share, drop_share = keyed_uniform(keys, 4, salt=20).unbind(1)
+    boxes = attention_boxes(draw_map(maps[0], crop_draw), 0.4 + 0.2 * crop_share, 0.1)
+    erased = attention_drop(images, draw_map(maps[0], drop_draw), 0.2 + 0.3 * drop_share)
+    assert len(inputs) == 3
+    assert torch.equal(inputs[0], images)
+    torch.testing.assert_close(inputs[1], crop_boxes(images, boxes, (96, 64)))
+    assert torch.equal(inputs[2], erased)
+
+
+def test_crop_and_drop_draw_their_maps_separately() -> None:
+    draws = keyed_uniform(example_batch(batch=64)[2], 4, salt=20)
+    assert (torch.corrcoef(draws.T) - torch.eye(4)).abs().max() < 0.4
+
+
+def test_loss_of_stage_0_is_the_mean_cross_entropy_and_the_distance_to_the_centres() -> None:
+    model = make(fine="none", center_weight=0.7).train()
+    images, targets, keys = example_batch(batch=6)
+    pooled: list[Pass] = []
+    classify = network(model).classify
+
+    def spy(x: Tensor) -> Pass:
+        pooled.append(classify(x))
+        return pooled[-1]
+
+    network(model).classify = spy  # type: ignore[method-assign]
+    network(model).centers.centers.normal_()
+    read = F.normalize(network(model).centers.centers, dim=1)[targets]
+    output = model(images, targets, keys)
+    expected = sum(F.cross_entropy(output.heads[name], targets) for name in ("raw", "crop", "drop")) / 3
+    distance = (pooled[0].pooled - read).square().sum(1).mean()
+    torch.testing.assert_close(total(model, output, targets), expected + 0.7 * distance)
+
+
+def test_testing_averages_the_probabilities_of_image_and_crop_of_the_mean_map() -> None:
+    model = evaluation_mode(make(fine="none"))
+    net, images = network(model), example_batch((96, 64))[0]
+    with torch.no_grad():
+        output = model(images)
+        raw = net.classify(images)
+        boxes = attention_boxes(raw.maps.mean(1), torch.full((4,), 0.1), 0.05)
+        crop = net.classify(crop_boxes(images, boxes, (96, 64)))
+    torch.testing.assert_close(output.heads["raw"], raw.logits)
+    torch.testing.assert_close(output.heads["crop"], crop.logits)
+    mean = (raw.logits.softmax(1) + crop.logits.softmax(1)) / 2
+    torch.testing.assert_close(output.logits.softmax(1), mean)
+    torch.testing.assert_close(output.logits, mean.log())
+
+
+def test_attention_of_stage_0_ends_with_the_mean_map() -> None:
+    model = evaluation_mode(make(fine="none"))
+    images = example_batch()[0]
+    with torch.no_grad():
+        maps = network(model).classify(images).maps
+        attention = model(images).attention
+    torch.testing.assert_close(attention[:, :4], normalize_map(maps))
+    torch.testing.assert_close(attention[:, 4], normalize_map(maps.mean(1)))
+
+
+def test_training_without_classes_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"targets: .*give the images' classes"):
+        make(fine="none").train()(example_batch()[0])
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_similarity_of_the_maps_is_logged_and_not_trained(stage: int) -> None:
+    model = make(stage=stage).train()
+    maps = given_by(network(model).attention)
+    images, targets, keys = example_batch()
+    output = model(images, targets, keys)
+    similarity = output.extra["log_map_similarity"]
+    torch.testing.assert_close(similarity, map_similarity(maps[0]))
+    assert not similarity.requires_grad
+    assert not any("similarity" in name for name in model.loss(output, targets))
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_evaluation_has_nothing_extra(stage: int) -> None:
+    assert make(stage=stage).eval()(example_batch()[0]).extra == {}
+
+
+def test_mean_probability_of_one_head_is_its_own() -> None:
+    logits = torch.randn(3, 4)
+    torch.testing.assert_close(log_mean_probability({"a": logits}), logits.log_softmax(1))
+
+
+# ---------------------------------------------------------------------- networks and inputs
+
+
+def test_the_paper_network_has_the_papers_shapes() -> None:
+    with torch.device("meta"):
+        net = network(Coarse2Fine(200, pretrained=False))
+    assert net.backbone.levels[-1] == (768, 16)
+    assert net.attention.conv.weight.shape == (32, 768, 1, 1)
+    assert net.classifier.weight.shape == (200, 24_576)
+    assert net.classifier.bias is None
+
+
+def test_other_backbones_are_read_at_their_last_level() -> None:
+    assert network(make()).backbone.levels[-1] == (256, 32)
+
+
+def test_the_paper_stride_can_be_overruled() -> None:
+    with torch.device("meta"):
+        model = Coarse2Fine(5, "inception_v3.tv_in1k", pretrained=False, attention_stride=32)
+    assert network(model).backbone.levels[-1] == (2048, 32)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_one_oblong_image_trains(stage: int) -> None:
+    model = make(stage=stage).train()
+    images, targets, keys = example_batch((96, 64), batch=1)
+    loss = total(model, model(images, targets, keys), targets)
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+class Blind(Backbone):
+    """Features that are zero, whatever the image."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.levels = [Level(8, 16)]
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.scale * images.new_ones(images.shape[0], 8, images.shape[2] // 16, images.shape[3] // 16)]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fine", ["mask", "crop"])
+@pytest.mark.parametrize("stage", [0, 1])
+def test_zero_features_give_finite_losses_and_gradients(stage: int, fine: Any, precision: torch.dtype) -> None:
+    model = make(fine=fine)
+    net = Coarse2FineNetwork(Blind(), 5, num_maps=3, fine=fine)
+    net.stage, model.network = stage, net
+    images, targets, keys = example_batch()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        loss = total(model, model.train()(images, targets, keys), targets)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+    assert torch.isfinite(model.eval()(images).logits).all()
+
+
+def test_both_stages_compile_as_one_graph() -> None:
+    torch._dynamo.reset()
+    net = network(make()).train()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    images, targets, keys = example_batch()
+    for stage, heads in ((0, {"raw", "crop", "drop"}), (1, {"coarse", "fine"}), (0, {"raw", "crop", "drop"})):
+        net.stage = stage
+        assert set(compiled(images, targets, keys).heads) == heads
+
+
+def test_compiled_training_moves_the_centres() -> None:
+    torch._dynamo.reset()
+    plain, compiled = (network(make(fine="none")).train() for _ in range(2))
+    images, targets, keys = example_batch()
+    plain(images, targets, keys)
+    torch.compile(compiled, backend="eager", fullgraph=True)(images, targets, keys)
+    assert plain.centers.centers.abs().sum() > 0
+    torch.testing.assert_close(compiled.centers.centers, plain.centers.centers)
+
+
+def test_every_parameter_but_the_decoders_is_reached_in_stage_0() -> None:
+    model = make(stage=0).train()
+    images, targets, keys = example_batch((96, 96))
+    total(model, model(images, targets, keys), targets).backward()
+    assert {name.partition(".")[0] for name, p in model.network.named_parameters() if p.grad is None} == {"decoder"}
+
+
+# ---------------------------------------------------------------------- rates and stages
+
+
+def rates(**arguments: Any) -> dict[str, float]:
+    model = make(lr=1.0, backbone_lr_factor=0.3, **arguments)
+    return {group["name"].partition("/")[0]: round(group["lr"], 9) for group in model.parameter_groups()}
+
+
+def test_rates_of_sgd() -> None:
+    assert rates() == {"backbone": 0.3, "attention": 1, "classifier": 1, "decoder": 1}
+
+
+def test_rates_of_adamw() -> None:
+    assert rates(optimizer="adamw") == {"backbone": 0.3, "attention": 0.5, "classifier": 0.05, "decoder": 1}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_rates_that_are_given(optimizer: str) -> None:
+    given = rates(optimizer=optimizer, attention_lr_factor=0.7, classifier_lr_factor=0.6, decoder_lr_factor=0.9)
+    assert given == {"backbone": 0.3, "attention": 0.7, "classifier": 0.6, "decoder": 0.9}
+
+
+def test_the_parent_has_no_decoder_and_one_stage() -> None:
+    assert rates(fine="none") == {"backbone": 0.3, "attention": 1, "classifier": 1}
+    assert [stage.share for stage in make(fine="none").stages()] == [1]
+
+
+def test_stages_and_their_rates() -> None:
+    first, second = make(fine_share=0.25, fine_backbone_rate=0.2, fine_head_rate=0.4).stages()
+    assert (first.share, second.share) == (0.75, 0.25)
+    assert [first.rate(name) for name in ("backbone", "attention", "classifier", "decoder")] == [1, 1, 1, 0]
+    assert [second.rate(name) for name in ("backbone", "attention", "classifier", "decoder")] == [0.2, 0.4, 0.4, 1]
+
+
+def test_one_fit_goes_through_both_stages() -> None:
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
+    loader = DataLoader([(pixels[i], i % 5, i) for i in range(8)], batch_size=4)  # type: ignore[arg-type]
+    model = make(optimizer="adamw", lr=1e-3)
+    decoder = network(model).decoder
+    assert decoder is not None
+    history: list[tuple[int, bool, bool]] = []
+    last = [decoder.last.weight.detach().clone(), network(model).centers.centers.clone()]
+
+    class Watch(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            now = [decoder.last.weight.detach().clone(), network(model).centers.centers.clone()]
+            moved, centred = (not torch.equal(a, b) for a, b in zip(now, last, strict=True))
+            history.append((network(model).stage, moved, centred))
+            last[:] = now
+
+    trainer = L.Trainer(
+        max_epochs=3, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Watch()],
+    )  # fmt: skip
+    trainer.fit(model, loader)
+    # stage, whether the decoder moved, whether the centres moved
+    assert history == [(0, False, True), (0, False, True), (1, True, False)]
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+def evaluated(model: Coarse2Fine) -> Tensor:
+    with torch.no_grad():
+        return evaluation_mode(model)(example_batch()[0]).logits
+
+
+def trained(model: Coarse2Fine) -> Tensor:
+    """The loss of a second training pass, in which the first one's centres count."""
+    images, targets, keys = example_batch(batch=8)
+    with torch.no_grad():
+        model.train()(images, targets, keys)
+        return total(model, model(images, targets, keys), targets)
+
+
+@pytest.mark.parametrize(
+    ("base", "changed", "measure"),
+    [
+        ({}, {"num_maps": 3}, evaluated),
+        ({}, {"init": "default"}, evaluated),
+        ({}, {"attention_stride": 16}, evaluated),
+        ({}, {"feature_scale": 10.0}, evaluated),
+        ({}, {"fine": "crop"}, evaluated),
+        ({}, {"fine": "none"}, evaluated),
+        ({}, {"decoder_widths": (8, 8)}, evaluated),
+        ({}, {"mask_bias": 0.0}, evaluated),
+        ({}, {"mask_weight": 0.5}, trained),
+        ({"fine": "none"}, {"test_theta": 0.95}, evaluated),
+        ({"fine": "none", "test_theta": 0.95}, {"test_padding": 0.2}, evaluated),
+        ({"fine": "none"}, {"center_weight": 0.5}, trained),
+        ({"fine": "none"}, {"crop_theta": (0.8, 0.9)}, trained),
+        ({"fine": "none", "crop_theta": (0.8, 0.9)}, {"crop_padding": 0.0}, trained),
+        ({"fine": "none"}, {"drop_theta": (0.8, 0.9)}, trained),
+    ],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_every_argument_changes_the_output_or_the_loss(
+    base: dict[str, Any], changed: dict[str, Any], measure: Callable[[Coarse2Fine], Tensor]
+) -> None:
+    usual, other = (measure(make(**{**base, **more})) for more in ({}, changed))
+    assert not torch.allclose(usual, other, rtol=1e-5, atol=1e-6)
+
+
+def test_center_rate_is_how_far_the_centres_move() -> None:
+    found = []
+    for rate in (0.05, 0.2):
+        model = make(fine="none", center_rate=rate).train()
+        model(*example_batch())
+        found.append(network(model).centers.centers.clone())
+    torch.testing.assert_close(found[1], 4 * found[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_maps": 0}, "num_maps"),
+        ({"init": "random"}, "init"),
+        ({"fine": "box"}, "fine"),
+        ({"crop_theta": (0.6, 0.4)}, "crop_theta"),
+        ({"crop_theta": (0.4, 1.0)}, "crop_theta"),
+        ({"drop_theta": (0.0, 0.5)}, "drop_theta"),
+        ({"drop_theta": (0.5,)}, "drop_theta"),
+        ({"test_theta": 0.0}, "test_theta"),
+        ({"crop_padding": -0.1}, "crop_padding"),
+        ({"test_padding": -0.1}, "test_padding"),
+        ({"fine_share": 0.0}, "fine_share"),
+        ({"fine_share": 1.0}, "fine_share"),
+        ({"center_rate": 0.0}, "center_rate"),
+        ({"decoder_widths": ()}, "decoder_widths"),
+        ({"decoder_widths": (8, 0)}, "decoder_widths"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=rf"^model\.{message}: "):
+        make(**arguments)
