@@ -13,16 +13,22 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from fgzoo import create_model
 
 RESULTS = Path(__file__).parent / "results" / "small_machine.csv"
 
@@ -59,9 +65,21 @@ def search_cells() -> list[Cell]:
 
 
 def final_cells() -> list[Cell]:
-    """Baseline with three seeds, RRA's parent and RRA with one."""
+    """Baseline with three seeds; every method, its parent, and the controls with two networks and no mechanism with one."""
     cells = [Cell("final", "Baseline", "baseline", (), seed=seed) for seed in (0, 1, 2)]
-    return [*cells, Cell("final", "RRA's parent", "rra-parent", ()), Cell("final", "RRA", "rra", ())]
+    return [
+        *cells,
+        Cell("final", "RRA's parent", "rra-parent", ()),
+        Cell("final", "RRA", "rra", ()),
+        Cell("final", "WS-DAN, parent of Coarse2Fine", "wsdan", ()),
+        Cell("final", "Coarse2Fine", "coarse2fine", ()),
+        Cell("final", "B-CNN, parent of SRBN", "bcnn", ()),
+        Cell("final", "SRBN", "srbn", ()),
+        Cell("final", "PMG, parent of IAGN", "pmg", ()),
+        Cell("final", "IAGN", "iagn", ()),
+        Cell("final", "two networks, no recursion (control of RRA)", "rra", ("--model.recursion", "false")),
+        Cell("final", "two networks, concatenated (control of SRBN)", "bcnn", ("--model.combine", "concat")),
+    ]
 
 
 def cars_cells() -> list[Cell]:
@@ -94,14 +112,13 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> dict[str, str]:
             "--trainer.check_val_every_n_epoch",
             str(options.epochs),
         ]
-    started = time.perf_counter()
     if (folder / "checkpoints" / "last.ckpt").is_file():
         fgzoo(["fit", "--resume", str(folder)], folder, options.threads)
     elif not (folder / "config.yaml").exists():
         fgzoo(["fit", *data, *model, *epochs, "--output", str(folder)], folder, options.threads)
     else:
         raise SystemExit(f"{folder} was begun and has no checkpoint yet; remove it")
-    seconds = time.perf_counter() - started
+    cost = json.loads((folder / "cost.json").read_text())
     if cell.fold is None:
         fgzoo(["test", "--ckpt_path", str(folder)], folder, options.threads)
     split = "val" if cell.fold is not None else "test"
@@ -113,7 +130,8 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> dict[str, str]:
         "part": cell.part, "data": json.loads((folder / "data.json").read_text())["fingerprint"], "dataset": cell.data,
         "label": cell.label, "model": cell.model, "arguments": " ".join(cell.arguments), "seed": str(cell.seed),
         "fold": "" if cell.fold is None else f"{cell.fold} of 2", "epochs": str(options.epochs), "split": split, **metrics,
-        "train_seconds": f"{seconds:.0f}", "threads": str(options.threads), "jobs": str(options.jobs),
+        "train_seconds": f"{cost['seconds']:.0f}", "peak_gib": f"{cost['peak_memory_gib']:.2f}",
+        "threads": str(options.threads), "jobs": str(options.jobs),
         "torch": environment["packages"]["torch"], "fgzoo": str(environment["git"]), "processor": environment["processor"],
     }  # fmt: skip
 
@@ -143,7 +161,8 @@ def write_results(rows: list[dict[str, str]]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     part = RESULTS.with_suffix(".part")
     with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        columns = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(file, list(columns), restval="")
         writer.writeheader()
         writer.writerows(rows)
     part.replace(RESULTS)
@@ -152,6 +171,53 @@ def write_results(rows: list[dict[str, str]]) -> None:
 def identity(row: dict[str, str]) -> tuple[str, ...]:
     """What makes a row the result of one cell."""
     return tuple(row[key] for key in ("part", "dataset", "model", "arguments", "seed", "fold", "epochs"))
+
+
+class Cost(NamedTuple):
+    """What a method costs, counted and not timed."""
+
+    parameters: float
+    test_gmac: float
+    passes: float
+
+
+@functools.cache
+def measure(name: str, arguments: str, size: int = 224, classes: int = 50) -> Cost:
+    """Count parameters and multiply-adds of a method with the preset's backbone.
+
+    Args:
+        name: The method.
+        arguments: What was typed beside it, `--model.NAME VALUE ...`.
+        size: Side of the images in pixels.
+        classes: K.
+
+    Returns:
+        Millions of parameters, billions of multiply-adds of testing one image, and forward passes a training image (the mean over
+        the stages, by their share of the run).
+    """
+    tokens = arguments.split()
+    given = {
+        option.removeprefix("--model."): yaml.safe_load(value) for option, value in zip(tokens[::2], tokens[1::2], strict=True)
+    }
+    given = {name: value for name, value in given.items() if name not in ("lr", "backbone_lr_factor")}
+    model = create_model(name, classes, "mobilenetv2_100", pretrained=False, **given)
+    images, targets = torch.randn(2, 3, size, size), torch.arange(2)
+    keys = torch.zeros(2, 3, dtype=torch.long)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as test:
+            model.eval()(images)
+        with FlopCounterMode(display=False) as bare:
+            model.make_backbone()(images)
+        passes = 0.0
+        model.train()
+        for index, stage in enumerate(model.stages()):
+            if hasattr(model.network, "stage"):
+                model.network.stage = index
+            with FlopCounterMode(display=False) as train:
+                list(model.training_outputs(images, targets, keys))
+            passes += stage.share * train.get_total_flops() / bare.get_total_flops()
+    parameters = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
+    return Cost(parameters, test.get_total_flops() / 2 / len(images) / 1e9, passes)
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -173,22 +239,30 @@ def table(rows: list[dict[str, str]]) -> str:
         "small_machine.csv. Generated by `python benchmarks/small_machine.py table`.",
         "",
         f"{'; '.join(sorted(machines))}. Other work ran on the machine meanwhile, so seconds are an upper bound.",
+        "Peak memory is the training process's resident memory at batch 32. A pass is one forward pass of the backbone over one",
+        "image: passes are the multiply-adds of a training image's forward passes, over those of the backbone alone.",
     ]
-    columns = ("what", "model", "runs", "epochs", "split", "top-1 %", "macro %", "NLL", "seconds of training")
+    columns = (
+        "what", "model", "runs", "epochs", "split", "top-1 %", "macro %", "NLL", "training, s", "peak memory, GiB",
+        "parameters, M", "GMAC a test image", "passes a training image",
+    )  # fmt: skip
     for part in dict.fromkeys(row["part"] for row in rows):
-        groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+        groups: dict[tuple[str, str, str], list[dict[str, str]]] = defaultdict(list)
         for row in rows:
             if row["part"] == part:
-                groups[row["label"], row["model"]].append(row)
+                groups[row["label"], row["model"], row["arguments"]].append(row)
         text += ["", f"## {part}: {next(row['dataset'] for row in rows if row['part'] == part)}", ""]
         text += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-        for (label, model), members in groups.items():
+        for (label, model, arguments), members in groups.items():
             top1 = [100 * float(member["top1"]) for member in members]
             spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
             mean = {key: statistics.mean(float(member[key]) for member in members) for key in ("macro", "nll", "train_seconds")}
+            cost = measure(model, arguments)
             cells = [label, model, len(members), members[0]["epochs"], members[0]["split"]]
             cells += [f"{statistics.mean(top1):.1f}{spread}", f"{100 * mean['macro']:.1f}", f"{mean['nll']:.3f}"]
-            cells.append(f"{mean['train_seconds']:.0f}")
+            peaks = [float(member["peak_gib"]) for member in members if member.get("peak_gib")]
+            cells += [f"{mean['train_seconds']:.0f}", f"{max(peaks):.1f}" if peaks else "-"]
+            cells += [f"{cost.parameters:.1f}", f"{cost.test_gmac:.2f}", f"{cost.passes:.1f}"]
             text.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     return "\n".join(text)
 

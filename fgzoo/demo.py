@@ -146,7 +146,7 @@ def explain(run: Path, path: Path, pictures: int) -> Path:
         captions.append(f"{model.card.class_names[record.target]}\n({verdict})")
         assert part is not None
         marks.append(in_input_frame(part.x, part.y, data.birds.size, model.card.resize, model.card.image_size))
-    names = [f"step {index + 1} of {maps.shape[1]}" for index in shown]
+    names = [model.map_names(maps.shape[1])[index] for index in shown]
     return attention_picture(path, images, maps[:, shown], names, captions, marks)
 
 

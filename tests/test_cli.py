@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 import fgzoo as package
-from fgzoo import FGVCDataModule, create_model
+from fgzoo import FGVCDataModule, create_model, load
 from fgzoo.errors import UntrainedError
+from fgzoo.methods import available, find_method
 from fgzoo.recipes import list_recipes
 from tests.builders import make_cub
 from tests.command import MACHINE, fgzoo, fit, metrics
@@ -99,6 +100,22 @@ def test_help_of_a_verb(verb: str) -> None:
 
 
 # ---------------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("method", sorted(available()))
+@pytest.mark.parametrize("dataset", ["aircraft", "birds", "cars", "cub", "folder"])
+def test_every_method_has_a_recipe_for_every_data_set(dataset: str, method: str) -> None:
+    assert f"{dataset}/{method}" in RECIPES
+
+
+@pytest.mark.parametrize("method", sorted(available()))
+def test_a_method_by_name_and_by_recipe_is_the_same_method(method: str) -> None:
+    _, fixed = find_method(method)
+    by_name = resolved("--config", "cub", "--model", method)["model"]
+    by_recipe = resolved("--config", f"cub/{method}")["model"]
+    assert by_name["class_path"] == by_recipe["class_path"]
+    for name, value in fixed.items():
+        assert by_name["init_args"][name] == by_recipe["init_args"][name] == value
 
 
 def test_fit_with_nothing_else_is_rra_on_birds() -> None:
@@ -244,6 +261,15 @@ def test_no_image_is_opened_before_it_is_used(plain: SimpleNamespace, tmp_path: 
 def test_test_prints_top1(trained: SimpleNamespace) -> None:
     assert trained.test.status == 0
     assert "test/top1" in trained.test.out
+
+
+def test_a_run_says_what_it_cost(trained: SimpleNamespace) -> None:
+    cost = json.loads((trained.run / "cost.json").read_text())
+    assert (cost["epochs"], cost["processes"], cost["device"]) == (2, 1, "cpu")
+    assert cost["seconds"] > 0
+    # A process with torch in it holds more than 100 MiB and, with these networks, less than the machine.
+    assert 0.1 < cost["peak_memory_gib"] < 64
+    assert cost["parameters"] == sum(p.numel() for p in load(trained.run).parameters())
 
 
 def test_metrics_holds_the_test_once(trained: SimpleNamespace) -> None:

@@ -13,22 +13,42 @@ if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier as FineGrainedClassifier
     from fgzoo.methods.baseline import Baseline as Baseline
     from fgzoo.methods.coarse2fine import Coarse2Fine as Coarse2Fine
+    from fgzoo.methods.iagn import IAGN as IAGN
     from fgzoo.methods.rra import RRA as RRA
+    from fgzoo.methods.srbn import SRBN as SRBN
 
 #: Class path and fixed arguments by name. A parent is its method's class with the mechanism switched off.
 BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     "baseline": ("fgzoo.methods.baseline.Baseline", {}),
     "rra": ("fgzoo.methods.rra.RRA", {}),
     "rra-parent": ("fgzoo.methods.rra.RRA", {"local": False}),
+    "iagn": ("fgzoo.methods.iagn.IAGN", {}),
+    "pmg": (
+        "fgzoo.methods.iagn.IAGN",
+        {"head": "pmg", "guidance": False, "distillation": "none", "alignment_weight": 0.0},
+    ),
     "coarse2fine": ("fgzoo.methods.coarse2fine.Coarse2Fine", {}),
     "wsdan": ("fgzoo.methods.coarse2fine.Coarse2Fine", {"fine": "none", "init": "default"}),
+    "srbn": ("fgzoo.methods.srbn.SRBN", {}),
+    "bcnn": ("fgzoo.methods.srbn.SRBN", {"attention": "none", "spatial_lstm": False}),
 }
 
 _EXPORTED = {path.rpartition(".")[2]: path for path, _ in BUILT_IN.values()} | {
     "FineGrainedClassifier": "fgzoo.methods.base.FineGrainedClassifier"
 }
 
-__all__ = ["BUILT_IN", "RRA", "Baseline", "Coarse2Fine", "FineGrainedClassifier", "available", "find_method", "import_path"]
+__all__ = [
+    "BUILT_IN",
+    "IAGN",
+    "RRA",
+    "SRBN",
+    "Baseline",
+    "Coarse2Fine",
+    "FineGrainedClassifier",
+    "available",
+    "find_method",
+    "import_path",
+]
 
 
 def __getattr__(name: str) -> Any:

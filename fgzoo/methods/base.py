@@ -241,6 +241,17 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             output: MethodOutput = self.network(images, targets)
         return F.interpolate(output.attention, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
+    def map_names(self, count: int) -> list[str]:
+        """Short names of the maps of [explain][], for pictures.
+
+        Args:
+            count: S, how many maps there are.
+
+        Returns:
+            S names.
+        """
+        return [f"map {number}" for number in range(1, count + 1)]
+
     # ------------------------------------------------------------------ help for methods
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -531,7 +542,9 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         fused = not (self.clip_norm is not None and str(self.trainer.precision) == "16-mixed")
         optimizer: torch.optim.Optimizer
         if self.optimizer_name == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused)
+            # Its fused step fails where a group's parameters had their first gradients at different steps, as those of a method
+            # with stages or several steps a batch do.
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=fused)
         total = self.trainer.estimated_stepping_batches

@@ -374,6 +374,10 @@ class RRA(FineGrainedClassifier):
         pasted = paste_boxes(cams, boxes, (images.shape[-2], images.shape[-1]))
         return normalize_map(torch.einsum("bn,bnthw->bthw", probability.view(boxes.shape[:2]), pasted))
 
+    def map_names(self, count: int) -> list[str]:
+        """The steps of the recursion."""
+        return [f"step {number} of {count}" for number in range(1, count + 1)] if self.local else super().map_names(count)
+
     # ------------------------------------------------------------------ boxes from a file
 
     def setup(self, stage: str) -> None:

@@ -39,6 +39,7 @@ class Backbone(nn.Module):
 
     Attributes:
         levels: Channels and stride of each map that `forward` returns.
+        stage_channels: Channels of the deepest stage, before what the network counts to its head: 320 for mobilenetv2_100.
         mean: Channel means the weights were trained with.
         std: Channel standard deviations the weights were trained with.
         frozen: Build no graph, because no gradient is wanted at the moment. Its parameters stay trainable.
@@ -83,6 +84,7 @@ class Backbone(nn.Module):
         if extended:
             self.model.reset_classifier(0)
         self.levels = stages[: last + 1]
+        self.stage_channels: int = stages[last].channels
         if self._whole and not self._reshaped:
             self.levels[-1] = Level(features, stages[-1].stride)
         if weights is not None:

@@ -35,7 +35,7 @@ def power_normalize(x: Tensor, dim: int = 1, eps: float = 1e-6) -> Tensor:
     r"""Signed square root, then division by the Euclidean length: $y = s / \max(\|s\|, \epsilon)$ with $s$ = `signed_sqrt(x)`.
 
     A zero vector stays zero, and so does its gradient. Source: Lin et al., "Bilinear CNN Models for Fine-grained Visual
-    Recognition", ICCV 2015, section 3.
+    Recognition", ICCV 2015.
 
     Args:
         x: Any shape.
@@ -54,8 +54,8 @@ def bilinear_pool(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor
     The sum is one matrix product, so the outer product of a single location is never stored. It is computed in single precision
     whatever the autocast: sums of hundreds of products overflow float16.
 
-    Source: Lin et al., "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015, eq. 1 and sum pooling; the weights:
-    "Where to Focus" (arXiv 1709.05769).
+    Source: Lin et al., "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015; the weights are
+    our reading of attention in "Where to Focus" (arXiv 1709.05769).
 
     Args:
         a: The first stream's map.
@@ -113,12 +113,12 @@ def bilinear_evidence(a: Tensor, b: Tensor, pooled: Tensor, weight: Tensor, weig
 class LowRankBilinear(nn.Module):
     r"""Bilinear features at every location in a low-rank form, $x_l = P^\top (U^\top a_l \odot V^\top b_l)$, power-normalised.
 
-    Entry k of $P^\top (U^\top a \odot V^\top b)$ is the bilinear form $a^\top W_k b$ with $W_k = U \operatorname{diag}(P_{:k}) V^\top$:
-    every bilinear map of two vectors whose matrices share `rank` rank-one terms is of this form exactly, and no outer product of
-    C D numbers is stored. Signed square root and division by the length follow at each location, see [power_normalize][]. The
+    Entry k before normalisation is the bilinear form $a^\top W_k b$ with $W_k = U \operatorname{diag}(P_{:k}) V^\top$: every
+    bilinear map of two vectors whose matrices share `rank` rank-one terms is of this form exactly, and no outer product of C D
+    numbers is stored. Signed square root and division by the length follow at each location, see [power_normalize][]. The
     product of the factors and what follows is in single precision whatever the autocast.
 
-    Source: Kim et al., "Hadamard Product for Low-rank Bilinear Pooling" (arXiv 1610.04325), eq. 5, without its non-linearity and
+    Source: Kim et al., "Hadamard Product for Low-rank Bilinear Pooling" (arXiv 1610.04325), without its non-linearity and
     biases; its use in place of the outer product is our decision.
 
     Args:

@@ -17,7 +17,7 @@ from rich.console import Console
 from fgzoo.data.dataset import sample_seed
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.training.report import write_report
-from fgzoo.training.run import CONFIG, RunLogger, environment, write_json
+from fgzoo.training.run import CONFIG, RunLogger, environment, peak_memory, write_json
 from fgzoo.zoo.checkpoint import BEST, LAST
 
 
@@ -38,7 +38,7 @@ class ReproducibleSteps(Callback):
 
 
 class RunRecord(Callback):
-    """Writes config, environment and data fingerprint when a run starts, and reports when it ends.
+    """Writes config, environment and data fingerprint when a run starts; its cost and reports when it ends.
 
     Args:
         folder: The run's folder.
@@ -48,6 +48,8 @@ class RunRecord(Callback):
     def __init__(self, folder: Path, config: str | None) -> None:
         self.folder = folder
         self.config = config
+        self.started = 0.0
+        self.first_epoch = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write what is known before the first step."""
@@ -63,8 +65,13 @@ class RunRecord(Callback):
             splits = {split: len(records) for split, records in data.splits.items()}
             write_json(self.folder / "data.json", {**asdict(data.card), "images": splits, "notes": list(data.listing.notes)})
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop the rows of metrics.csv that a resumed run does again (its epoch is not known any earlier)."""
+        self.first_epoch = trainer.current_epoch
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.forget_from(trainer.current_epoch)
@@ -82,7 +89,17 @@ class RunRecord(Callback):
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report on the validation split, where there is one."""
+        """Say what training cost, and report on the validation split, where there is one."""
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            cost = {
+                "seconds": round(time.perf_counter() - self.started, 1),
+                "epochs": trainer.current_epoch - self.first_epoch,
+                "peak_memory_gib": round(peak_memory(pl_module.device) / 2**30, 3),
+                "device": str(pl_module.device),
+                "processes": trainer.world_size,
+                "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
+            }
+            write_json(self.folder / "cost.json", cost)
         data = getattr(trainer, "datamodule", None)
         if data is not None and data.splits["val"] and not getattr(trainer, "fast_dev_run", False):
             self._report(trainer, pl_module, "val")

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 from argparse import Namespace
@@ -173,6 +174,22 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has held so far.
+
+    Args:
+        device: Where the model is.
+
+    Returns:
+        Bytes: allocated by torch on a GPU, else resident in the machine's memory.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def environment() -> dict[str, Any]:

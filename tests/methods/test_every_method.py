@@ -18,10 +18,27 @@ BACKBONES = ("test_resnet", "tiny_vgg", "test_efficientnet", "test_convnext", "t
 SMALL: dict[str, dict[str, Any]] = {
     "rra": {"hidden_size": 32, "global_width": 32, "steps": 3},
     "rra-parent": {"global_width": 32},
+    "iagn": {"feature_size": 16},
+    "pmg": {"feature_size": 16},
+    "coarse2fine": {"num_maps": 4, "decoder_widths": (8, 4)},
+    "wsdan": {"num_maps": 4},
+    "srbn": {"hidden_size": 16, "rank": 32, "projection": 16, "attention_size": 16},
+    "bcnn": {"bilinear_size": 4096},
 }
+#: Variants that take another path through the network.
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "rra without recursion": ("rra", {"recursion": False}),
     "rra with random patches": ("rra", {"patches": "random", "attend_over_time": False}),
+    "iagn in one step": ("iagn", {"one_step": True}),
+    "iagn the other way round": ("iagn", {"distillation": "shallow_to_deep", "guidance": False}),
+    "iagn with two views": ("iagn", {"test_crop": True, "test_heads": "combined"}),
+    "iagn with two stages": ("iagn", {"stages": 2, "grids": (4, 2)}),
+    "coarse2fine with a crop": ("coarse2fine", {"fine": "crop"}),
+    "coarse2fine detached": ("coarse2fine", {"detach_attention": True}),
+    "srbn with glimpses": ("srbn", {"attention": "recurrent"}),
+    "srbn from four corners": ("srbn", {"directions": 4, "attention": "none"}),
+    "srbn without its lstm": ("srbn", {"spatial_lstm": False, "bilinear_size": 4096}),
+    "two networks": ("bcnn", {"combine": "concat"}),
 }
 #: Slow checks run on one backbone a method.
 ONCE = {"exports", "one_graph", "trains_and_reloads"}

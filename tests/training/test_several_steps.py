@@ -58,6 +58,15 @@ def test_max_steps_means_batches(tmp_path: Path) -> None:
     assert len(result.witness.steps) == 3 * STEPS
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_several_steps_share_learns_beside_what_one_step_trains(tmp_path: Path, optimizer: str) -> None:
+    model = make(Steps, optimizer=optimizer, lr=1e-2)
+    before = {name: value.clone() for name, value in model.network.named_parameters()}
+    run(tmp_path, model)
+    stuck = [name for name, value in model.network.named_parameters() if torch.equal(before[name], value)]
+    assert not stuck
+
+
 def test_the_schedule_advances_once_a_batch_and_reaches_its_end(tmp_path: Path) -> None:
     rates = run(tmp_path, make(Steps, optimizer="adamw", lr=1e-3, schedule="cosine")).witness.rates
     batches = rates[::STEPS]

@@ -51,17 +51,18 @@ class Staged(FineGrainedClassifier):
 
 
 class StepsNetwork(nn.Module):
-    """One classifier for each step."""
+    """One classifier for each step, and a layer that all share."""
 
     def __init__(self, backbone: Backbone, num_classes: int, steps: int) -> None:
         super().__init__()
         self.backbone = backbone
+        self.shared = nn.Linear(backbone.levels[-1].channels, backbone.levels[-1].channels)
         self.heads = nn.ModuleList(nn.Linear(backbone.levels[-1].channels, num_classes) for _ in range(steps))
 
     def forward(
         self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None, step: int | None = None
     ) -> MethodOutput:
-        pooled = self.backbone(images)[-1].mean(dim=(2, 3))
+        pooled = self.shared(self.backbone(images)[-1].mean(dim=(2, 3)))
         chosen = range(len(self.heads)) if step is None else [step]
         heads = {f"head{i}": self.heads[i](pooled) for i in chosen}
         extra = {"log_answer": torch.tensor(42.0)} if self.training else {}

@@ -1,0 +1,446 @@
+"""SRBN, "Where to Focus": deep attention-based spatially recurrent bilinear networks.
+
+Wu, Wang. arXiv 1709.05769; IEEE Transactions on Cybernetics 49(5), 2019.
+
+From the paper's abstract and others' summaries of it (its text could not be read, and no usable code is published): two
+different networks see the image; their maps meet by bilinear pooling, without the sum over locations; soft attention stands
+between these local bilinear features and spatial LSTM units, which run over the map; trained end to end. The spatial LSTM is
+Theis and Bethge's (arXiv 1506.03478). With attention and recurrence off it is the parent, B-CNN (Lin et al., ICCV 2015): the
+bilinear vector summed over locations, signed square root, Euclidean length one, linear classifier; trained in two steps, the new
+layers first.
+
+This project's decisions, each an argument: the networks (the paper's are VGG-M and VGG-16; VGG-M is in no maintained library, so
+ResNet-34 stands beside VGG-16); a low-rank form of the local bilinear features, since the outer product would have 131,072 or
+more entries at every location (see [LowRankBilinear][fgzoo.nn.bilinear.LowRankBilinear]); the form of the attention, static or
+in glimpses that read the scan before, with a penalty as in "Show, Attend and Tell"; the readout, which sums the hidden states by
+the same attention; the scale of the normalised vectors; the length and learning rate of the first training step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fgzoo.errors import UsageError
+from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.methods.optimization import Stage
+from fgzoo.nn.backbone import Backbone
+from fgzoo.nn.bilinear import LowRankBilinear, bilinear_evidence, bilinear_pool, power_normalize
+from fgzoo.nn.local_attention import LocalAttention, attend, coverage_penalty
+from fgzoo.nn.maps import class_activation_map, normalize_map
+from fgzoo.nn.output import MethodOutput
+from fgzoo.nn.spatial_lstm import SpatialLSTM
+
+Attention = Literal["none", "static", "recurrent"]
+Combine = Literal["bilinear", "concat"]
+
+
+class BilinearReadout(nn.Module):
+    """B-CNN's head: the (attended) bilinear vector -> signed square root -> length one -> linear.
+
+    Args:
+        channels: Channels C of the first stream.
+        second_channels: Channels D of the second stream.
+        num_classes: K.
+        size: Where C D is larger, a 1x1 convolution first narrows the wider stream, so that the vector has at most this length.
+        scale: Factor of the vector of length one.
+
+    Shape:
+        - a: (B, C, h, w); b: (B, D, h, w); alpha: (B, h, w) or `None`; explained: (B,) or `None`
+        - returns: logits (B, K), and the evidence for the explained (by default the predicted) class at each location (B, h, w)
+    """
+
+    def __init__(self, channels: int, second_channels: int, num_classes: int, size: int = 262_144, scale: float = 1.0) -> None:
+        super().__init__()
+        narrowed = max(1, size // min(channels, second_channels))
+        self.narrow_first: nn.Module = nn.Identity()
+        self.narrow_second: nn.Module = nn.Identity()
+        if channels >= second_channels and channels > narrowed:
+            self.narrow_first = nn.Conv2d(channels, narrowed, 1, bias=False)
+            channels = narrowed
+        elif second_channels > narrowed:
+            self.narrow_second = nn.Conv2d(second_channels, narrowed, 1, bias=False)
+            second_channels = narrowed
+        self.scale = scale
+        self.classifier = nn.Linear(channels * second_channels, num_classes)
+
+    def forward(self, a: Tensor, b: Tensor, alpha: Tensor | None, explained: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Classify, and say where the evidence lies."""
+        a, b = self.narrow_first(a), self.narrow_second(b)
+        pooled = bilinear_pool(a, b, alpha)
+        logits = self.classifier(self.scale * power_normalize(pooled))
+        chosen = logits.argmax(dim=1) if explained is None else explained
+        return logits, bilinear_evidence(a, b, pooled, self.scale * self.classifier.weight[chosen], alpha)
+
+
+class HiddenReadout(nn.Module):
+    """The spatial LSTM's head: hidden states summed by attention (without it: averaged) -> dropout -> linear.
+
+    Args:
+        hidden_size: Channels of the hidden map.
+        num_classes: K.
+        dropout: Probability of dropping an entry of the sum.
+
+    Shape:
+        - hidden: (B, hidden_size, h, w); alpha: (B, h, w) or `None`
+        - returns: logits (B, K), and the length of each hidden state (B, h, w)
+    """
+
+    def __init__(self, hidden_size: int, num_classes: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden_size, num_classes)
+
+    def forward(self, hidden: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Classify."""
+        pooled = hidden.mean(dim=(2, 3)) if alpha is None else (alpha[:, None] * hidden).sum(dim=(2, 3))
+        return self.classifier(self.dropout(pooled)), hidden.detach().norm(dim=1)
+
+
+class ConcatReadout(nn.Module):
+    """The control's head: both streams averaged and concatenated -> dropout -> linear.
+
+    Args:
+        channels: Channels C + D of both streams.
+        num_classes: K.
+        dropout: Probability of dropping a feature.
+
+    Shape:
+        - a: (B, C, h, w); b: (B, D, h, w); explained: (B,) or `None`
+        - returns: logits (B, K), and the class activation map of the explained (by default the predicted) class (B, h, w)
+    """
+
+    def __init__(self, channels: int, num_classes: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, a: Tensor, b: Tensor, explained: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Classify."""
+        maps = torch.cat([a, b], dim=1).float()
+        logits = self.classifier(self.dropout(maps.mean(dim=(2, 3))))
+        chosen = logits.argmax(dim=1) if explained is None else explained
+        return logits, class_activation_map(maps, self.classifier.weight, chosen)
+
+
+class SRBNNetwork(nn.Module):
+    """Two streams -> local bilinear features -> attention -> spatial LSTM -> readout, each of the last three optional.
+
+    Args:
+        backbone: The first stream, a = its last level.
+        second_backbone: The second stream, b = its last level.
+        num_classes: K.
+        average_levels: b is the mean of the second backbone's levels instead, which are then alike (a vision transformer's).
+        combine: `bilinear`, or `concat` for the control, which has neither attention nor LSTM.
+        attention: Off, `static`, or `recurrent`: scans in turn, where each reads the one before.
+        spatial_lstm: Off: the readout is the (attended) bilinear vector.
+        directions: Corners that the LSTM scans from, 1 or 4.
+        hidden_size: Channels of the LSTM's state.
+        rank: Rank of the local bilinear features.
+        projection: Channels of the local bilinear features.
+        attention_size: Width of the attention's tanh layer.
+        glimpses: Scans of the recurrent attention.
+        dropout: Before the classifier that reads hidden states or concatenated features; the bilinear vector has none.
+        bilinear_size: Largest length of the full bilinear vector, see [BilinearReadout][].
+        scale: Factor of the vectors of length one: the local features, and the full bilinear vector.
+
+    Shape:
+        - images: (B, 3, H, W)
+        - logits: (B, K); heads: `global`
+        - attention: (B, S, h, w) on the finer stream's grid: alpha of the last glimpse, where there is attention; then the length
+          of the hidden states, with the LSTM; or the evidence of the predicted class (of the target, where targets are given in
+          evaluation), without it. Only the evidence depends on the class.
+        - extra, in training with recurrent attention: `penalty`, a scalar
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        second_backbone: Backbone,
+        num_classes: int,
+        average_levels: bool = False,
+        combine: Combine = "bilinear",
+        attention: Attention = "static",
+        spatial_lstm: bool = True,
+        directions: Literal[1, 4] = 1,
+        hidden_size: int = 256,
+        rank: int = 2048,
+        projection: int = 512,
+        attention_size: int = 256,
+        glimpses: int = 2,
+        dropout: float = 0.5,
+        bilinear_size: int = 262_144,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.second_backbone = second_backbone
+        self.average_levels = average_levels
+        self.glimpses = glimpses if attention == "recurrent" else 1
+        self.scale = scale
+        self.second_ratio: Tensor
+        self.second_shift: Tensor
+        # From the first backbone's normalisation of images to the second one's.
+        ratio = torch.tensor(backbone.std) / torch.tensor(second_backbone.std)
+        shift = (torch.tensor(backbone.mean) - torch.tensor(second_backbone.mean)) / torch.tensor(second_backbone.std)
+        self.register_buffer("second_ratio", ratio.view(-1, 1, 1), persistent=False)
+        self.register_buffer("second_shift", shift.view(-1, 1, 1), persistent=False)
+
+        c, d = backbone.levels[-1].channels, second_backbone.levels[-1].channels
+        self.local: LowRankBilinear | None = None
+        self.attention: LocalAttention | None = None
+        self.spatial_lstm: SpatialLSTM | None = None
+        if attention != "none" or spatial_lstm:
+            self.local = LowRankBilinear(c, d, rank, projection)
+        if attention != "none":
+            self.attention = LocalAttention(projection, attention_size, hidden_size if attention == "recurrent" else None)
+        if spatial_lstm:
+            self.spatial_lstm = SpatialLSTM(projection, hidden_size, directions)
+        self.readout: BilinearReadout | HiddenReadout | ConcatReadout
+        if combine == "concat":
+            self.readout = ConcatReadout(c + d, num_classes, dropout)
+        elif spatial_lstm:
+            self.readout = HiddenReadout(hidden_size, num_classes, dropout)
+        else:
+            self.readout = BilinearReadout(c, d, num_classes, bilinear_size, scale)
+
+    def forward(self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None) -> MethodOutput:
+        """Classify; in evaluation `targets` chooses the class whose evidence is shown. `keys` is not used."""
+        explained = None if self.training else targets
+        a, b = self.streams(images)
+        alphas, hidden = self.focus(a, b)
+        alpha = alphas[-1] if alphas else None
+        if isinstance(self.readout, ConcatReadout):
+            logits, readout_map = self.readout(a, b, explained)
+        elif isinstance(self.readout, BilinearReadout):
+            logits, readout_map = self.readout(a, b, alpha, explained)
+        else:
+            logits, readout_map = self.readout(hidden, alpha)
+        maps = [readout_map] if alpha is None else [alpha.detach(), readout_map]
+        extra = {"penalty": coverage_penalty(torch.stack(alphas, dim=1))} if self.training and len(alphas) > 1 else {}
+        return MethodOutput(logits, {"global": logits}, normalize_map(torch.stack(maps, dim=1)), extra)
+
+    def streams(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both streams' maps on the finer one's grid.
+
+        Args:
+            images: (B, 3, H, W).
+
+        Returns:
+            a (B, C, h, w) and b (B, D, h, w).
+        """
+        a = self.backbone(images)[-1]
+        levels = self.second_backbone(images * self.second_ratio + self.second_shift)
+        b = torch.stack(levels).mean(dim=0) if self.average_levels else levels[-1]
+        grid = (max(a.shape[2], b.shape[2]), max(a.shape[3], b.shape[3]))
+        return _resize(a, grid), _resize(b, grid)
+
+    def focus(self, a: Tensor, b: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Attention and scan, as often as there are glimpses.
+
+        Args:
+            a: (B, C, h, w).
+            b: (B, D, h, w).
+
+        Returns:
+            The attention of each glimpse, (B, h, w) each, none without attention; and the last scan's hidden map
+            (B, hidden_size, h, w), `None` without the LSTM.
+        """
+        alphas: list[Tensor] = []
+        hidden = None
+        if self.local is None:
+            return alphas, hidden
+        x = self.scale * self.local(a, b)
+        for _ in range(self.glimpses):
+            attended = x
+            if self.attention is not None:
+                alphas.append(self.attention(x, hidden))
+                attended = attend(x, alphas[-1])
+            if self.spatial_lstm is not None:
+                hidden = self.spatial_lstm(attended)
+        return alphas, hidden
+
+
+class SRBN(FineGrainedClassifier):
+    """Deep attention-based spatially recurrent bilinear networks.
+
+    The parent, B-CNN, is `attention="none", spatial_lstm=False`; the rows between are attention alone (`spatial_lstm=False`) and
+    the LSTM alone (`attention="none"`). The control with two networks and no mechanism is the parent with `combine="concat"`.
+
+    Args:
+        num_classes: Number of classes K; the command line takes it from the data.
+        backbone: Name of the first stream's timm network.
+        pretrained: Start from timm's pretrained weights.
+        backbone_weights: A local `.safetensors` or `.pth` file with the backbone's weights, used instead of timm's. A second copy
+            of the same network reads it, too.
+        second_backbone: Name of the second stream's timm network. `None`: a second copy of `backbone` with weights of its own,
+            tapped at another depth; the streams then differ in depth and weights only. `auto`: `resnet34` beside `vgg16`, else
+            `None`.
+        second_backbone_weights: A weight file for the second stream.
+        stride: Two different networks are both read at their deepest level of at most this stride (else the last). Of two
+            copies, the first is read at its last level, the second at its deepest of at most this stride and finer than the
+            last; where all levels share one stride (vision transformers), the second stream is their mean.
+        combine: `bilinear`, or `concat` for the control.
+        attention: `none`, `static` or `recurrent`. Our decision on both forms.
+        spatial_lstm: Off: the readout is the (attended) bilinear vector of B-CNN.
+        directions: Corners that the LSTM scans from: 1, or 4, summed.
+        hidden_size: Channels of the LSTM's state.
+        rank: Rank of the local bilinear features.
+        projection: Channels of the local bilinear features.
+        attention_size: Width of the attention's tanh layer.
+        glimpses: Scans of the recurrent attention, at least 2.
+        penalty_weight: lambda, weight of the recurrent attention's penalty, see
+            [coverage_penalty][fgzoo.nn.local_attention.coverage_penalty] for its scale.
+        dropout: Before the classifier that reads hidden states or concatenated features; B-CNN has none.
+        bilinear_size: Largest length of the full bilinear vector; for networks with more channels a 1x1 convolution narrows the
+            wider stream. The default is 512 x 512, B-CNN's with two VGG-16.
+        scale: Factor of the vectors of length one, the local features and the full bilinear vector. `None`: 10 with `sgd`, where
+            B-CNN's classifier at learning rate 0.01 then learns as at rate 1, the order of published B-CNN code; 1 with `adamw`,
+            whose steps do not shrink with the features, so that long vectors would overshoot.
+        new_share: Share of the run in which the backbones stand still and only the new layers learn (B-CNN's first step);
+            0: everything learns from the start, as it must where backbones are not pretrained.
+        new_rate: Factor of the new layers' learning rate in that step.
+        **training: Optimiser, schedule and so on, see [FineGrainedClassifier][].
+
+    Raises:
+        UsageError: An argument is out of its range, or two exclude one another.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "vgg16",
+        pretrained: bool = True,
+        backbone_weights: str | Path | None = None,
+        *,
+        second_backbone: str | None = "auto",
+        second_backbone_weights: str | Path | None = None,
+        stride: int = 16,
+        combine: Combine = "bilinear",
+        attention: Attention = "static",
+        spatial_lstm: bool = True,
+        directions: Literal[1, 4] = 1,
+        hidden_size: int = 256,
+        rank: int = 2048,
+        projection: int = 512,
+        attention_size: int = 256,
+        glimpses: int = 2,
+        penalty_weight: float = 0.01,
+        dropout: float = 0.5,
+        bilinear_size: int = 262_144,
+        scale: float | None = None,
+        new_share: float = 1 / 3,
+        new_rate: float = 2.0,
+        **training: Any,
+    ) -> None:
+        super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
+        sizes = {"stride": stride, "hidden_size": hidden_size, "rank": rank, "projection": projection}
+        sizes |= {"attention_size": attention_size, "bilinear_size": bilinear_size}
+        for name, value in sizes.items():
+            if value < 1:
+                raise UsageError(f"model.{name}: {value}; it must be at least 1")
+        if combine == "concat" and (attention != "none" or spatial_lstm):
+            raise UsageError(
+                "model.combine: 'concat' is the control without a mechanism; set --model.attention none and "
+                "--model.spatial_lstm false, too"
+            )
+        if attention == "recurrent" and not spatial_lstm:
+            raise UsageError(
+                "model.attention: 'recurrent' reads the spatial LSTM's states; take 'static', or --model.spatial_lstm true"
+            )
+        if attention == "recurrent" and glimpses < 2:
+            raise UsageError(f"model.glimpses: {glimpses}; recurrent attention needs at least 2, one glimpse is 'static'")
+        if directions not in (1, 4):
+            raise UsageError(f"model.directions: {directions}; the LSTM scans from 1 corner or from all 4")
+        if not 0 <= new_share < 1:
+            raise UsageError(f"model.new_share: {new_share} is not in [0, 1)")
+        self.second_backbone = second_backbone
+        self.second_backbone_weights = second_backbone_weights
+        self.stride = stride
+        self.combine: Combine = combine
+        self.attention: Attention = attention
+        self.spatial_lstm = spatial_lstm
+        self.directions: Literal[1, 4] = directions
+        self.hidden_size = hidden_size
+        self.rank = rank
+        self.projection = projection
+        self.attention_size = attention_size
+        self.glimpses = glimpses
+        self.penalty_weight = penalty_weight
+        self.dropout = dropout
+        self.bilinear_size = bilinear_size
+        self.scale = scale
+        self.new_share = new_share
+        self.new_rate = new_rate
+
+    def build_network(self) -> nn.Module:
+        """Two backbones, and what the arguments ask for on top of them."""
+        first, second, average_levels = self._streams()
+        scale = self.scale
+        if scale is None:
+            scale = 10.0 if self.optimizer_name == "sgd" else 1.0
+        return SRBNNetwork(
+            first,
+            second,
+            self.num_classes,
+            average_levels=average_levels,
+            combine=self.combine,
+            attention=self.attention,
+            spatial_lstm=self.spatial_lstm,
+            directions=self.directions,
+            hidden_size=self.hidden_size,
+            rank=self.rank,
+            projection=self.projection,
+            attention_size=self.attention_size,
+            glimpses=self.glimpses,
+            dropout=self.dropout,
+            bilinear_size=self.bilinear_size,
+            scale=scale,
+        )
+
+    def _streams(self) -> tuple[Backbone, Backbone, bool]:
+        """Both backbones, and whether the second stream is the mean of its levels."""
+        name = self.second_backbone
+        if name == "auto":
+            name = "resnet34" if self.backbone == "vgg16" else None
+        if name is not None:
+            second = self.make_backbone(name, max_stride=self.stride, weights=self.second_backbone_weights)
+            return self.make_backbone(max_stride=self.stride), second, False
+        first = self.make_backbone()
+        last = first.levels[-1].stride
+        if all(level == first.levels[-1] for level in first.levels):
+            return first, self.make_backbone(weights=self.second_backbone_weights), True
+        finest = min(level.stride for level in first.levels)
+        if self.stride < finest:
+            raise UsageError(f"model.stride: {self.stride}; the finest level of '{self.backbone}' has stride {finest}")
+        second = self.make_backbone(max_stride=min(self.stride, last - 1), weights=self.second_backbone_weights)
+        return first, second, False
+
+    def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
+        """The cross-entropy, and lambda times the penalty of recurrent attention."""
+        terms = super().loss(output, targets)
+        if "penalty" in output.extra:
+            terms["penalty"] = self.penalty_weight * output.extra["penalty"]
+        return terms
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The new layers alone, then everything, as B-CNN is trained."""
+        if self.new_share == 0:
+            return (Stage("everything", 1.0),)
+        frozen = {"backbone": 0.0, "second_backbone": 0.0, "new": self.new_rate}
+        return Stage("new layers", self.new_share, frozen), Stage("everything", 1 - self.new_share)
+
+    def map_names(self, count: int) -> list[str]:
+        """The attention, where there is one, and the readout's map."""
+        readout = "activation" if self.combine == "concat" else "hidden states" if self.spatial_lstm else "evidence"
+        return [readout] if self.attention == "none" else ["attention", readout]
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[2:] == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,586 @@
+"""IAGN and its parent PMG: which step trains what on which input, and what the maps mean."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tests.backbones  # noqa: F401 - registers tiny_vgg
+from fgzoo.errors import UsageError
+from fgzoo.methods.iagn import IAGN, IAGNNetwork, PMGHead, VectorNorm, stage_block, stage_taps
+from fgzoo.nn.backbone import Level
+from fgzoo.nn.crops import attention_boxes, crop_boxes
+from fgzoo.nn.evidence import EvidenceHead, alignment_loss, distillation_loss
+from fgzoo.nn.jigsaw import jigsaw, jigsaw_order
+from fgzoo.nn.maps import normalize_map
+from fgzoo.nn.output import MethodOutput
+from fgzoo.nn.randomness import keyed_uniform
+from fgzoo.testing import evaluation_mode, example_batch
+
+PMG: dict[str, Any] = {"head": "pmg", "guidance": False, "distillation": "none", "alignment_weight": 0}
+#: No mechanism on top of progressive training, but evidence heads.
+PLAIN: dict[str, Any] = {**PMG, "head": "evidence"}
+
+
+def make(**arguments: Any) -> IAGN:
+    torch.manual_seed(0)
+    return IAGN(**{"num_classes": 5, "backbone": "test_efficientnet", "pretrained": False, "feature_size": 16, **arguments})
+
+
+def network(model: IAGN) -> IAGNNetwork:
+    assert isinstance(model.network, IAGNNetwork)
+    return model.network
+
+
+def head(model: IAGN, number: int) -> EvidenceHead:
+    found = network(model).heads[number]
+    assert isinstance(found, EvidenceHead)
+    return found
+
+
+def total(model: IAGN, output: MethodOutput, targets: Tensor) -> Tensor:
+    return torch.stack(list(model.loss(output, targets).values())).sum()
+
+
+def reached(model: IAGN) -> set[str]:
+    return {name for name, parameter in network(model).named_parameters() if parameter.grad is not None}
+
+
+def steady(model: IAGN) -> IAGN:
+    """In training mode, but for batch-norm, which keeps the statistics that some training left."""
+    evaluation_mode(model).train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return model
+
+
+# ---------------------------------------------------------------------- stages and blocks
+
+
+def levels(*strides: int) -> list[Level]:
+    return [Level(8, stride) for stride in strides]
+
+
+@pytest.mark.parametrize(
+    ("strides", "stages", "taps"),
+    [
+        ((2, 4, 8, 16, 32), 3, [2, 3, 4]),  # ResNet-50
+        ((1, 2, 4, 8, 16, 32), 3, [3, 4, 5]),  # VGG
+        ((4, 8, 16, 32), 3, [1, 2, 3]),  # ConvNeXt
+        ((2, 4, 8, 16, 16, 32, 32), 3, [2, 4, 6]),  # of one stride the deepest
+        ((16,) * 12, 3, [3, 7, 11]),  # ViT
+        ((16,) * 6, 3, [1, 3, 5]),
+        ((8, 16, 16, 16), 3, [0, 1, 3]),  # fewer strides than stages
+        ((4, 8, 16, 32), 1, [3]),
+    ],
+)
+def test_stages_are_the_last_of_different_stride_or_spread_over_the_depth(
+    strides: tuple[int, ...], stages: int, taps: list[int]
+) -> None:
+    assert stage_taps(levels(*strides), stages) == taps
+
+
+def test_more_stages_than_levels_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"model\.stages: 3 stages need as many levels, but this backbone has 2"):
+        stage_taps(levels(8, 16), 3)
+
+
+@pytest.mark.parametrize("arguments", [{}, PMG], ids=["iagn", "pmg"])
+def test_resnet50_has_the_widths_of_pmg(arguments: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        net = network(IAGN(200, pretrained=False, **arguments))
+    assert [net.backbone.levels[tap].stride for tap in net.taps] == [8, 16, 32]
+    convolutions = [[tuple(m.weight.shape) for m in block if isinstance(m, nn.Conv2d)] for block in net.blocks]
+    assert convolutions == [[(512, width, 1, 1), (1024, 512, 3, 3)] for width in (512, 1024, 2048)]
+    weights = [[tuple(p.shape) for p in h.parameters() if p.ndim > 1] for h in net.heads]
+    if arguments:
+        assert weights == [[(512, 1024), (200, 512)]] * 3 + [[(512, 3072), (200, 512)]]
+    else:
+        assert weights == [[(200, 1024, 1, 1)]] * 3 + [[(200, 3072, 1, 1)]]
+
+
+def test_mobilenetv2_ends_in_its_1280_channels() -> None:
+    with torch.device("meta"):
+        net = network(IAGN(200, "mobilenetv2_100", pretrained=False))
+    assert net.blocks[2][0].weight.shape[1] == 1280  # type: ignore[index]
+
+
+def test_block_follows_the_equations() -> None:
+    torch.manual_seed(0)
+    block = stage_block(3, 4).double()
+    features = torch.randn(2, 3, 4, 5, dtype=torch.double, requires_grad=True)
+    x = torch.einsum("oc,bchw->bohw", block[0].weight[:, :, 0, 0], features)
+
+    def normal(x: Tensor) -> Tensor:
+        x = x - x.mean(dim=(0, 2, 3), keepdim=True)
+        return (x / (x.square().mean(dim=(0, 2, 3), keepdim=True) + 1e-5).sqrt()).clamp_min(0)
+
+    padded = F.pad(normal(x), (1, 1, 1, 1))
+    windows = padded.unfold(2, 3, 1).unfold(3, 3, 1)
+    expected = normal(torch.einsum("ocij,bchwij->bohw", block[3].weight, windows))
+    torch.testing.assert_close(block(features), expected)
+    weights = torch.randn_like(expected)
+    ours, oracle = (torch.autograd.grad((y * weights).sum(), features)[0] for y in (block(features), expected))
+    torch.testing.assert_close(ours, oracle)
+
+
+def test_pmg_head_follows_the_equations() -> None:
+    torch.manual_seed(0)
+    pmg = PMGHead([3, 2], 5, feature_size=4).double()
+    first, hidden, second, _, last = pmg.classifier
+    for norm in (first, second):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias)
+    maps = [torch.randn(6, c, h, w, dtype=torch.double, requires_grad=True) for c, h, w in ((3, 4, 5), (2, 2, 3))]
+
+    def normal(x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        variance = (x - x.mean(0)).square().mean(0)
+        return (x - x.mean(0)) / (variance + 1e-5).sqrt() * norm.weight + norm.bias
+
+    peaks = torch.stack([torch.stack([f[n, c].max() for f in maps for c in range(f.shape[1])]) for n in range(6)])
+    x = normal(normal(peaks, first) @ hidden.weight.T + hidden.bias, second)
+    expected = torch.where(x > 0, x, x.exp() - 1) @ last.weight.T + last.bias
+    torch.testing.assert_close(pmg(maps), expected)
+    weights = torch.randn_like(expected)
+    ours, oracle = (torch.autograd.grad((z * weights).sum(), maps) for z in (pmg(maps), expected))
+    for mine, other in zip(ours, oracle, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_single_vector_is_normalised_by_the_running_statistics() -> None:
+    norm = VectorNorm(4)
+    assert norm.running_mean is not None
+    norm.running_mean.copy_(torch.randn(4))
+    single = torch.randn(1, 4)
+    assert torch.equal(norm.train()(single), norm.eval()(single))
+    many = torch.randn(8, 4)
+    torch.testing.assert_close(norm.train()(many).mean(0), torch.zeros(4), atol=1e-6, rtol=0)
+
+
+# ---------------------------------------------------------------------- evidence
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.double, 1e-12)])
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit"])
+def test_every_logit_is_the_mean_of_its_evidence_plus_bias(backbone: str, dtype: torch.dtype, tolerance: float) -> None:
+    model = evaluation_mode(make(backbone=backbone)).to(dtype)
+    net, images = network(model), example_batch((96, 64))[0].to(dtype)
+    with torch.no_grad():
+        output, maps = net(images), net._maps(images)
+        for number, name in enumerate(net.names):
+            evidence = head(model, number).evidence([maps[i] for i in net.stages_of(number)])
+            logits = evidence.mean(dim=(2, 3)) + head(model, number).bias
+            torch.testing.assert_close(output.heads[name], logits, atol=tolerance, rtol=0)
+    assert torch.equal(output.logits, output.heads["fused"])
+
+
+def test_attention_is_each_stages_evidence_of_the_predicted_class() -> None:
+    model = evaluation_mode(make())
+    net, images = network(model), example_batch((96, 64))[0]
+    with torch.no_grad():
+        output, maps = net(images), net._maps(images)
+        predicted = output.logits.argmax(1)
+        assert output.attention.shape == (4, 3, 12, 8)
+        for stage in range(3):
+            evidence = head(model, stage).evidence([maps[stage]])[torch.arange(4), predicted]
+            enlarged = F.interpolate(evidence[:, None], size=(12, 8), mode="bilinear", align_corners=False)[:, 0]
+            torch.testing.assert_close(output.attention[:, stage], normalize_map(enlarged), atol=1e-5, rtol=1e-4)
+
+
+def test_attention_follows_the_class_asked_for_and_the_logits_do_not() -> None:
+    model = evaluation_mode(make(test_crop=True))
+    images = example_batch()[0]
+    with torch.no_grad():
+        first, second = (model(images, torch.full((4,), k)) for k in (0, 1))
+    assert not torch.allclose(first.attention, second.attention)
+    assert torch.equal(first.logits, second.logits)
+
+
+def test_attention_of_the_parent_is_the_mean_activation_of_its_blocks() -> None:
+    model = evaluation_mode(make(**PMG))
+    images = example_batch()[0]
+    with torch.no_grad():
+        attention, maps = model(images).attention, network(model)._maps(images)
+    torch.testing.assert_close(attention[:, 0], normalize_map(maps[0].mean(1)))
+
+
+# ---------------------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "tiny_vgg", "test_convnext", "test_vit"])
+def test_a_step_of_the_parent_reaches_exactly_its_stage(backbone: str) -> None:
+    model = make(backbone=backbone, **PMG).train()
+    net, (images, targets, keys) = network(model), example_batch()
+    for step, output in enumerate(model.training_outputs(images, targets, keys)):
+        model.zero_grad()
+        net.backbone(images)[net.taps[max(net.stages_of(step))]].sum().backward()
+        own = (f"heads.{step}.", *(f"blocks.{i}." for i in net.stages_of(step)))
+        expected = reached(model) | {name for name, _ in net.named_parameters() if name.startswith(own)}
+        model.zero_grad()
+        total(model, output, targets).backward()
+        assert reached(model) == expected
+    assert list(output.heads) == ["fused"]
+
+
+def test_stages_see_their_grids_and_the_fused_head_the_image() -> None:
+    model = steady(make(**PLAIN))
+    net, (images, targets, keys) = network(model), example_batch((96, 64))
+    inputs = [jigsaw(images, jigsaw_order(keyed_uniform(keys, grid**2, salt=11 + i)), grid) for i, grid in enumerate((8, 4, 2))]
+    for output, seen in zip(model.training_outputs(images, targets, keys), [*inputs, images], strict=True):
+        ((name, logits),) = output.heads.items()
+        with torch.no_grad():
+            expected = net._heads(net._maps(seen))[name]
+        torch.testing.assert_close(logits, expected)
+        assert torch.equal(output.logits, logits)
+
+
+def test_a_step_sees_the_weights_that_the_one_before_left() -> None:
+    model = steady(make(**PLAIN))
+    images, targets, keys = example_batch()
+    outputs = model.training_outputs(images, targets, keys)
+    next(outputs)
+    with torch.no_grad():
+        head(model, 1).conv.weight.zero_()
+    torch.testing.assert_close(next(outputs).logits, head(model, 1).bias.expand(4, 5))
+
+
+def test_the_order_of_patches_changes_with_the_epoch() -> None:
+    net, (images, _, keys) = network(make()), example_batch()
+    first = net.stage_input(images, 0, keys)
+    assert torch.equal(first, net.stage_input(images, 0, keys))
+    assert not torch.equal(first, net.stage_input(images, 0, keys + torch.tensor([0, 1, 0])))
+
+
+def test_without_keys_torchs_generator_decides() -> None:
+    net, images = network(make()), example_batch()[0]
+    torch.manual_seed(1)
+    first = net.stage_input(images, 0, None)
+    assert not torch.equal(first, net.stage_input(images, 0, None))
+    torch.manual_seed(1)
+    assert torch.equal(first, net.stage_input(images, 0, None))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"distillation": "shallow_to_deep"}, PMG, {"guidance": False, "stages": 2, "grids": [4, 3]}],
+    ids=["iagn", "shallow_to_deep", "pmg", "two_stages"],
+)
+def test_one_steps_gradients_are_the_sum_of_the_steps_gradients(arguments: dict[str, Any]) -> None:
+    model = steady(make(**arguments)).double()
+    images, targets, keys = example_batch((96, 64))
+    images = images.double()
+    for output in model.training_outputs(images, targets, keys):
+        total(model, output, targets).backward()
+    summed = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    output = model(images, targets, keys)
+    assert list(output.heads) == list(network(model).names)
+    total(model, output, targets).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, summed[name], atol=1e-10, rtol=1e-8)
+
+
+def test_one_step_gives_one_output_with_all_heads() -> None:
+    model = make(one_step=True).train()
+    assert model.steps_per_batch == 1
+    (output,) = model.training_outputs(*example_batch())
+    assert list(output.heads) == ["stage1", "stage2", "stage3", "fused"]
+    assert make().steps_per_batch == 4
+
+
+@pytest.mark.parametrize("arguments", [{}, PMG], ids=["iagn", "pmg"])
+@pytest.mark.parametrize("one_step", [False, True])
+def test_a_batch_of_one_oblong_image_trains(arguments: dict[str, Any], one_step: bool) -> None:
+    model = make(one_step=one_step, **arguments).train()
+    images, targets, keys = example_batch((64, 112), batch=1)
+    for output in model.training_outputs(images, targets, keys):
+        total(model, output, targets).backward()
+    assert reached(model) == {name for name, _ in network(model).named_parameters()}
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+
+
+def test_dead_features_give_finite_losses_and_gradients() -> None:
+    model = make().train()
+    for block in network(model).blocks:
+        for module in block.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.zeros_(module.weight)
+    images, targets, keys = example_batch()
+    for output in model.training_outputs(images, targets, keys):
+        loss = total(model, output, targets)
+        assert torch.isfinite(loss)
+        loss.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+    with torch.no_grad():
+        assert model.eval()(images).attention.abs().sum() == 0
+
+
+# ---------------------------------------------------------------------- distillation and alignment
+
+
+@pytest.mark.parametrize(
+    ("direction", "teachers"),
+    [("deep_to_shallow", [1, 2, 3, None]), ("shallow_to_deep", [None, 0, 1, 2]), ("none", [None] * 4)],
+)
+def test_a_head_learns_from_its_neighbour_on_the_same_input(direction: str, teachers: list[int | None]) -> None:
+    model = steady(make(distillation=direction, guidance=False))
+    net, (images, targets, keys) = network(model), example_batch()
+    for student, output in enumerate(model.training_outputs(images, targets, keys)):
+        teacher, name = teachers[student], f"teacher{student + 1}"
+        assert (name in output.extra) == (teacher is not None)
+        if teacher is not None:
+            seen = images if student == net.fused else net.stage_input(images, student, keys)
+            with torch.no_grad():
+                expected = net._heads(net._maps(seen))[net.names[teacher]]
+            torch.testing.assert_close(output.extra[name], expected)
+
+
+@pytest.mark.parametrize("direction", ["deep_to_shallow", "shallow_to_deep"])
+def test_the_student_alone_learns(direction: str) -> None:
+    model = make(distillation=direction, guidance=False).train()
+    net, (images, targets, keys) = network(model), example_batch()
+    for student, output in enumerate(model.training_outputs(images, targets, keys)):
+        model.zero_grad()
+        total(model, output, targets).backward()
+        trained = {name.split(".")[1] for name in reached(model) if name.startswith("heads.")}
+        assert trained == {str(student)}
+        blocks = {int(name.split(".")[1]) for name in reached(model) if name.startswith("blocks.")}
+        assert blocks == set(net.stages_of(student))
+
+
+def test_alignment_draws_a_stage_to_the_next_deeper_evidence_of_the_true_class() -> None:
+    model = steady(make(distillation="none", guidance=False))
+    net, (images, targets, keys) = network(model), example_batch()
+    for student, output in enumerate(model.training_outputs(images, targets, keys)):
+        if student == net.fused:
+            assert output.extra == {}
+            continue
+        with torch.no_grad():
+            maps = net._maps(net.stage_input(images, student, keys))
+            read = [maps[i] for i in net.stages_of(student + 1)]
+            evidence = head(model, student + 1).evidence(read)[torch.arange(4), targets]
+        torch.testing.assert_close(output.extra[f"evidence{student + 1}"], evidence, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(output.extra[f"attention{student + 1}"], maps[student].mean(1))
+        assert not output.extra[f"evidence{student + 1}"].requires_grad
+
+
+def test_loss_terms_are_weighted_and_named_after_their_heads() -> None:
+    model = make(distillation_weight=0.3, temperature=2.0, alignment_weight=0.7, fused_weight=3.0).train()
+    images, targets, keys = example_batch()
+    output = model(images, targets, keys)
+    terms = model.loss(output, targets)
+    expected: dict[str, Tensor] = {}
+    for number in (1, 2, 3):
+        logits, extra = output.heads[f"stage{number}"], output.extra
+        expected[f"stage{number}"] = F.cross_entropy(logits, targets)
+        expected[f"distill{number}"] = 0.3 * distillation_loss(logits, extra[f"teacher{number}"], 2.0)
+        expected[f"align{number}"] = 0.7 * alignment_loss(extra[f"attention{number}"], extra[f"evidence{number}"])
+    expected["fused"] = 3 * F.cross_entropy(output.heads["fused"], targets)
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+
+
+def test_the_parents_loss_is_the_cross_entropy_with_the_fused_head_twice() -> None:
+    model = make(**PMG).train()
+    images, targets, keys = example_batch()
+    output = model(images, targets, keys)
+    terms = model.loss(output, targets)
+    assert list(terms) == ["stage1", "stage2", "stage3", "fused"]
+    torch.testing.assert_close(terms["fused"], 2 * F.cross_entropy(output.logits, targets))
+
+
+def test_mixed_images_have_a_loss() -> None:
+    model = make().train()
+    images, targets, keys = example_batch()
+    output = model(images, targets, keys)
+    hard, soft = (model.loss(output, given) for given in (targets, F.one_hot(targets, 5).float()))
+    for name, value in hard.items():
+        torch.testing.assert_close(value, soft[name])
+
+
+# ---------------------------------------------------------------------- guidance
+
+
+def test_the_guiding_crop_contains_the_strongest_evidence_of_the_true_class() -> None:
+    model = evaluation_mode(make(guide_padding=0.0))
+    net, (images, targets, keys) = network(model), example_batch((96, 64), batch=8)
+    with torch.no_grad():
+        maps = net._maps(images)
+        evidence = head(model, net.fused).evidence(list(maps.values()), targets)
+        boxes = net.guide(images, targets, keys)[:, 0]
+    enlarged = F.interpolate(evidence[:, None], scale_factor=4, mode="bilinear", align_corners=False)[:, 0]
+    height, width = enlarged.shape[-2:]
+    assert (boxes != torch.tensor([0.0, 0, 1, 1])).any()
+    for box, found in zip(boxes, enlarged, strict=True):
+        y, x = divmod(int(found.argmax()), width)
+        assert box[0] <= (x + 0.5) / width <= box[2]
+        assert box[1] <= (y + 0.5) / height <= box[3]
+
+
+def test_the_guiding_region_reaches_the_drawn_share_of_the_maximum() -> None:
+    model = evaluation_mode(make())
+    net, (images, targets, keys) = network(model), example_batch()
+    with torch.no_grad():
+        evidence = head(model, net.fused).evidence(list(net._maps(images).values()), targets)
+        theta = 0.4 + 0.2 * keyed_uniform(keys, 1, salt=10)[:, 0]
+        expected = attention_boxes(evidence.clamp_min(0), theta, 0.1)
+        torch.testing.assert_close(net.guide(images, targets, keys), expected)
+
+
+def test_the_guiding_crop_depends_on_the_true_class() -> None:
+    net = network(evaluation_mode(make()))
+    images, targets, keys = example_batch()
+    assert not torch.equal(net.guide(images, targets, keys), net.guide(images, (targets + 1) % 5, keys))
+
+
+def test_without_positive_evidence_the_whole_image_is_seen() -> None:
+    model = evaluation_mode(make())
+    with torch.no_grad():
+        head(model, 3).conv.weight.zero_()
+    boxes = network(model).guide(*example_batch())
+    assert torch.equal(boxes, torch.tensor([0.0, 0, 1, 1]).expand(4, 1, 4))
+
+
+def test_guided_stages_see_the_crop_and_the_fused_head_the_whole_image() -> None:
+    model = steady(make(distillation="none", alignment_weight=0))
+    net, (images, targets, keys) = network(model), example_batch((96, 64))
+    with model.evaluating():
+        boxes = net.guide(images, targets, keys)
+    crops = crop_boxes(images, boxes, (96, 64))
+    inputs = [jigsaw(crops, jigsaw_order(keyed_uniform(keys, grid**2, salt=11 + i)), grid) for i, grid in enumerate((8, 4, 2))]
+    for output, seen in zip(model.training_outputs(images, targets, keys), [*inputs, images], strict=True):
+        ((name, logits),) = output.heads.items()
+        with torch.no_grad():
+            torch.testing.assert_close(logits, net._heads(net._maps(seen))[name])
+
+
+def test_guidance_leaves_statistics_and_modes_alone() -> None:
+    model = make(distillation="none", alignment_weight=0).train()
+    twin = copy.deepcopy(model)
+    images, targets, keys = example_batch()
+    next(iter(model.training_outputs(images, targets, keys)))
+    assert all(module.training for module in model.network.modules())
+    counts = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
+    assert max(counts.values()) == 1
+    with twin.evaluating():
+        boxes = network(twin).guide(images, targets, keys)
+    assert all(torch.equal(a, b) for a, b in zip(twin.buffers(), make().train().buffers(), strict=True))
+    assert boxes.shape == (4, 1, 4)
+
+
+def test_guidance_without_classes_is_refused() -> None:
+    with pytest.raises(UsageError, match="need the true classes"):
+        make().train()(example_batch()[0])
+
+
+# ---------------------------------------------------------------------- testing
+
+
+def test_test_crop_averages_the_image_and_its_crop() -> None:
+    usual, cropped = (evaluation_mode(make(test_crop=crop)) for crop in (False, True))
+    net, images = network(usual), example_batch((96, 64))[0]
+    with torch.no_grad():
+        first, output = usual(images), cropped(images)
+        evidence = head(usual, 3).evidence(list(net._maps(images).values()), first.logits.argmax(1))
+        boxes = attention_boxes(evidence.clamp_min(0), torch.full((4,), 0.1), 0.05)
+        second = usual(crop_boxes(images, boxes, (96, 64)))
+    assert not torch.allclose(first.logits, output.logits)
+    for name, logits in output.heads.items():
+        torch.testing.assert_close(logits, (first.heads[name] + second.heads[name]) / 2)
+    torch.testing.assert_close(output.logits, output.heads["fused"])
+
+
+def test_combined_is_the_mean_of_all_heads() -> None:
+    model = evaluation_mode(make(test_heads="combined"))
+    with torch.no_grad():
+        output = model(example_batch()[0])
+    torch.testing.assert_close(output.logits, sum(output.heads.values()) / 4)
+
+
+def test_evaluation_has_no_extra() -> None:
+    with torch.no_grad():
+        assert evaluation_mode(make())(example_batch()[0]).extra == {}
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"head": "pmg", "guidance": False, "alignment_weight": 0},
+        {"guidance": False},
+        {"distillation": "shallow_to_deep"},
+        {"distillation": "none"},
+        {"distillation_weight": 0.25},
+        {"temperature": 2.0},
+        {"alignment_weight": 0},
+        {"alignment_weight": 0.3},
+        {"stages": 2, "grids": (8, 4)},
+        {"grids": (8, 4, 1)},
+        {"feature_size": 8},
+        {"fused_weight": 1.0},
+        {"guide_theta": (0.8, 0.9)},
+        {"guide_padding": 0.0},
+    ],
+    ids=lambda arguments: "-".join(f"{k}={v}" for k, v in arguments.items()),
+)
+def test_every_training_argument_changes_the_loss(arguments: dict[str, Any]) -> None:
+    images, targets, keys = example_batch()
+    losses = []
+    for more in ({}, arguments):
+        model = steady(make(**more))
+        with torch.no_grad():
+            for parameter in network(model).heads.parameters():
+                parameter *= 10  # as far apart as after some training; near zero, no temperature makes a difference
+        losses.append(sum(float(total(model, o, targets).detach()) for o in model.training_outputs(images, targets, keys)))
+    assert losses[0] != pytest.approx(losses[1], rel=1e-7)
+
+
+@pytest.mark.parametrize("arguments", [{"test_crop": True}, {"test_heads": "combined"}], ids=str)
+def test_every_testing_argument_changes_the_logits(arguments: dict[str, Any]) -> None:
+    images = example_batch()[0]
+    with torch.no_grad():
+        usual, other = (evaluation_mode(make(**more))(images).logits for more in ({}, arguments))
+    assert not torch.allclose(usual, other, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"head": "max"}, r"model\.head: 'max' is none of evidence, pmg"),
+        ({"distillation": "both"}, r"model\.distillation: 'both'"),
+        ({"test_heads": "all"}, r"model\.test_heads: 'all'"),
+        ({"head": "pmg"}, r"model\.guidance: a 'pmg' head has no evidence maps; set guidance to false, or head to 'evidence'"),
+        ({"head": "pmg", "guidance": False}, r"model\.alignment_weight: .* set alignment_weight to 0"),
+        ({**PMG, "test_crop": True}, r"model\.test_crop: .* set test_crop to false"),
+        ({"stages": 0, "grids": ()}, r"model\.stages: 0"),
+        ({"stages": 9, "grids": (1,) * 9}, r"model\.stages: 9"),
+        ({"grids": (8, 4)}, r"model\.grids: \[8, 4\]; give one grid of at least 1 for each of the 3 stages"),
+        ({"grids": (8, 4, 0)}, r"model\.grids"),
+        ({"distillation_weight": -1}, "distillation_weight"),
+        ({"alignment_weight": -1}, "alignment_weight"),
+        ({"fused_weight": 0}, "fused_weight"),
+        ({"temperature": 0}, r"model\.temperature"),
+        ({"guide_theta": (0.6, 0.4)}, r"model\.guide_theta"),
+        ({"guide_theta": (0.6, 1.4)}, r"model\.guide_theta"),
+        ({"guide_padding": -0.1}, r"model\.guide_padding"),
+        ({"feature_size": 0}, r"model\.feature_size"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make(**arguments)
+
+
+def test_an_image_smaller_than_its_grid_is_refused() -> None:
+    model = make(guidance=False, grids=(128, 4, 2)).train()
+    with pytest.raises(UsageError, match=r"model\.grids: 128x128 patches do not fit an image of 64x64 pixels"):
+        model(*example_batch())

@@ -1,0 +1,429 @@
+"""SRBN against its equations, its ablations and its parent; its streams; its two training steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import tests.backbones  # noqa: F401 - registers tiny_vgg
+from fgzoo.errors import UsageError
+from fgzoo.methods.srbn import SRBN, BilinearReadout, SRBNNetwork
+from fgzoo.nn import normalize_map
+from fgzoo.nn.bilinear import bilinear_pool, power_normalize
+from fgzoo.testing import evaluation_mode, example_batch
+
+SMALL: dict[str, Any] = {"hidden_size": 16, "rank": 24, "projection": 12, "attention_size": 8}
+PARENT: dict[str, Any] = {"attention": "none", "spatial_lstm": False}
+CONTROL: dict[str, Any] = {**PARENT, "combine": "concat"}
+
+
+def make(**arguments: Any) -> SRBN:
+    torch.manual_seed(0)
+    return SRBN(**{"num_classes": 5, "backbone": "test_efficientnet", "pretrained": False, **SMALL, **arguments})
+
+
+def network(model: SRBN) -> SRBNNetwork:
+    assert isinstance(model.network, SRBNNetwork)
+    return model.network
+
+
+# ---------------------------------------------------------------------- the equations
+
+
+def test_the_whole_follows_the_equations() -> None:
+    model = evaluation_mode(make(scale=3.0))
+    net, images = network(model), example_batch((96, 64))[0]
+    assert net.local is not None
+    assert net.attention is not None
+    assert net.spatial_lstm is not None
+    with torch.no_grad():
+        a, b = net.streams(images)
+        x = 3.0 * power_normalize(net.local.features(a, b))
+        alpha = net.attention(x)
+        locations = alpha[0].numel()
+        hidden = net.spatial_lstm(locations * alpha[:, None] * x)
+        pooled = torch.einsum("bhw,bchw->bc", alpha, hidden)
+        output = model(images)
+        torch.testing.assert_close(output.logits, net.readout.classifier(pooled))
+    torch.testing.assert_close(output.attention, torch.stack([normalize_map(alpha), normalize_map(hidden.norm(dim=1))], 1))
+
+
+def test_the_recurrent_form_reads_the_scan_before() -> None:
+    model = make(attention="recurrent", glimpses=3, dropout=0.0).train()
+    net, (images, targets, keys) = network(model), example_batch()
+    assert net.local is not None
+    assert net.attention is not None
+    assert net.spatial_lstm is not None
+    output = model(images, targets, keys)
+    a, b = net.streams(images)
+    x = 10.0 * net.local(a, b)
+    hidden, alphas = None, []
+    for _ in range(3):
+        alphas.append(net.attention(x, hidden))
+        hidden = net.spatial_lstm(alphas[-1][0].numel() * alphas[-1][:, None] * x)
+    assert hidden is not None
+    logits = net.readout.classifier((alphas[-1][:, None] * hidden).sum(dim=(2, 3)))
+    torch.testing.assert_close(output.logits, logits)
+    penalty = (1 - torch.stack(alphas).sum(dim=0)).square().sum(dim=(1, 2)).mean()
+    terms = model.loss(output, targets)
+    torch.testing.assert_close(terms["penalty"], 0.01 * penalty)
+    torch.testing.assert_close(terms["global"], torch.nn.functional.cross_entropy(output.logits, targets))
+
+
+def test_without_attention_the_hidden_states_are_averaged() -> None:
+    model = evaluation_mode(make(attention="none"))
+    net, images = network(model), example_batch()[0]
+    assert net.local is not None
+    assert net.spatial_lstm is not None
+    with torch.no_grad():
+        hidden = net.spatial_lstm(10.0 * net.local(*net.streams(images)))
+        output = model(images)
+        torch.testing.assert_close(output.logits, net.readout.classifier(hidden.mean(dim=(2, 3))))
+    torch.testing.assert_close(output.attention, normalize_map(hidden.norm(dim=1))[:, None])
+
+
+def test_the_parent_is_b_cnn() -> None:
+    model = evaluation_mode(make(**PARENT, scale=2.0))
+    net, images = network(model), example_batch()[0]
+    assert net.local is None
+    with torch.no_grad():
+        a, b = net.streams(images)
+        vector = torch.stack([sum(torch.outer(p, q) for p, q in zip(m, n, strict=True)).flatten() for m, n in pairs(a, b)])
+        root = vector.sign() * vector.abs().sqrt()
+        expected = net.readout.classifier(2.0 * root / root.norm(dim=1, keepdim=True))
+        torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def pairs(a: torch.Tensor, b: torch.Tensor) -> Any:
+    """Locations of both streams, (L, C) and (L, D) of each image."""
+    return zip(a.flatten(2).transpose(1, 2), b.flatten(2).transpose(1, 2), strict=True)
+
+
+def test_attention_alone_weighs_the_bilinear_vector() -> None:
+    model = evaluation_mode(make(spatial_lstm=False))
+    net, images = network(model), example_batch()[0]
+    assert net.local is not None
+    assert net.attention is not None
+    with torch.no_grad():
+        a, b = net.streams(images)
+        alpha = net.attention(10.0 * net.local(a, b))
+        expected = net.readout.classifier(10.0 * power_normalize(bilinear_pool(a, b, alpha)))
+        torch.testing.assert_close(model(images).logits, expected)
+
+
+def test_the_control_concatenates_both_streams() -> None:
+    model = evaluation_mode(make(**CONTROL))
+    net, images = network(model), example_batch()[0]
+    with torch.no_grad():
+        a, b = net.streams(images)
+        expected = net.readout.classifier(torch.cat([a.mean(dim=(2, 3)), b.mean(dim=(2, 3))], dim=1))
+        torch.testing.assert_close(model(images).logits, expected)
+
+
+def test_a_penalty_is_there_in_training_with_recurrent_attention_only() -> None:
+    images, targets, keys = example_batch()
+    assert make().train()(images, targets, keys).extra == {}
+    recurrent = make(attention="recurrent")
+    assert set(recurrent.train()(images, targets, keys).extra) == {"penalty"}
+    assert recurrent.eval()(images).extra == {}
+
+
+# ---------------------------------------------------------------------- maps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names", "by_class"),
+    [
+        ({}, ["attention", "hidden states"], False),
+        ({"attention": "recurrent"}, ["attention", "hidden states"], False),
+        ({"attention": "none"}, ["hidden states"], False),
+        ({"spatial_lstm": False}, ["attention", "evidence"], True),
+        (PARENT, ["evidence"], True),
+        (CONTROL, ["activation"], True),
+    ],
+)
+def test_maps_of_each_variant(arguments: dict[str, Any], names: list[str], by_class: bool) -> None:
+    model = evaluation_mode(make(**arguments))
+    images = example_batch((64, 96))[0]
+    first, second = (model.explain(images, torch.full((4,), k)) for k in (0, 1))
+    assert first.shape == (4, len(names), 64, 96)
+    assert model.map_names(len(names)) == names
+    assert torch.equal(first[:, -1], second[:, -1]) != by_class
+
+
+def test_evidence_of_the_bilinear_readout_sums_to_the_logit() -> None:
+    torch.manual_seed(0)
+    readout = BilinearReadout(6, 4, 5, scale=10.0).double()
+    a, b = torch.randn(2, 6, 3, 4).double(), torch.randn(2, 4, 3, 4).double()
+    alpha = torch.rand(2, 3, 4).double()
+    targets = torch.tensor([3, 1])
+    logits, evidence = readout(a, b, alpha, targets)
+    expected = logits.gather(1, targets[:, None])[:, 0] - readout.classifier.bias[targets]
+    torch.testing.assert_close(evidence.sum(dim=(1, 2)), expected.detach(), rtol=0, atol=1e-8)
+
+
+# ---------------------------------------------------------------------- streams
+
+
+def test_the_paper_like_network_reads_vgg16_and_resnet34_at_stride_16() -> None:
+    with torch.device("meta"):
+        net = network(SRBN(200, pretrained=False))
+    assert (net.backbone.name, net.second_backbone.name) == ("vgg16", "resnet34")
+    assert net.backbone.levels[-1] == (512, 16)
+    assert net.second_backbone.levels[-1] == (256, 16)
+    assert net.local is not None
+    assert tuple(net.local.p.weight.shape) == (512, 2048)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "first", "second"),
+    [
+        ("test_efficientnet", (256, 32), (48, 16)),
+        ("test_resnet", (96, 32), (192, 16)),
+        ("tiny_vgg", (32, 32), (32, 16)),
+        ("test_convnext", (64, 32), (48, 16)),
+    ],
+)
+def test_a_second_copy_is_read_at_another_depth(backbone: str, first: tuple[int, int], second: tuple[int, int]) -> None:
+    net = network(make(backbone=backbone))
+    assert net.backbone.levels[-1] == first
+    assert net.second_backbone.levels[-1] == second
+    a, b = net.streams(torch.randn(1, 3, 96, 64))
+    assert a.shape[-2:] == b.shape[-2:] == (6, 4)
+
+
+def test_a_second_copy_is_read_before_the_last_level_even_where_that_is_fine_enough() -> None:
+    assert network(make(stride=32)).second_backbone.levels[-1].stride == 16
+
+
+def test_a_second_transformer_is_read_as_the_mean_of_its_levels() -> None:
+    net = network(make(backbone="test_vit").eval())
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        a, b = net.streams(images)
+        torch.testing.assert_close(b, torch.stack(net.second_backbone(images)).mean(dim=0))
+        assert not torch.allclose(b, net.second_backbone(images)[-1])
+    assert a.shape == b.shape == (1, 64, 4, 6)
+
+
+def test_the_streams_share_no_weights() -> None:
+    net = network(make())
+    assert not set(net.backbone.parameters()) & set(net.second_backbone.parameters())
+
+
+def test_each_stream_sees_images_in_its_own_normalisation() -> None:
+    net = network(make(second_backbone="test_resnet").eval())
+    net.second_backbone.mean, net.second_backbone.std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    net = SRBNNetwork(net.backbone, net.second_backbone, 5, rank=4, projection=4, hidden_size=4, attention_size=4).eval()
+    raw = torch.rand(1, 3, 64, 64)
+    first, second = (
+        (raw - torch.tensor(b.mean).view(-1, 1, 1)) / torch.tensor(b.std).view(-1, 1, 1)
+        for b in (net.backbone, net.second_backbone)
+    )
+    with torch.no_grad():
+        expected = net.second_backbone(second)[-1]
+        torch.testing.assert_close(net.streams(first)[1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weight_files_reach_their_streams(tmp_path: Path) -> None:
+    source = network(make())
+    state = {name: torch.full_like(value, 0.125) for name, value in source.backbone.model.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    net = network(make(backbone_weights=tmp_path / "w.pth"))
+    for backbone in (net.backbone, net.second_backbone):
+        assert all((parameter == 0.125).all() for parameter in backbone.parameters())
+    net = network(make(second_backbone_weights=tmp_path / "w.pth"))
+    assert not all((parameter == 0.125).all() for parameter in net.backbone.parameters())
+    assert all((parameter == 0.125).all() for parameter in net.second_backbone.parameters())
+
+
+def test_wide_streams_are_narrowed_to_the_largest_bilinear_size() -> None:
+    readout = network(make(**PARENT, bilinear_size=48 * 20)).readout
+    assert isinstance(readout, BilinearReadout)
+    assert isinstance(readout.narrow_first, torch.nn.Conv2d)
+    assert tuple(readout.narrow_first.weight.shape) == (20, 256, 1, 1)
+    assert isinstance(readout.narrow_second, torch.nn.Identity)
+    assert readout.classifier.in_features == 48 * 20
+    narrowed = BilinearReadout(10, 30, 5, size=200)
+    assert narrowed.classifier.in_features == 200
+    assert isinstance(narrowed.narrow_second, torch.nn.Conv2d)
+
+
+def test_resnet50_keeps_a_classifier_of_the_papers_length() -> None:
+    with torch.device("meta"):
+        readout = network(SRBN(200, backbone="resnet50", pretrained=False, **PARENT)).readout
+    assert readout.classifier.in_features == 512 * 512
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    ("base", "arguments"),
+    [
+        ({}, {"attention": "none"}),
+        ({}, {"attention": "recurrent"}),
+        ({}, {"spatial_lstm": False}),
+        ({}, {"directions": 4}),
+        ({}, {"hidden_size": 8}),
+        ({}, {"rank": 8}),
+        ({}, {"projection": 8}),
+        ({}, {"attention_size": 4}),
+        ({}, {"scale": 1.0}),
+        ({}, {"stride": 8}),
+        ({}, {"second_backbone": "test_resnet"}),
+        ({"attention": "recurrent"}, {"glimpses": 3}),
+        (PARENT, {"combine": "concat"}),
+        (PARENT, {"bilinear_size": 500}),
+        (PARENT, {"scale": 3.0}),
+        (PARENT, {"optimizer": "adamw"}),
+    ],
+    ids=str,
+)
+def test_every_argument_changes_the_output(base: dict[str, Any], arguments: dict[str, Any]) -> None:
+    images = example_batch()[0]
+    with torch.no_grad():
+        usual, other = (evaluation_mode(make(**{**base, **more}))(images).logits for more in ({}, arguments))
+    assert not torch.allclose(usual, other, atol=1e-7)
+
+
+def test_penalty_weight_scales_the_penalty() -> None:
+    images, targets, keys = example_batch()
+    one, two = make(attention="recurrent", penalty_weight=1.0), make(attention="recurrent", penalty_weight=2.0)
+    terms = [model.loss(model.train()(images, targets, keys), targets) for model in (one, two)]
+    torch.testing.assert_close(2 * terms[0]["penalty"], terms[1]["penalty"])
+
+
+@pytest.mark.parametrize("variant", [{}, CONTROL], ids=["lstm", "control"])
+def test_dropout_acts_in_training(variant: dict[str, Any]) -> None:
+    images, targets, keys = example_batch()
+    for dropout, same in ((0.0, True), (0.5, False)):
+        model = make(**variant, dropout=dropout).train()
+        first, second = (model(images, targets, keys).logits for _ in range(2))
+        assert torch.equal(first, second) == same
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"combine": "concat"}, "model.combine"),
+        ({"attention": "recurrent", "spatial_lstm": False}, "model.attention"),
+        ({"attention": "recurrent", "glimpses": 1}, "model.glimpses"),
+        ({"directions": 2}, "model.directions"),
+        ({"new_share": 1.0}, "model.new_share"),
+        ({"new_share": -0.1}, "model.new_share"),
+        ({"rank": 0}, "model.rank"),
+        ({"stride": 0}, "model.stride"),
+        ({"stride": 1}, "model.stride: 1; the finest level of 'test_efficientnet' has stride 2"),
+        ({"second_backbone": "resnet_34"}, "no network 'resnet_34'"),
+    ],
+    ids=str,
+)
+def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make(**arguments)
+
+
+# ---------------------------------------------------------------------- numerics
+
+
+@pytest.mark.parametrize("variant", [{}, PARENT, {"attention": "recurrent"}, {"spatial_lstm": False}], ids=str)
+@pytest.mark.parametrize("value", [0.0, 1e-6, 300.0])
+def test_zero_and_extreme_features_give_finite_values_and_gradients(variant: dict[str, Any], value: float) -> None:
+    model = make(**variant).train()
+    net, (images, targets, keys) = network(model), example_batch()
+    net.backbone.register_forward_hook(lambda m, x, levels: [value + 0 * level for level in levels])
+    net.second_backbone.register_forward_hook(lambda m, x, levels: [value + 0 * level for level in levels])
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(images, targets, keys)
+        torch.stack(list(model.loss(output, targets).values())).sum().backward()
+    assert torch.isfinite(output.logits).all()
+    assert torch.isfinite(output.attention).all()
+    assert all(parameter.grad is not None and torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("variant", [{}, PARENT], ids=str)
+def test_float16_is_finite_and_near_single_precision(variant: dict[str, Any]) -> None:
+    model = evaluation_mode(make(**variant))
+    images = example_batch()[0]
+    with torch.no_grad():
+        exact = model(images).logits
+        with torch.autocast("cpu", torch.float16):
+            lowered = model(images).logits
+    torch.testing.assert_close(lowered.float(), exact, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("variant", [{}, PARENT, CONTROL], ids=str)
+def test_a_batch_of_one_oblong_image_trains(variant: dict[str, Any]) -> None:
+    model = make(**variant).train()
+    images, targets, keys = example_batch((64, 160), batch=1)
+    output = model(images, targets, keys)
+    assert output.attention.shape[-2:] == (4, 10)
+    assert torch.isfinite(model.loss(output, targets)["global"])
+
+
+# ---------------------------------------------------------------------- the two steps
+
+
+class Noise(Dataset[tuple[torch.Tensor, int, int]]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        generator = torch.Generator().manual_seed(index)
+        return torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8), index % 5, index
+
+
+class Snapshots(L.Callback):
+    """The weights at the start of each epoch, and at the end."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, torch.Tensor]] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, model: L.LightningModule) -> None:
+        self.taken.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    def on_train_end(self, trainer: L.Trainer, model: L.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, model)
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], prefix: str) -> bool:
+    return any(not torch.equal(before[name], after[name]) for name in before if name.startswith(f"network.{prefix}"))
+
+
+def test_the_first_step_trains_the_new_layers_alone(tmp_path: Path) -> None:
+    model, snapshots = make(new_share=0.5, schedule="constant"), Snapshots()
+    trainer = L.Trainer(
+        max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[snapshots],
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(Noise(), batch_size=4))
+    start, between, end = snapshots.taken
+    for prefix in ("backbone.", "second_backbone."):
+        assert not changed(start, between, prefix)
+        assert changed(between, end, prefix)
+    for prefix in ("local.", "attention.", "spatial_lstm.", "readout."):
+        assert changed(start, between, prefix)
+        assert changed(between, end, prefix)
+
+
+def test_stages_name_groups_that_exist() -> None:
+    for variant in ({}, PARENT, CONTROL):
+        model = make(**variant)
+        groups = {str(group["name"]).partition("/")[0] for group in model.parameter_groups()}
+        assert groups == {"backbone", "second_backbone", "new"}
+        for stage in model.stages():
+            assert set(stage.rates) <= groups
+
+
+def test_shares_and_rates_of_the_steps() -> None:
+    first, second = make(new_share=0.25, new_rate=3.0).stages()
+    assert (first.share, second.share) == (0.25, 0.75)
+    assert (first.rate("backbone"), first.rate("second_backbone"), first.rate("new/norm+bias")) == (0, 0, 3)
+    assert second.rates == {}
+    assert [stage.share for stage in make(new_share=0).stages()] == [1.0]
