@@ -256,9 +256,16 @@ def check_bfloat16(make: Make) -> None:
 def check_float16(make: Make) -> None:
     """Under fp16 autocast, which overflows at 65,504, losses and gradients are finite.
 
-    On random images only: backbones with layer-norm overflow on constant ones by themselves.
+    Biases are not zero, as after some training: layer-norm over channels that are all zero, as an erased patch would give in an
+    untrained backbone, multiplies gradients by a thousand each time, whatever the method.
     """
-    _check_half(make(), torch.float16, *example_batch())
+    model = make()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    _check_half(model, torch.float16, *example_batch())
 
 
 def _check_half(model: FineGrainedClassifier, dtype: torch.dtype, images: Tensor, targets: Tensor, keys: Tensor) -> None:
@@ -329,11 +336,10 @@ def check_one_graph(make: Make) -> None:
     model = evaluation_mode(make())
     images, targets, keys = example_batch()
     with torch.no_grad():
+        torch._dynamo.reset()
         expected = model(images).logits
-    torch._dynamo.reset()
-    with torch.no_grad():
-        compiled = torch.compile(model.network, backend="aot_eager", fullgraph=True)
-        worst = float((compiled(images).logits - expected).abs().max())
+        found = torch.compile(model.network, backend="eager", fullgraph=True)(images).logits
+    worst = float((found - expected).abs().max())
     assert worst <= 1e-4 * max(1.0, float(expected.abs().max())), f"logits differ by {worst}"
     torch._dynamo.reset()
     trained = torch.compile(model.network.train(), backend="eager", fullgraph=True)(images, targets, keys)

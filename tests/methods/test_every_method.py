@@ -40,21 +40,23 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "srbn without its lstm": ("srbn", {"spatial_lstm": False, "bilinear_size": 4096}),
     "two networks": ("bcnn", {"combine": "concat"}),
 }
-#: Slow checks run on one backbone a method.
-ONCE = {"exports", "one_graph", "trains_and_reloads"}
+#: Backbones of the slow checks.
+SLOW: dict[str, tuple[str, ...]] = {
+    "exports": ("test_efficientnet", "test_vit"),
+    "trains_and_reloads": ("test_efficientnet", "test_vit"),
+    "one_graph": ("tiny_vgg",),
+}
+#: Backbone of a variant's checks.
+VARIANTS_ON = "tiny_vgg"
 
 
 def cases() -> list[Any]:
     found = []
-    named = {name: (name, {}) for name in available()} | CONTROLS
-    for label, (name, more) in named.items():
-        for check in CHECKS:
-            for backbone in BACKBONES:
-                if label in CONTROLS and backbone != "test_efficientnet":
-                    continue
-                if check in ONCE and backbone not in ("test_efficientnet", "test_vit"):
-                    continue
-                found.append(pytest.param(name, more, check, backbone, id=f"{label}-{backbone}-{check}"))
+    for check in CHECKS:
+        methods = [(name, name, {}, backbone) for name in available() for backbone in SLOW.get(check, BACKBONES)]
+        variants = [(label, name, more, VARIANTS_ON) for label, (name, more) in CONTROLS.items()]
+        for label, name, more, backbone in methods + variants:
+            found.append(pytest.param(name, more, check, backbone, id=f"{label}-{backbone}-{check}"))
     return found
 
 
