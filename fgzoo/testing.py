@@ -264,7 +264,7 @@ def check_float16(make: Make) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     _check_half(model, torch.float16, *example_batch())
 
 
