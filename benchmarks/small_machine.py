@@ -1,8 +1,8 @@
 """What the preset `small` reaches on one small data set: the search inside its training split, and the final runs.
 
 Every cell is one `fgzoo fit` (and one `fgzoo test`) as a person would type it. Finished cells are skipped, so the script may be
-stopped and started again. Settings are chosen by `search` and `remedies`, which see folds of the training split only; `final` trains on the
-whole training split and runs the test split once, at the last epoch.
+stopped and started again. Settings are chosen by `search` and `remedies`, which see folds of the training split only; `final`
+trains on the whole training split and runs the test split once, at the last epoch.
 
     python benchmarks/small_machine.py search --root cub50 --weights mobilenetv2_100.safetensors
     python benchmarks/small_machine.py final --root cub50 --weights mobilenetv2_100.safetensors
