@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 from importlib.metadata import version
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 
 from fgzoo.methods.srbn import SRBN
-from fgzoo.training.run import environment
+from fgzoo.training.run import environment, peak_memory
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT = 6.0
@@ -42,9 +41,7 @@ def step(options: argparse.Namespace) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    if options.device == "cuda":
-        return torch.cuda.max_memory_allocated() / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    return peak_memory(torch.device(options.device)) / GIB
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +36,7 @@ from fgzoo.methods.optimization import (
     reached_by,
     schedule_factor,
     split_decay,
+    stage_at,
     stage_ends,
     staged_factor,
 )
@@ -439,7 +439,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Enter the stage that this batch belongs to."""
-        self._enter_stage(min(bisect_right(self._stage_ends, self.global_step), len(self._stage_ends) - 1))
+        self._enter_stage(stage_at(self._stage_ends, self.global_step))
 
     def _enter_stage(self, index: int) -> None:
         self._stage = index
@@ -463,8 +463,8 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
     def on_train_epoch_start(self) -> None:
         """Note the stage beside the metrics, where there are several."""
         if len(self._stage_ends) > 1:
-            stage = bisect_right(self._stage_ends, self.global_step)
-            self.log("train/stage", float(min(stage, len(self._stage_ends) - 1)), on_step=False, on_epoch=True)
+            stage = stage_at(self._stage_ends, self.global_step)
+            self.log("train/stage", float(stage), on_step=False, on_epoch=True)
 
     def on_train_epoch_end(self) -> None:
         """Log the training accuracy of the epoch."""

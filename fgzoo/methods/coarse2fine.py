@@ -47,7 +47,7 @@ from fgzoo.nn.crops import attention_boxes, attention_drop, crop_boxes
 from fgzoo.nn.inverse_mapping import InverseMapping, soft_boxes, soft_crop
 from fgzoo.nn.maps import normalize_map
 from fgzoo.nn.output import MethodOutput
-from fgzoo.nn.randomness import keyed_uniform
+from fgzoo.nn.randomness import draw_uniform
 
 Fine = Literal["mask", "crop", "none"]
 
@@ -162,13 +162,11 @@ class Coarse2FineNetwork(nn.Module):
         """Training: the image, a crop round one drawn map, and the image without the region of another drawn map."""
         if targets is None:
             raise UsageError("targets: training pulls features towards their class's centre; give the images' classes")
-        batch = images.shape[0]
-        uniform = torch.rand(batch, 4, device=images.device) if keys is None else keyed_uniform(keys, 4, salt=20)
-        crop_draw, drop_draw, crop_theta, drop_theta = uniform.unbind(dim=1)
+        crop_draw, drop_draw, crop_theta, drop_theta = draw_uniform(images, keys, 4, salt=20).unbind(dim=1)
         boxes = attention_boxes(draw_map(raw.maps, crop_draw), _between(self.crop_theta, crop_theta), self.crop_padding)
         erased = attention_drop(images, draw_map(raw.maps, drop_draw), _between(self.drop_theta, drop_theta))
         # Passes of their own, as in the published code: batch-norm sees images, crops and erased images separately.
-        crop = self.classify(_enlarge(images, boxes))
+        crop = self.classify(crop_boxes(images, boxes))
         drop = self.classify(erased)
         heads = {"raw": raw.logits, "crop": crop.logits, "drop": drop.logits}
         extra = {"center": self.centers(raw.pooled, targets), "log_map_similarity": map_similarity(raw.maps)}
@@ -178,7 +176,7 @@ class Coarse2FineNetwork(nn.Module):
         """Evaluation: the image, and a crop round the mean map."""
         theta = torch.full((images.shape[0],), self.test_theta, device=images.device)
         boxes = attention_boxes(raw.maps.mean(dim=1), theta, self.test_padding)
-        heads = {"raw": raw.logits, "crop": self.classify(_enlarge(images, boxes)).logits}
+        heads = {"raw": raw.logits, "crop": self.classify(crop_boxes(images, boxes)).logits}
         return MethodOutput(log_mean_probability(heads), heads, _maps_and_mean(raw.maps))
 
     # ------------------------------------------------------------------ stage 1: coarse to fine
@@ -209,10 +207,6 @@ def log_mean_probability(heads: dict[str, Tensor]) -> Tensor:
 
 def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
     return bounds[0] + (bounds[1] - bounds[0]) * uniform
-
-
-def _enlarge(images: Tensor, boxes: Tensor) -> Tensor:
-    return crop_boxes(images, boxes, (images.shape[-2], images.shape[-1]))
 
 
 def _maps_and_mean(maps: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ from fgzoo.nn.evidence import EvidenceHead, alignment_loss, distillation_loss
 from fgzoo.nn.jigsaw import jigsaw, jigsaw_order
 from fgzoo.nn.maps import normalize_map
 from fgzoo.nn.output import MethodOutput
-from fgzoo.nn.randomness import keyed_uniform
+from fgzoo.nn.randomness import draw_uniform
 
 Head = Literal["evidence", "pmg"]
 Distillation = Literal["deep_to_shallow", "shallow_to_deep", "none"]
@@ -266,9 +266,9 @@ class IAGNNetwork(nn.Module):
             (B, 3, H, W).
         """
         if boxes is not None:
-            images = crop_boxes(images, boxes, (images.shape[-2], images.shape[-1]))
+            images = crop_boxes(images, boxes)
         grid = self.grids[stage]
-        return jigsaw(images, jigsaw_order(_uniform(images, keys, grid * grid, SALT_JIGSAW + stage)), grid)
+        return jigsaw(images, jigsaw_order(draw_uniform(images, keys, grid * grid, SALT_JIGSAW + stage)), grid)
 
     def stages_of(self, head: int) -> range:
         """The stages whose maps a classifier reads: its own, or all of them."""
@@ -314,7 +314,7 @@ class IAGNNetwork(nn.Module):
             theta = torch.full((len(images),), TEST_THETA, device=images.device)
             evidence = self._evidence(self.fused, maps, logits.argmax(dim=1))
             boxes = attention_boxes(normalize_map(evidence), theta, TEST_PADDING)
-            closer = self._heads(self._maps(crop_boxes(images, boxes, (images.shape[-2], images.shape[-1]))))
+            closer = self._heads(self._maps(crop_boxes(images, boxes)))
             heads = {name: (heads[name] + closer[name]) / 2 for name in heads}
             logits = self._scored(heads)
         explained = logits.argmax(dim=1) if targets is None else targets
@@ -343,7 +343,7 @@ class IAGNNetwork(nn.Module):
         low, high = self.guide_theta
         with torch.no_grad():
             evidence = self._evidence(self.fused, maps, _given(targets))
-            theta = low + (high - low) * _uniform(evidence, keys, 1, SALT_THETA)[:, 0]
+            theta = low + (high - low) * draw_uniform(evidence, keys, 1, SALT_THETA)[:, 0]
             return attention_boxes(normalize_map(evidence), theta, self.guide_padding)
 
     def _attention(self, maps: dict[int, Tensor], classes: Tensor) -> Tensor:
@@ -354,11 +354,6 @@ class IAGNNetwork(nn.Module):
             size = shown[0].shape[-2:] if shown else found.shape[-2:]
             shown.append(F.interpolate(found.detach().float()[:, None], size=size, mode="bilinear", align_corners=False))
         return normalize_map(torch.cat(shown, dim=1))
-
-
-def _uniform(like: Tensor, keys: Tensor | None, count: int, salt: int) -> Tensor:
-    """Uniform numbers (B, count) from the keys, without them from torch's generator."""
-    return torch.rand(len(like), count, device=like.device) if keys is None else keyed_uniform(keys, count, salt)
 
 
 def _given(targets: Tensor | None) -> Tensor:

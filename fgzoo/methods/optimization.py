@@ -71,6 +71,19 @@ def stage_ends(stages: Sequence[Stage], total: int, per_epoch: float) -> list[in
     return [*ends[:-1], total]
 
 
+def stage_at(ends: Sequence[int], batch: int) -> int:
+    """The stage that a batch belongs to; batches after the end count to the last.
+
+    Args:
+        ends: See [stage_ends][].
+        batch: Batches done before it.
+
+    Returns:
+        From 0.
+    """
+    return min(bisect_right(ends, batch), len(ends) - 1)
+
+
 def staged_factor(
     stages: Sequence[Stage], ends: Sequence[int], group: str, factor_over: Callable[[int], Callable[[int], float]]
 ) -> Callable[[int], float]:
@@ -89,7 +102,7 @@ def staged_factor(
     schedules = [factor_over(end - start) for start, end in zip(starts, ends, strict=True)]
 
     def factor(batch: int) -> float:
-        index = min(bisect_right(ends, batch), len(ends) - 1)
+        index = stage_at(ends, batch)
         return stages[index].rate(group) * schedules[index](batch - starts[index])
 
     return factor

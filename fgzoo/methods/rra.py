@@ -33,7 +33,7 @@ from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.crops import activation_boxes, center_boxes, crop_boxes, paste_boxes, random_boxes
 from fgzoo.nn.maps import class_activation_map, normalize_map
 from fgzoo.nn.output import MethodOutput
-from fgzoo.nn.randomness import keyed_uniform
+from fgzoo.nn.randomness import draw_uniform, keyed_uniform
 from fgzoo.nn.recurrent import RepeatedInputLSTM
 
 Patches = Literal["activation", "center", "random", "file"]
@@ -195,12 +195,10 @@ class RRANetwork(nn.Module):
         Returns:
             (B, N, 4) with N = 1 in training, `test_patches` in evaluation.
         """
-        batch = images.shape[0]
         candidates = self._candidates(images, features, keys)
         if not self.training:
             return candidates[:, : self.test_patches]
-        draw = torch.rand(batch, 1, device=images.device) if keys is None else keyed_uniform(keys, salt=1)
-        choice = (draw * candidates.shape[1]).long()
+        choice = (draw_uniform(images, keys, salt=1) * candidates.shape[1]).long()
         return candidates.gather(1, choice[:, :, None].expand(-1, -1, 4))
 
     def _candidates(self, images: Tensor, features: Tensor, keys: Tensor | None) -> Tensor:

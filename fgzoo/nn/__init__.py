@@ -19,7 +19,7 @@ from fgzoo.nn.jigsaw import jigsaw, jigsaw_order, undo_jigsaw
 from fgzoo.nn.local_attention import LocalAttention, attend, coverage_penalty
 from fgzoo.nn.maps import class_activation_map, normalize_map
 from fgzoo.nn.output import MethodOutput
-from fgzoo.nn.randomness import keyed_uniform
+from fgzoo.nn.randomness import draw_uniform, keyed_uniform
 from fgzoo.nn.recurrent import RepeatedInputLSTM
 from fgzoo.nn.spatial_lstm import SpatialLSTM
 
@@ -49,6 +49,7 @@ __all__ = [
     "crop_boxes",
     "distillation_loss",
     "draw_map",
+    "draw_uniform",
     "jigsaw",
     "jigsaw_order",
     "keyed_uniform",

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgzoo.nn.bilinear import signed_sqrt
+from fgzoo.nn.bilinear import signed_sqrt, single
 
 AttentionInit = Literal["orthogonal", "default"]
 
@@ -61,8 +61,7 @@ def bilinear_attention_pooling(features: Tensor, maps: Tensor) -> Tensor:
         (B, M * C), of length one; zero where all products are. Entry k * C + c is map k's average of channel c.
     """
     with torch.autocast(features.device.type, enabled=False):
-        dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-        features, maps = features.to(dtype), maps.to(dtype)
+        features, maps = single(features), single(maps)
         pooled = torch.einsum("bmhw,bchw->bmc", maps / (maps.shape[-2] * maps.shape[-1]), features)
         return F.normalize(signed_sqrt(pooled.flatten(1)), dim=1)
 

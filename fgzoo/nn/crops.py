@@ -91,13 +91,13 @@ def random_boxes(uniform: Tensor, side: float = 0.5) -> Tensor:
     return torch.cat([low, low + side], dim=-1)
 
 
-def crop_boxes(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def crop_boxes(images: Tensor, boxes: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Crop and resize boxes bilinearly, with a 2x2 average per pixel so that large boxes do not alias.
 
     Args:
         images: (B, 3, H, W).
         boxes: (B, N, 4), relative.
-        size: Height and width of a crop in pixels.
+        size: Height and width of a crop in pixels; by default the images'.
 
     Returns:
         (B * N, 3, *size), the crops of an image after one another.
@@ -107,7 +107,7 @@ def crop_boxes(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     scale = boxes.new_tensor([width, height, width, height])
     owner = torch.arange(batch, device=boxes.device, dtype=images.dtype).repeat_interleave(count)
     rois = torch.cat([owner[:, None], (boxes * scale).flatten(0, 1).to(images.dtype)], dim=1)
-    return roi_align(images, rois, size, sampling_ratio=2, aligned=True)
+    return roi_align(images, rois, size or (height, width), sampling_ratio=2, aligned=True)
 
 
 def paste_boxes(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -34,3 +34,18 @@ def keyed_uniform(keys: Tensor, count: int = 1, salt: int = 0) -> Tensor:
         state = _mix(state ^ _mix((column & 0xFFFFFFFF)[:, None]) + 0x9E3779B9 & 0xFFFFFFFF)
     draws = torch.arange(1, count + 1, device=keys.device)[None] * 0x9E3779B1 & 0xFFFFFFFF
     return (_mix(_mix(state ^ draws) + 0x7F4A7C15 & 0xFFFFFFFF) >> 8).float() / (1 << 24)
+
+
+def draw_uniform(like: Tensor, keys: Tensor | None, count: int = 1, salt: int = 0) -> Tensor:
+    """Uniform numbers for a batch: from the samples' keys, or from torch's generator where there are none.
+
+    Args:
+        like: Any tensor of the batch, (B, ...), on the wanted device.
+        keys: (B, 3), see [keyed_uniform][], or `None`.
+        count: How many numbers a sample draws.
+        salt: See [keyed_uniform][].
+
+    Returns:
+        (B, count) float32 in [0, 1).
+    """
+    return torch.rand(len(like), count, device=like.device) if keys is None else keyed_uniform(keys, count, salt)
