@@ -13,11 +13,13 @@ towards the class centres; training averages the cross-entropies of the image, o
 without the region of another; testing averages the predictions on the image and on a crop round the mean map. SGD 1e-3, times 0.9
 every second epoch, weight decay 1e-5, batch 12, images of 448x448.
 
-This project's decisions, each an argument: that WS-DAN is the parent and stage 1; the form of the inverse mapping, and that it
-reads the mean attended map, mean_k A_k F; what the fine pass sees (the image times the mask, or a crop by the mask's moments),
-with the same backbone, attention and classifier; the loss of stage 2, the mean of both cross-entropies and the mask's mean, since
-otherwise a mask of ones would be optimal; its share of the run and its rates; the rates of attention and classifier under AdamW;
-that testing averages probabilities, where WS-DAN's code averages logits.
+This project's decisions, each an argument: that WS-DAN is the parent and stage 1; the form of the inverse mapping, that it reads
+the mean attended map, mean_k A_k F, and that stage 1 teaches it the parent's test crop, so that stage 2 begins with a region and
+not with the whole image; what the fine pass sees (the image times the mask, or a crop by the mask's moments), with the same
+backbone, attention and classifier; the loss of stage 2, the mean of the passes' cross-entropies and the mask's mean, since
+otherwise a mask of ones would be optimal; whether stage 2 keeps the parent's crop and drop beside the fine pass; its share of the
+run and its rates; the rates of attention and classifier under AdamW; that testing averages probabilities, where WS-DAN's code
+averages logits.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from fgzoo.nn.attention_pooling import (
 )
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.crops import attention_boxes, attention_drop, crop_boxes
-from fgzoo.nn.inverse_mapping import InverseMapping, soft_boxes, soft_crop
+from fgzoo.nn.inverse_mapping import InverseMapping, box_region, soft_boxes, soft_crop
 from fgzoo.nn.maps import normalize_map
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.randomness import draw_uniform
@@ -84,6 +86,8 @@ class Coarse2FineNetwork(nn.Module):
         fine: What the fine pass sees: the image times the `mask`, or a `crop` by the mask's moments; `none`: there is no fine
             pass and no stage 1 (the parent).
         detach_attention: Cut the gradient from the mask to the coarse pass (the control).
+        learn_region: Stage 0 teaches the decoder the parent's test crop; otherwise it does not run before stage 1.
+        keep_views: Stage 1 keeps the parent's crop and drop.
         feature_scale: Factor of the pooled features before the classifier.
         center_rate: beta, see [ClassCenters][].
         crop_theta: Range of the share of a map's maximum that bounds the training crop.
@@ -95,14 +99,16 @@ class Coarse2FineNetwork(nn.Module):
         mask_bias: See [InverseMapping][].
 
     Attributes:
-        stage: 0: WS-DAN, and the decoder does not run; 1: coarse and fine.
+        stage: 0: WS-DAN, beside which the decoder learns its test crop; 1: coarse and fine.
 
     Shape:
-        - images: (B, 3, H, W); targets: (B,), needed in training of stage 0 by the centres; keys: (B, 3)
+        - images: (B, 3, H, W); targets: (B,), needed in training by the centres where there are crop and drop; keys: (B, 3)
         - stage 0: heads `raw`, `crop` and, in training, `drop`; attention: (B, M + 1, h, w), the maps, then their mean
-        - stage 1: heads `coarse` and `fine`; attention: (B, M + 1, ceil(H / 4), ceil(W / 4)), the maps, then the mask
+        - stage 1: heads `coarse` and `fine`, with `keep_views` also `crop` and `drop` as in stage 0; attention: (B, M + 1,
+          ceil(H / 4), ceil(W / 4)), the maps, then the mask
         - logits: (B, K), in evaluation the log of the heads' mean probability, in training those of the first head
-        - extra, in training: the scalar `center` (stage 0) or `mask` (stage 1), and `log_map_similarity`
+        - extra, in training: the scalars `log_map_similarity`; `center`, where there are crop and drop; `region` in stage 0,
+          unless the decoder does not run; `mask` in stage 1
     """
 
     def __init__(
@@ -113,6 +119,8 @@ class Coarse2FineNetwork(nn.Module):
         init: AttentionInit = "orthogonal",
         fine: Fine = "mask",
         detach_attention: bool = False,
+        learn_region: bool = True,
+        keep_views: bool = False,
         feature_scale: float = 100.0,
         center_rate: float = 0.05,
         crop_theta: tuple[float, float] = (0.4, 0.6),
@@ -133,6 +141,8 @@ class Coarse2FineNetwork(nn.Module):
         self.stage = 0 if fine == "none" else 1
         self.fine = fine
         self.detach_attention = detach_attention
+        self.learn_region = learn_region
+        self.keep_views = keep_views
         self.feature_scale = feature_scale
         self.crop_theta = crop_theta
         self.drop_theta = drop_theta
@@ -142,12 +152,21 @@ class Coarse2FineNetwork(nn.Module):
 
     def forward(self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None) -> MethodOutput:
         """Classify as the stage and the mode ask for; no map depends on a class."""
-        coarse = self.classify(images)
-        if self.decoder is not None and self.stage == 1:
-            return self._coarse_to_fine(images, coarse, self.decoder)
+        raw = self.classify(images)
+        finer = self.stage == 1 and self.decoder is not None
+        heads = {"coarse" if finer else "raw": raw.logits}
+        extra = {"log_map_similarity": map_similarity(raw.maps)}
+        attention = _maps_and_mean(raw.maps)
+        if not finer or self.keep_views:
+            views, of_views = self._crop_drop(images, raw, targets, keys) if self.training else self._crop(images, raw)
+            heads, extra = heads | views, extra | of_views
+        if finer:
+            heads["fine"], extra["mask"], attention = self._fine(images, raw)
+        elif self.decoder is not None and self.learn_region and self.training:
+            extra["region"] = self._region_loss(images, raw)
         if self.training:
-            return self._raw_crop_drop(images, coarse, targets, keys)
-        return self._raw_crop(images, coarse)
+            return MethodOutput(raw.logits, heads, attention, extra)
+        return MethodOutput(log_mean_probability(heads), heads, attention)
 
     def classify(self, images: Tensor) -> Pass:
         """Backbone, attention maps, bilinear attention pooling, classifier."""
@@ -156,10 +175,12 @@ class Coarse2FineNetwork(nn.Module):
         pooled = bilinear_attention_pooling(features, maps)
         return Pass(features, maps, pooled, self.classifier(pooled * self.feature_scale))
 
-    # ------------------------------------------------------------------ stage 0: WS-DAN
+    # ------------------------------------------------------------------ the parent: WS-DAN
 
-    def _raw_crop_drop(self, images: Tensor, raw: Pass, targets: Tensor | None, keys: Tensor | None) -> MethodOutput:
-        """Training: the image, a crop round one drawn map, and the image without the region of another drawn map."""
+    def _crop_drop(
+        self, images: Tensor, raw: Pass, targets: Tensor | None, keys: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Training: a crop round one drawn map, the image without the region of another, and the distance to the centres."""
         if targets is None:
             raise UsageError("targets: training pulls features towards their class's centre; give the images' classes")
         crop_draw, drop_draw, crop_theta, drop_theta = draw_uniform(images, keys, 4, salt=20).unbind(dim=1)
@@ -168,35 +189,46 @@ class Coarse2FineNetwork(nn.Module):
         # Passes of their own, as in the published code: batch-norm sees images, crops and erased images separately.
         crop = self.classify(crop_boxes(images, boxes))
         drop = self.classify(erased)
-        heads = {"raw": raw.logits, "crop": crop.logits, "drop": drop.logits}
-        extra = {"center": self.centers(raw.pooled, targets), "log_map_similarity": map_similarity(raw.maps)}
-        return MethodOutput(raw.logits, heads, _maps_and_mean(raw.maps), extra)
+        return {"crop": crop.logits, "drop": drop.logits}, {"center": self.centers(raw.pooled, targets)}
 
-    def _raw_crop(self, images: Tensor, raw: Pass) -> MethodOutput:
-        """Evaluation: the image, and a crop round the mean map."""
-        theta = torch.full((images.shape[0],), self.test_theta, device=images.device)
-        boxes = attention_boxes(raw.maps.mean(dim=1), theta, self.test_padding)
-        heads = {"raw": raw.logits, "crop": self.classify(crop_boxes(images, boxes)).logits}
-        return MethodOutput(log_mean_probability(heads), heads, _maps_and_mean(raw.maps))
+    def _crop(self, images: Tensor, raw: Pass) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Evaluation: a crop round the mean map."""
+        return {"crop": self.classify(crop_boxes(images, self._test_boxes(raw.maps))).logits}, {}
 
-    # ------------------------------------------------------------------ stage 1: coarse to fine
+    def _test_boxes(self, maps: Tensor) -> Tensor:
+        """WS-DAN's test crop, (B, 1, 4), relative."""
+        theta = torch.full((maps.shape[0],), self.test_theta, device=maps.device)
+        return attention_boxes(maps.mean(dim=1), theta, self.test_padding)
 
-    def _coarse_to_fine(self, images: Tensor, coarse: Pass, decoder: InverseMapping) -> MethodOutput:
-        """The fine pass sees what the mask leaves; its gradient reaches the coarse pass's maps through the mask."""
-        attended = coarse.features * coarse.maps.mean(dim=1, keepdim=True)
-        size = (images.shape[-2], images.shape[-1])
-        mask = decoder(attended.detach() if self.detach_attention else attended, size)
+    # ------------------------------------------------------------------ from coarse to fine
+
+    def _mask(self, images: Tensor, raw: Pass, detach: bool) -> Tensor:
+        """The inverse mapping of the mean attended map: (B, 1, H, W)."""
+        assert self.decoder is not None
+        attended = raw.features * raw.maps.mean(dim=1, keepdim=True)
+        return self.decoder(attended.detach() if detach else attended, (images.shape[-2], images.shape[-1]))
+
+    def _region_loss(self, images: Tensor, raw: Pass) -> Tensor:
+        """Stage 0: how far the mask is from the parent's test crop; the gradient stops at the decoder."""
+        mask = self._mask(images, raw, detach=True)
+        region = box_region(self._test_boxes(raw.maps)[:, 0], (images.shape[-2], images.shape[-1]))
+        with torch.autocast(mask.device.type, enabled=False):
+            return F.binary_cross_entropy(mask, region.to(mask.dtype))
+
+    def _fine(self, images: Tensor, raw: Pass) -> tuple[Tensor, Tensor, Tensor]:
+        """Stage 1: the fine pass sees what the mask leaves; its gradient reaches the first pass's maps through the mask.
+
+        Returns:
+            The logits, (B, K); how much the mask leaves, a scalar; maps and mask, (B, M + 1, ceil(H / 4), ceil(W / 4)).
+        """
+        mask = self._mask(images, raw, self.detach_attention)
         if self.fine == "mask":
             seen, kept = images * mask, mask.mean()
         else:
             boxes = soft_boxes(mask)
             # The crop does not change with the mask's scale: what shall be small is the box, in shares of the image.
             seen, kept = soft_crop(images, boxes), (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).mean()
-        heads = {"coarse": coarse.logits, "fine": self.classify(seen).logits}
-        attention = _on_one_grid([coarse.maps, mask], images)
-        if not self.training:
-            return MethodOutput(log_mean_probability(heads), heads, attention)
-        return MethodOutput(coarse.logits, heads, attention, {"mask": kept, "log_map_similarity": map_similarity(coarse.maps)})
+        return self.classify(seen).logits, kept, _on_one_grid([raw.maps, mask], images)
 
 
 def log_mean_probability(heads: dict[str, Tensor]) -> Tensor:
@@ -237,6 +269,10 @@ class Coarse2Fine(FineGrainedClassifier):
         fine: What the fine pass sees: the image times the `mask`, or a `crop` by the mask's moments. `none`: there is no fine
             pass and no second stage.
         detach_attention: Cut the gradient from the mask to the coarse pass.
+        region_weight: Weight of the mask's binary cross-entropy with the parent's test crop, in stage 1; no gradient of it
+            reaches the attention. 0: the inverse mapping stands still until stage 2. Our decision.
+        keep_views: Stage 2 adds the fine pass to the parent's passes, crop and drop in training and crop in testing, where
+            otherwise it replaces them. Our decision.
         feature_scale: Factor of the unit-length features before the classifier (100 in WS-DAN's code).
         center_weight: Weight of the distance to the class centres.
         center_rate: beta, the rate at which the centres move (0.05 in WS-DAN's code).
@@ -273,6 +309,8 @@ class Coarse2Fine(FineGrainedClassifier):
         attention_stride: int | None = None,
         fine: Fine = "mask",
         detach_attention: bool = False,
+        region_weight: float = 1.0,
+        keep_views: bool = False,
         feature_scale: float = 100.0,
         center_weight: float = 1.0,
         center_rate: float = 0.05,
@@ -309,6 +347,8 @@ class Coarse2Fine(FineGrainedClassifier):
             raise UsageError(f"model.fine_share: {fine_share} is not in (0, 1); for a run without stage 2 take fine: none")
         if not 0 < center_rate <= 1:
             raise UsageError(f"model.center_rate: {center_rate} is not in (0, 1]")
+        if region_weight < 0:
+            raise UsageError(f"model.region_weight: {region_weight} is negative; 0 turns the term off")
         if not decoder_widths or min(decoder_widths) < 1:
             raise UsageError(f"model.decoder_widths: {list(decoder_widths)}; give at least one positive width")
         self.num_maps = num_maps
@@ -316,6 +356,8 @@ class Coarse2Fine(FineGrainedClassifier):
         self.attention_stride = attention_stride
         self.fine: Fine = fine
         self.detach_attention = detach_attention
+        self.region_weight = region_weight
+        self.keep_views = keep_views
         self.feature_scale = feature_scale
         self.center_weight = center_weight
         self.center_rate = center_rate
@@ -346,6 +388,8 @@ class Coarse2Fine(FineGrainedClassifier):
             init=self.init,
             fine=self.fine,
             detach_attention=self.detach_attention,
+            learn_region=self.region_weight > 0,
+            keep_views=self.keep_views,
             feature_scale=self.feature_scale,
             center_rate=self.center_rate,
             crop_theta=self.crop_theta,
@@ -358,13 +402,10 @@ class Coarse2Fine(FineGrainedClassifier):
         )
 
     def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
-        """The mean of the heads' cross-entropies, and the weighted distance to the centres or mean of the mask."""
+        """The mean of the heads' cross-entropies, and the weighted terms of the stage: centres, region, mean of the mask."""
         terms = {name: self.cross_entropy(logits, targets) / len(output.heads) for name, logits in output.heads.items()}
-        if "center" in output.extra:
-            terms["center"] = self.center_weight * output.extra["center"]
-        if "mask" in output.extra:
-            terms["mask"] = self.mask_weight * output.extra["mask"]
-        return terms
+        weights = {"center": self.center_weight, "region": self.region_weight, "mask": self.mask_weight}
+        return terms | {name: weight * output.extra[name] for name, weight in weights.items() if name in output.extra}
 
     def learning_rates(self) -> dict[str, float]:
         """Attention layer, classifier and inverse mapping have rates of their own."""
@@ -372,11 +413,12 @@ class Coarse2Fine(FineGrainedClassifier):
         return rates if self.fine == "none" else rates | {"decoder": self.decoder_lr_factor}
 
     def stages(self) -> tuple[Stage, ...]:
-        """WS-DAN with the inverse mapping standing still; then coarse and fine."""
+        """WS-DAN, beside which the inverse mapping learns; then coarse and fine."""
         if self.fine == "none":
             return super().stages()
         rates = {"backbone": self.fine_backbone_rate, "attention": self.fine_head_rate, "classifier": self.fine_head_rate}
-        return Stage("parent", 1 - self.fine_share, {"decoder": 0.0}), Stage("fine", self.fine_share, rates)
+        parent = {} if self.region_weight > 0 else {"decoder": 0.0}
+        return Stage("parent", 1 - self.fine_share, parent), Stage("fine", self.fine_share, rates)
 
     def map_names(self, count: int) -> list[str]:
         """The attention maps, then the mask, or their mean where there is no fine pass (yet)."""

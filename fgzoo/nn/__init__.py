@@ -14,7 +14,7 @@ from fgzoo.nn.crops import (
     random_boxes,
 )
 from fgzoo.nn.evidence import EvidenceHead, alignment_loss, distillation_loss
-from fgzoo.nn.inverse_mapping import InverseMapping, soft_boxes, soft_crop
+from fgzoo.nn.inverse_mapping import InverseMapping, box_region, soft_boxes, soft_crop
 from fgzoo.nn.jigsaw import jigsaw, jigsaw_order, undo_jigsaw
 from fgzoo.nn.local_attention import LocalAttention, attend, coverage_penalty
 from fgzoo.nn.maps import class_activation_map, normalize_map
@@ -43,6 +43,7 @@ __all__ = [
     "bilinear_attention_pooling",
     "bilinear_evidence",
     "bilinear_pool",
+    "box_region",
     "center_boxes",
     "class_activation_map",
     "coverage_penalty",

@@ -82,6 +82,24 @@ def soft_boxes(mask: Tensor, scale: float = 3**0.5, eps: float = 1e-6) -> Tensor
     return torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], dim=1)
 
 
+def box_region(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The pixels whose centres lie inside a box, as a mask: what [soft_boxes][] takes back to the box, to half a pixel.
+
+    Args:
+        boxes: (B, 4), relative x0, y0, x1, y1.
+        size: Height and width (H, W) of the image.
+
+    Returns:
+        (B, 1, H, W), boolean.
+    """
+    height, width = size
+    x = (torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5) / width
+    y = (torch.arange(height, device=boxes.device, dtype=boxes.dtype) + 0.5) / height
+    columns = (x >= boxes[:, 0:1]) & (x < boxes[:, 2:3])
+    rows = (y >= boxes[:, 1:2]) & (y < boxes[:, 3:4])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
 def soft_crop(images: Tensor, boxes: Tensor) -> Tensor:
     """Enlarge a box of every image to the image's own size, differentiably in images and boxes.
 

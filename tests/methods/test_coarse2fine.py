@@ -211,14 +211,52 @@ def test_stage_0_is_the_parent() -> None:
         assert torch.equal(outputs[0].attention, outputs[1].attention)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_stage_0_does_not_run_the_decoder(training: bool) -> None:
-    model = make(stage=0).train(training)
+@pytest.mark.parametrize(("training", "weight"), [(True, 0.0), (False, 1.0)])
+def test_stage_0_does_not_run_the_decoder_where_it_learns_nothing(training: bool, weight: float) -> None:
+    model = make(stage=0, region_weight=weight).train(training)
     decoder = network(model).decoder
     assert decoder is not None
     calls = seen_by(decoder)
     model(*example_batch())
     assert not calls
+
+
+def test_stage_0_teaches_the_decoder_the_test_crop_of_the_parent() -> None:
+    model = make(stage=0, region_weight=0.5, test_theta=0.9).train()
+    net = network(model)
+    assert net.decoder is not None
+    maps, masks = given_by(net.attention), given_by(net.decoder)
+    images, targets, keys = example_batch((96, 64))
+    terms = model.loss(model(images, targets, keys), targets)
+    boxes = attention_boxes(maps[0].mean(dim=1), torch.full((len(images),), 0.9), 0.05)[:, 0]
+    region = torch.zeros_like(masks[0])
+    for n, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        for row in range(96):
+            for column in range(64):
+                region[n, 0, row, column] = x0 <= (column + 0.5) / 64 < x1 and y0 <= (row + 0.5) / 96 < y1
+    assert 0 < region.mean() < 1
+    expected = -(region * masks[0].log() + (1 - region) * (1 - masks[0]).log()).mean()
+    torch.testing.assert_close(terms["region"], 0.5 * expected)
+
+
+def test_learning_the_region_leaves_backbone_and_attention_alone() -> None:
+    model = make(stage=0, test_theta=0.9).train()
+    model(*example_batch()).extra["region"].backward()
+    assert {name.partition(".")[0] for name, p in model.network.named_parameters() if p.grad is not None} == {"decoder"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_stage_1_can_keep_the_passes_of_the_parent(training: bool) -> None:
+    images, targets, keys = example_batch()
+    kept, replaced, parent = (make(**arguments) for arguments in ({"keep_views": True}, {}, {"stage": 0}))
+    kept_output, replaced_output, parent_output = (m.train(training)(images, targets, keys) for m in (kept, replaced, parent))
+    names = ["coarse", "crop", "drop", "fine"] if training else ["coarse", "crop", "fine"]
+    assert list(kept_output.heads) == names
+    for name in names[1:-1]:
+        assert torch.equal(kept_output.heads[name], parent_output.heads[name])
+    assert torch.equal(kept_output.heads["coarse"], replaced_output.heads["coarse"])
+    assert ("center" in kept_output.extra) == training
+    assert "center" not in replaced_output.extra
 
 
 def test_untrained_networks_are_in_their_last_stage() -> None:
@@ -396,11 +434,12 @@ def test_compiled_training_moves_the_centres() -> None:
     torch.testing.assert_close(compiled.centers.centers, plain.centers.centers)
 
 
-def test_every_parameter_but_the_decoders_is_reached_in_stage_0() -> None:
-    model = make(stage=0).train()
+@pytest.mark.parametrize(("weight", "missed"), [(1.0, set()), (0.0, {"decoder"})])
+def test_every_parameter_is_reached_in_stage_0_but_those_of_an_idle_decoder(weight: float, missed: set[str]) -> None:
+    model = make(stage=0, region_weight=weight).train()
     images, targets, keys = example_batch((96, 96))
     total(model, model(images, targets, keys), targets).backward()
-    assert {name.partition(".")[0] for name, p in model.network.named_parameters() if p.grad is None} == {"decoder"}
+    assert {name.partition(".")[0] for name, p in model.network.named_parameters() if p.grad is None} == missed
 
 
 # ---------------------------------------------------------------------- rates and stages
@@ -433,15 +472,16 @@ def test_the_parent_has_no_decoder_and_one_stage() -> None:
 def test_stages_and_their_rates() -> None:
     first, second = make(fine_share=0.25, fine_backbone_rate=0.2, fine_head_rate=0.4).stages()
     assert (first.share, second.share) == (0.75, 0.25)
-    assert [first.rate(name) for name in ("backbone", "attention", "classifier", "decoder")] == [1, 1, 1, 0]
+    assert [first.rate(name) for name in ("backbone", "attention", "classifier", "decoder")] == [1, 1, 1, 1]
     assert [second.rate(name) for name in ("backbone", "attention", "classifier", "decoder")] == [0.2, 0.4, 0.4, 1]
 
 
-def test_one_fit_goes_through_both_stages() -> None:
+@pytest.mark.parametrize("learns", [True, False])
+def test_one_fit_goes_through_both_stages(learns: bool) -> None:
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
     loader = DataLoader([(pixels[i], i % 5, i) for i in range(8)], batch_size=4)  # type: ignore[arg-type]
-    model = make(optimizer="adamw", lr=1e-3)
+    model = make(optimizer="adamw", lr=1e-3, region_weight=float(learns))
     decoder = network(model).decoder
     assert decoder is not None
     history: list[tuple[int, bool, bool]] = []
@@ -460,7 +500,7 @@ def test_one_fit_goes_through_both_stages() -> None:
     )  # fmt: skip
     trainer.fit(model, loader)
     # stage, whether the decoder moved, whether the centres moved
-    assert history == [(0, False, True), (0, False, True), (1, True, False)]
+    assert history == [(0, learns, True), (0, learns, True), (1, True, False)]
 
 
 # ---------------------------------------------------------------------- arguments
@@ -491,6 +531,7 @@ def trained(model: Coarse2Fine) -> Tensor:
         ({}, {"decoder_widths": (8, 8)}, evaluated),
         ({}, {"mask_bias": 0.0}, evaluated),
         ({}, {"mask_weight": 0.5}, trained),
+        ({}, {"keep_views": True}, evaluated),
         ({"fine": "none"}, {"test_theta": 0.95}, evaluated),
         ({"fine": "none", "test_theta": 0.95}, {"test_padding": 0.2}, evaluated),
         ({"fine": "none"}, {"center_weight": 0.5}, trained),
@@ -529,6 +570,7 @@ def test_center_rate_is_how_far_the_centres_move() -> None:
         ({"test_theta": 0.0}, "test_theta"),
         ({"crop_padding": -0.1}, "crop_padding"),
         ({"test_padding": -0.1}, "test_padding"),
+        ({"region_weight": -1.0}, "region_weight"),
         ({"fine_share": 0.0}, "fine_share"),
         ({"fine_share": 1.0}, "fine_share"),
         ({"center_rate": 0.0}, "center_rate"),
