@@ -14,12 +14,12 @@ without the region of another; testing averages the predictions on the image and
 every second epoch, weight decay 1e-5, batch 12, images of 448x448.
 
 This project's decisions, each an argument: that WS-DAN is the parent and stage 1; the form of the inverse mapping, that it reads
-the mean attended map, mean_k A_k F, and that stage 1 teaches it the parent's test crop, so that stage 2 begins with a region and
-not with the whole image; what the fine pass sees (the image times the mask, or a crop by the mask's moments), with the same
-backbone, attention and classifier; the loss of stage 2, the mean of the passes' cross-entropies and the mask's mean, since
-otherwise a mask of ones would be optimal; whether stage 2 keeps the parent's crop and drop beside the fine pass; its share of the
-run and its rates; the rates of attention and classifier under AdamW; that testing averages probabilities, where WS-DAN's code
-averages logits.
+the mean attended map, mean_k A_k F, and that stage 1 teaches it the box round the mean attention map, so that stage 2 begins with
+a region and not with the whole image; what the fine pass sees (the image times the mask, or a crop by the mask's moments), with
+the same backbone, attention and classifier; the loss of stage 2, the mean of the passes' cross-entropies and the mask's mean,
+since otherwise a mask of ones would be optimal; whether stage 2 keeps the parent's crop and drop beside the fine pass; its share
+of the run and its rates; the rates of attention and classifier under AdamW; that testing averages probabilities, where WS-DAN's
+code averages logits.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Coarse2FineNetwork(nn.Module):
         fine: What the fine pass sees: the image times the `mask`, or a `crop` by the mask's moments; `none`: there is no fine
             pass and no stage 1 (the parent).
         detach_attention: Cut the gradient from the mask to the coarse pass (the control).
-        learn_region: Stage 0 teaches the decoder the parent's test crop; otherwise it does not run before stage 1.
+        region_theta: Stage 0 teaches the decoder the box that this share of the mean map's maximum bounds. `None`: the decoder
+            does not run before stage 1.
         keep_views: Stage 1 keeps the parent's crop and drop.
         feature_scale: Factor of the pooled features before the classifier.
         center_rate: beta, see [ClassCenters][].
@@ -99,7 +100,7 @@ class Coarse2FineNetwork(nn.Module):
         mask_bias: See [InverseMapping][].
 
     Attributes:
-        stage: 0: WS-DAN, beside which the decoder learns its test crop; 1: coarse and fine.
+        stage: 0: WS-DAN, beside which the decoder learns a box; 1: coarse and fine.
 
     Shape:
         - images: (B, 3, H, W); targets: (B,), needed in training by the centres where there are crop and drop; keys: (B, 3)
@@ -119,7 +120,7 @@ class Coarse2FineNetwork(nn.Module):
         init: AttentionInit = "orthogonal",
         fine: Fine = "mask",
         detach_attention: bool = False,
-        learn_region: bool = True,
+        region_theta: float | None = 0.5,
         keep_views: bool = False,
         feature_scale: float = 100.0,
         center_rate: float = 0.05,
@@ -141,7 +142,7 @@ class Coarse2FineNetwork(nn.Module):
         self.stage = 0 if fine == "none" else 1
         self.fine = fine
         self.detach_attention = detach_attention
-        self.learn_region = learn_region
+        self.region_theta = region_theta
         self.keep_views = keep_views
         self.feature_scale = feature_scale
         self.crop_theta = crop_theta
@@ -162,8 +163,8 @@ class Coarse2FineNetwork(nn.Module):
             heads, extra = heads | views, extra | of_views
         if finer:
             heads["fine"], extra["mask"], attention = self._fine(images, raw)
-        elif self.decoder is not None and self.learn_region and self.training:
-            extra["region"] = self._region_loss(images, raw)
+        elif self.decoder is not None and self.region_theta is not None and self.training:
+            extra["region"] = self._region_loss(images, raw, self.region_theta)
         if self.training:
             return MethodOutput(raw.logits, heads, attention, extra)
         return MethodOutput(log_mean_probability(heads), heads, attention)
@@ -193,12 +194,12 @@ class Coarse2FineNetwork(nn.Module):
 
     def _crop(self, images: Tensor, raw: Pass) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Evaluation: a crop round the mean map."""
-        return {"crop": self.classify(crop_boxes(images, self._test_boxes(raw.maps))).logits}, {}
+        return {"crop": self.classify(crop_boxes(images, self._boxes(raw.maps, self.test_theta))).logits}, {}
 
-    def _test_boxes(self, maps: Tensor) -> Tensor:
-        """WS-DAN's test crop, (B, 1, 4), relative."""
-        theta = torch.full((maps.shape[0],), self.test_theta, device=maps.device)
-        return attention_boxes(maps.mean(dim=1), theta, self.test_padding)
+    def _boxes(self, maps: Tensor, theta: float) -> Tensor:
+        """The padded box round the mean map, (B, 1, 4), relative."""
+        thetas = torch.full((maps.shape[0],), theta, device=maps.device)
+        return attention_boxes(maps.mean(dim=1), thetas, self.test_padding)
 
     # ------------------------------------------------------------------ from coarse to fine
 
@@ -208,10 +209,10 @@ class Coarse2FineNetwork(nn.Module):
         attended = raw.features * raw.maps.mean(dim=1, keepdim=True)
         return self.decoder(attended.detach() if detach else attended, (images.shape[-2], images.shape[-1]))
 
-    def _region_loss(self, images: Tensor, raw: Pass) -> Tensor:
-        """Stage 0: how far the mask is from the parent's test crop; the gradient stops at the decoder."""
+    def _region_loss(self, images: Tensor, raw: Pass, theta: float) -> Tensor:
+        """Stage 0: how far the mask is from the box round the mean map; the gradient stops at the decoder."""
         mask = self._mask(images, raw, detach=True)
-        region = box_region(self._test_boxes(raw.maps)[:, 0], (images.shape[-2], images.shape[-1]))
+        region = box_region(self._boxes(raw.maps, theta)[:, 0], (images.shape[-2], images.shape[-1]))
         with torch.autocast(mask.device.type, enabled=False):
             return F.binary_cross_entropy(mask, region.to(mask.dtype))
 
@@ -269,8 +270,9 @@ class Coarse2Fine(FineGrainedClassifier):
         fine: What the fine pass sees: the image times the `mask`, or a `crop` by the mask's moments. `none`: there is no fine
             pass and no second stage.
         detach_attention: Cut the gradient from the mask to the coarse pass.
-        region_weight: Weight of the mask's binary cross-entropy with the parent's test crop, in stage 1; no gradient of it
-            reaches the attention. 0: the inverse mapping stands still until stage 2. Our decision.
+        region_weight: Weight, in stage 1, of the mask's binary cross-entropy with the box round the mean attention map; no
+            gradient of it reaches the attention. 0: the inverse mapping stands still until stage 2. Our decision.
+        region_theta: The share of the mean map's maximum that bounds that box; its padding is `test_padding`. Our decision.
         keep_views: Stage 2 adds the fine pass to the parent's passes, crop and drop in training and crop in testing, where
             otherwise it replaces them. Our decision.
         feature_scale: Factor of the unit-length features before the classifier (100 in WS-DAN's code).
@@ -310,6 +312,7 @@ class Coarse2Fine(FineGrainedClassifier):
         fine: Fine = "mask",
         detach_attention: bool = False,
         region_weight: float = 1.0,
+        region_theta: float = 0.5,
         keep_views: bool = False,
         feature_scale: float = 100.0,
         center_weight: float = 1.0,
@@ -337,7 +340,12 @@ class Coarse2Fine(FineGrainedClassifier):
             raise UsageError(f"model.init: '{init}' is neither 'orthogonal' nor 'default'")
         if fine not in ("mask", "crop", "none"):
             raise UsageError(f"model.fine: '{fine}' is none of 'mask', 'crop' and 'none'")
-        for name, bounds in (("crop_theta", crop_theta), ("drop_theta", drop_theta), ("test_theta", (test_theta,) * 2)):
+        for name, bounds in (
+            ("crop_theta", crop_theta),
+            ("drop_theta", drop_theta),
+            ("test_theta", (test_theta,) * 2),
+            ("region_theta", (region_theta,) * 2),
+        ):
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < 1:
                 raise UsageError(f"model.{name}: {list(bounds)}; shares of a maximum lie in (0, 1), the lower one first")
         for name, padding in (("crop_padding", crop_padding), ("test_padding", test_padding)):
@@ -357,6 +365,7 @@ class Coarse2Fine(FineGrainedClassifier):
         self.fine: Fine = fine
         self.detach_attention = detach_attention
         self.region_weight = region_weight
+        self.region_theta = region_theta
         self.keep_views = keep_views
         self.feature_scale = feature_scale
         self.center_weight = center_weight
@@ -388,7 +397,7 @@ class Coarse2Fine(FineGrainedClassifier):
             init=self.init,
             fine=self.fine,
             detach_attention=self.detach_attention,
-            learn_region=self.region_weight > 0,
+            region_theta=self.region_theta if self.region_weight > 0 else None,
             keep_views=self.keep_views,
             feature_scale=self.feature_scale,
             center_rate=self.center_rate,

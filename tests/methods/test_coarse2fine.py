@@ -221,8 +221,8 @@ def test_stage_0_does_not_run_the_decoder_where_it_learns_nothing(training: bool
     assert not calls
 
 
-def test_stage_0_teaches_the_decoder_the_test_crop_of_the_parent() -> None:
-    model = make(stage=0, region_weight=0.5, test_theta=0.9).train()
+def test_stage_0_teaches_the_decoder_the_box_round_the_mean_map() -> None:
+    model = make(stage=0, region_weight=0.5, region_theta=0.9).train()
     net = network(model)
     assert net.decoder is not None
     maps, masks = given_by(net.attention), given_by(net.decoder)
@@ -240,7 +240,7 @@ def test_stage_0_teaches_the_decoder_the_test_crop_of_the_parent() -> None:
 
 
 def test_learning_the_region_leaves_backbone_and_attention_alone() -> None:
-    model = make(stage=0, test_theta=0.9).train()
+    model = make(stage=0, region_theta=0.9).train()
     model(*example_batch()).extra["region"].backward()
     assert {name.partition(".")[0] for name, p in model.network.named_parameters() if p.grad is not None} == {"decoder"}
 
@@ -571,6 +571,7 @@ def test_center_rate_is_how_far_the_centres_move() -> None:
         ({"crop_padding": -0.1}, "crop_padding"),
         ({"test_padding": -0.1}, "test_padding"),
         ({"region_weight": -1.0}, "region_weight"),
+        ({"region_theta": 1.0}, "region_theta"),
         ({"fine_share": 0.0}, "fine_share"),
         ({"fine_share": 1.0}, "fine_share"),
         ({"center_rate": 0.0}, "center_rate"),
