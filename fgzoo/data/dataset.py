@@ -12,17 +12,21 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from fgzoo.data.records import Record
+from fgzoo.data.samplers import MASKED
 from fgzoo.data.transforms import Transform
 from fgzoo.errors import DataError
 
 Sample = tuple[Tensor, int, int]
+
+#: The class of a sample that no metric counts.
+IGNORED = -1
 
 
 class RecordDataset(Dataset[Sample | None]):
     """Reads a record's image, transforms it, and returns (uint8 image, class, index).
 
     Random choices of the transform are decided by (seed, epoch, index): whichever worker reads a sample, and whatever it read
-    before, the result is the same.
+    before, the result is the same. For the index [MASKED][] it returns the first image with the class [IGNORED][].
 
     Args:
         records: The images.
@@ -56,6 +60,8 @@ class RecordDataset(Dataset[Sample | None]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | None:
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        masked = index == MASKED
+        index = 0 if masked else index
         record = self.records[index]
         try:
             image = self.read(record)
@@ -69,7 +75,7 @@ class RecordDataset(Dataset[Sample | None]):
             return None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(sample_seed(self.seed, epoch, index))
-            return self.transform(image), record.target, index
+            return self.transform(image), IGNORED if masked else record.target, index
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:

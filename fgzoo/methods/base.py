@@ -23,11 +23,13 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
 import fgzoo
 from fgzoo.data.card import DataCard
+from fgzoo.data.dataset import IGNORED
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods.optimization import (
     Schedule,
@@ -151,8 +153,8 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         self.network: nn.Module
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro")
         self.evaluation = evaluation_metrics(num_classes)
-        self.confusion = MulticlassConfusionMatrix(num_classes)
-        self._head_hits: dict[str, list[Tensor]] = {}
+        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)
+        self._head_hits: dict[str, MeanMetric] = {}
         self._stage_ends: list[int] = []
         self._stage = 0
         self._frozen: set[str] = set()
@@ -466,8 +468,23 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             stage = stage_at(self._stage_ends, self.global_step)
             self.log("train/stage", float(stage), on_step=False, on_epoch=True)
 
+    def _agree_on_statistics(self) -> None:
+        """With several processes, take the mean of their batch-norm statistics.
+
+        Each process counts its own images, and torch overwrites the others' statistics by the first one's only when the next
+        batch begins (never, where a batch takes several steps). Without this, every process would validate a network of its
+        own, and none of them but the first the one that is saved.
+        """
+        if self.trainer.world_size == 1:
+            return
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+                for statistic in (module.running_mean, module.running_var):
+                    statistic.copy_(cast(Tensor, self.trainer.strategy.reduce(statistic.clone(), reduce_op="mean")))
+
     def on_train_epoch_end(self) -> None:
         """Log the training accuracy of the epoch."""
+        self._agree_on_statistics()
         self.log("train/top1", self.train_top1.compute())
         self.train_top1.reset()
 
@@ -494,12 +511,16 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         self.confusion.update(logits, targets)
         if len(output.heads) > 1:
             for name, head in output.heads.items():
-                self._head_hits.setdefault(name, []).append((head.argmax(dim=1) == targets).float())
+                hits = MeanMetric() if name not in self._head_hits else self._head_hits[name]
+                self._head_hits[name] = hits.to(logits.device)
+                hits.update((head.argmax(dim=1) == targets).float(), weight=(targets != IGNORED).float())
 
     def on_validation_epoch_start(self) -> None:
         """Forget the counts of earlier rounds; refuse to score what was never trained, unless it is being trained."""
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self._require_training("validate")
+        else:
+            self._agree_on_statistics()
         self._reset_evaluation()
 
     def on_test_epoch_start(self) -> None:
@@ -529,10 +550,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
 
     def _log_evaluation(self, split: str) -> None:
         values = {f"{split}/{name}": value for name, value in self.evaluation.compute().items()}
-        for name, hits in self._head_hits.items():
-            mean = MeanMetric().to(self.device)
-            mean.update(torch.cat(hits))
-            values[f"{split}/top1_{name}"] = mean.compute()
+        values.update({f"{split}/top1_{name}": hits.compute() for name, hits in self._head_hits.items()})
         self.log_dict(values, prog_bar=False)
 
     def configure_optimizers(self) -> Any:
@@ -645,15 +663,15 @@ def evaluation_metrics(num_classes: int) -> MetricCollection:
 
     Returns:
         `top1`, `top5` (the best of min(5, K)), `macro` (mean accuracy over classes), `nll` (nats) and `ece` (expected
-        calibration error, 15 bins), all but `nll` as fractions of one.
+        calibration error, 15 bins), all but `nll` as fractions of one. Samples of the class [IGNORED][] do not count.
     """
     return MetricCollection(
         {
-            "top1": MulticlassAccuracy(num_classes, average="micro"),
-            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
-            "macro": MulticlassAccuracy(num_classes, average="macro"),
+            "top1": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED),
+            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes), ignore_index=IGNORED),
+            "macro": MulticlassAccuracy(num_classes, average="macro", ignore_index=IGNORED),
             "nll": NegativeLogLikelihood(),
-            "ece": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
+            "ece": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", ignore_index=IGNORED),
         },
         compute_groups=False,
     )
@@ -664,4 +682,5 @@ class NegativeLogLikelihood(MeanMetric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:  # type: ignore[override]
         """Add a batch: logits (B, K) and classes (B,)."""
-        super().update(F.cross_entropy(preds, target, reduction="none"))
+        nll = F.cross_entropy(preds, target, reduction="none", ignore_index=IGNORED)
+        super().update(nll, weight=(target != IGNORED).to(nll.dtype))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fgzoo.data.samplers import EpochSampler
+from fgzoo.data.samplers import MASKED, EpochSampler
 
 
 def indices(sampler: EpochSampler) -> list[int]:
@@ -13,7 +13,8 @@ def indices(sampler: EpochSampler) -> list[int]:
 @pytest.mark.parametrize("length", [1, 2, 7, 10])
 def test_evaluation_gives_every_sample_to_exactly_one_rank(length: int, world_size: int) -> None:
     shares = [indices(EpochSampler(length, False, 0, rank, world_size)) for rank in range(world_size)]
-    assert sorted(index for share in shares for index in share) == list(range(length))
+    assert sorted(index for share in shares for index in share if index != MASKED) == list(range(length))
+    assert [share for share in shares if MASKED in share] == [[MASKED]] * max(0, world_size - length)
 
 
 @pytest.mark.parametrize(("length", "world_size"), [(10, 2), (11, 2), (11, 3), (4, 4)])
@@ -22,6 +23,16 @@ def test_training_ranks_are_disjoint_and_equally_long(length: int, world_size: i
     together = [index for share in shares for index in share]
     assert {len(share) for share in shares} == {length // world_size}
     assert len(set(together)) == len(together)
+
+
+def test_with_fewer_samples_than_ranks_training_gives_each_rank_one() -> None:
+    shares = [indices(EpochSampler(3, True, 0, rank, 5)) for rank in range(5)]
+    assert [len(share) for share in shares] == [1] * 5
+    assert {index for share in shares for index in share} == {0, 1, 2}
+
+
+def test_without_samples_there_is_nothing() -> None:
+    assert indices(EpochSampler(0, False, 0, 0, 2)) == []
 
 
 def test_what_one_epoch_leaves_out_another_has() -> None:

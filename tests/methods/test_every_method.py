@@ -7,24 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-import tests.backbones  # noqa: F401 - registers tiny_vgg
 from fgzoo.methods import available, find_method
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.testing import CHECKS, NUM_CLASSES
+from tests.small import SMALL
 
 #: One tiny network of each family: resnet, vgg, mobilenet, convnext, vision transformer.
 BACKBONES = ("test_resnet", "tiny_vgg", "test_efficientnet", "test_convnext", "test_vit")
-#: What makes each method small enough for a test.
-SMALL: dict[str, dict[str, Any]] = {
-    "rra": {"hidden_size": 32, "global_width": 32, "steps": 3},
-    "rra-parent": {"global_width": 32},
-    "iagn": {"feature_size": 16},
-    "pmg": {"feature_size": 16},
-    "coarse2fine": {"num_maps": 4, "decoder_widths": (8, 4)},
-    "wsdan": {"num_maps": 4},
-    "srbn": {"hidden_size": 16, "rank": 32, "projection": 16, "attention_size": 16},
-    "bcnn": {"bilinear_size": 4096},
-}
 #: Variants that take another path through the network.
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "rra without recursion": ("rra", {"recursion": False}),

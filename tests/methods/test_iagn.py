@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import tests.backbones  # noqa: F401 - registers tiny_vgg
+import tests.small  # noqa: F401 - registers tiny_vgg
 from fgzoo.errors import UsageError
 from fgzoo.methods.iagn import IAGN, IAGNNetwork, PMGHead, VectorNorm, stage_block, stage_taps
 from fgzoo.nn.backbone import Level

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-import tests.backbones  # noqa: F401 - registers tiny_vgg
+import tests.small  # noqa: F401 - registers tiny_vgg
 from fgzoo.errors import UsageError
 from fgzoo.methods.srbn import SRBN, BilinearReadout, SRBNNetwork
 from fgzoo.nn import normalize_map

@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-import tests.backbones  # noqa: F401 - registers tiny_vgg
+import tests.small  # noqa: F401 - registers tiny_vgg
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.nn import Backbone
 

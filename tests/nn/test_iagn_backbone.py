@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import tests.backbones  # noqa: F401 - registers tiny_vgg
+import tests.small  # noqa: F401 - registers tiny_vgg
 from fgzoo.nn import Backbone
 
 FAMILIES = ("test_resnet", "tiny_vgg", "test_efficientnet", "test_convnext", "test_vit")

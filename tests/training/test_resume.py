@@ -9,13 +9,14 @@ import pytest
 from fgzoo.methods.baseline import Baseline
 from tests.builders import make_cub
 from tests.command import Result, fgzoo, fit, metrics, same_weights, weights
+from tests.training.two_ranks import EPOCHS, METHODS
+from tests.training.two_ranks import fit as fit_method
 
 #: Everything that draws at random: augmentation, mixing, dropout; and everything with a state of its own.
 RANDOM = (
     "--data.augmentation", "strong", "--model.dropout", 0.5, "--model.ema_decay", 0.9, "--model.optimizer", "adamw",
     "--model.schedule", "one_cycle", "--data.val_fraction", 0.34,
 )  # fmt: skip
-EPOCHS = 3
 
 
 def interrupted_fit(root: Path, folder: Path, error: type[BaseException], *arguments: Any) -> Result:
@@ -117,3 +118,10 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(runs: SimpleNamespace, tmp
     result = fgzoo("fit", "--resume", "begun")
     assert result.status == 2
     assert "holds no checkpoints/last.ckpt" in result.err
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_process_resumes_to_the_last_bit_whatever_its_workers(tmp_path: Path, name: str) -> None:
+    whole = fit_method(name, tmp_path, workers=2)
+    for done in range(EPOCHS - 1):
+        assert same_weights(fit_method(name, tmp_path, workers=0, resume=f"epoch={done}.ckpt"), whole), done

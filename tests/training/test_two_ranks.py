@@ -1,4 +1,4 @@
-"""Stages and several steps a batch with two processes: what one process would have done with the whole batch."""
+"""Two processes: what they train is what one process would have, they score what it scores, and they resume as it does."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-import tests.backbones  # noqa: F401 - registers tiny_vgg
+from tests.command import same_weights
 from tests.training.toys import loader, make, trainer
-from tests.training.two_ranks import METHODS, SCENARIOS
+from tests.training.two_ranks import METHODS, TEST_IMAGES, TOYS, gradients, method, scores
 
 SECONDS = 300
+#: One pool of two processes for all tests.
+pytestmark = pytest.mark.xdist_group("two ranks")
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +48,66 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", [*SCENARIOS, *METHODS])
+def of_rank(folder: Path, name: str, rank: int = 0) -> Any:
+    return torch.load(folder / f"{name} {rank}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", TOYS)
 def test_ranks_agree_to_the_last_bit(folder: Path, name: str) -> None:
-    one, other = (torch.load(folder / f"{name} {rank}.pt", weights_only=True)["weights"] for rank in (0, 1))
-    assert one.keys() == other.keys()
-    for key in one:
-        assert torch.equal(one[key], other[key]), key
+    one, other = (of_rank(folder, name, rank)["weights"] for rank in (0, 1))
+    assert same_weights(one, other)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", TOYS)
 def test_two_ranks_do_what_one_process_does_with_both_halves(folder: Path, tmp_path: Path, name: str) -> None:
-    cls, arguments = SCENARIOS[name]
+    cls, arguments = TOYS[name]
     model = make(cls, "tiny_vgg", **arguments)
     runner = trainer(tmp_path)
     runner.fit(model, loader(batch_size=4))
-    both = torch.load(folder / f"{name} 0.pt", weights_only=True)
+    both = of_rank(folder, name)
     assert both["steps"] == runner.global_step
     for key, value in model.state_dict().items():
         if key in both["weights"]:
             torch.testing.assert_close(both["weights"][key], value, rtol=1e-3, atol=2e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_and_statistics_of_the_ranks_agree_to_the_last_bit(folder: Path, name: str) -> None:
+    assert same_weights(*(of_rank(folder, name, rank)["whole"] for rank in (0, 1)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_of_two_ranks_are_those_of_one_process(folder: Path, tmp_path: Path, name: str) -> None:
+    alone = gradients(name, tmp_path, batch_size=4)
+    together = of_rank(folder, name)["gradients"]
+    assert len(together) == len(alone) == method(name).steps_per_batch
+    for one, two in zip(alone, together, strict=True):
+        # What the step leaves alone has a gradient of zero in each rank, which the model drops.
+        assert all(not two[key].any() for key in two.keys() - one.keys())
+        largest = max(float(gradient.abs().max()) for gradient in one.values())
+        for key, gradient in one.items():
+            torch.testing.assert_close(two[key], gradient, rtol=1e-4, atol=1e-6 * largest, msg=key)
+
+
+@pytest.mark.parametrize("images", TEST_IMAGES)
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_score_what_one_process_scores(folder: Path, tmp_path: Path, name: str, images: str) -> None:
+    alone = scores(name, tmp_path, TEST_IMAGES[images])
+    for rank in (0, 1):
+        together = of_rank(folder, name, rank)["scores"][images]
+        assert together.keys() == alone.keys()
+        for key, value in alone.items():
+            if key == "test/ece":
+                # Of an untrained network: probabilities lie at 1/3, which is the border of two of its bins.
+                continue
+            # Counts are exact; means of floats are summed in another order.
+            exact = key.startswith("test/top") or key == "test/macro"
+            assert together[key] == (value if exact else pytest.approx(value, rel=1e-5, abs=1e-6)), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_resume_to_the_last_bit(folder: Path, name: str) -> None:
+    for rank in (0, 1):
+        found = of_rank(folder, name, rank)
+        for checkpoint, resumed in found["resumed"].items():
+            assert same_weights(resumed, found["whole"]), checkpoint
