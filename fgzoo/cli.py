@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from fgzoo.errors import UsageError
+from fgzoo.errors import TrainingError, UsageError
 
 #: Verb -> what it does, as `fgzoo --help` shows it.
 VERBS = {
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("fgzoo: interrupted\n")
         return INTERRUPTED
-    except OSError as error:
+    except (TrainingError, OSError) as error:
         return _say(error, debug, 1)
 
 

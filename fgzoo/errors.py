@@ -2,7 +2,7 @@
 
 Everything that a user can cause by a wrong argument, file or folder is raised as a [UsageError][]: its message says what is
 wrong, where, and what to do about it. The command line prints it as one line and exits with status 2; `--debug` shows the
-traceback.
+traceback. [TrainingError][] is what happens to a run on its way.
 """
 
 
@@ -16,6 +16,10 @@ class DataError(UsageError):
 
 class CheckpointError(UsageError):
     """A checkpoint cannot be read, cannot be trusted, or belongs to something else."""
+
+
+class TrainingError(Exception):
+    """A run cannot go on, though nothing about its arguments is wrong in itself: one readable line, exit status 1."""
 
 
 class UntrainedError(UsageError):

@@ -26,6 +26,7 @@ METHOD_RECIPES = [name for name in RECIPES if "/" in name]
 OPTIMISATION = [
     "optimizer",
     "lr",
+    "lr_batch",
     "backbone_lr_factor",
     "layer_decay",
     "momentum",
@@ -142,6 +143,12 @@ def test_small_means_the_same_over_every_recipe(name: str) -> None:
         }
 
     assert optimisation(name) == optimisation("cub/baseline")
+
+
+@pytest.mark.parametrize("name", METHOD_RECIPES)
+def test_a_recipes_rate_is_meant_for_its_batch(name: str) -> None:
+    config = resolved("--config", name)
+    assert config["model"]["init_args"]["lr_batch"] == config["data"]["batch_size"]
 
 
 @pytest.mark.parametrize("name", METHOD_RECIPES)

@@ -10,6 +10,7 @@ runs them.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,7 +96,11 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         clip_norm: Largest gradient norm; `None`: no clipping. It is applied after mixed precision's unscaling.
         ema_decay: Decay of an exponential moving average of the weights, which is then what is evaluated and saved; `None`: none.
+        lr_batch: The batch that `lr` is meant for, over all devices. A run with another one scales the rates: in proportion with
+            `sgd` (arXiv 1706.02677), by the square root with `adamw` (arXiv 2205.10287). `None`: `lr` is taken as it is.
         compile: Compile the network by `torch.compile`.
+        recompute_backbone: Compute the backbone's activations again in the backward pass instead of keeping them: less memory,
+            about a third more time.
 
     Attributes:
         network: The torch network that [build_network][] made; it alone is compiled and exported.
@@ -123,13 +128,21 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         label_smoothing: float = 0.0,
         clip_norm: float | None = None,
         ema_decay: float | None = None,
+        lr_batch: int | None = None,
         compile: bool = False,  # noqa: A002 - the field's word for it
+        recompute_backbone: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise UsageError(f"model.num_classes: {num_classes}; a classifier needs at least 2 classes")
         if not 0 <= label_smoothing < 1:
             raise UsageError(f"model.label_smoothing: {label_smoothing} is not in [0, 1)")
+        if lr_batch is not None and lr_batch < 1:
+            raise UsageError(f"model.lr_batch: {lr_batch}; at least 1, or leave it away to take lr as it is")
+        if compile and recompute_backbone:
+            raise UsageError(
+                "model.recompute_backbone: a compiled network decides by itself what to compute again; leave one away"
+            )
         self.num_classes = num_classes
         self.backbone = backbone
         self.pretrained = pretrained
@@ -147,13 +160,17 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         self.label_smoothing = label_smoothing
         self.clip_norm = clip_norm
         self.ema_decay = ema_decay
+        self.lr_batch = lr_batch
         self.compile_network = compile
+        self.recompute_backbone = recompute_backbone
         self.card: DataCard | None = None
         self.trained = False
         self.network: nn.Module
-        self.train_top1 = MulticlassAccuracy(num_classes, average="micro")
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.train_top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.evaluation = evaluation_metrics(num_classes)
-        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)
+        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED, validate_args=False)
         self._head_hits: dict[str, MeanMetric] = {}
         self._stage_ends: list[int] = []
         self._stage = 0
@@ -167,6 +184,14 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         self._set_hparams(plain)
         self.network = self.build_network().to(memory_format=torch.channels_last)
         self.automatic_optimization = self.steps_per_batch == 1
+        mean, std = self.image_statistics()
+        # On the device from the start: a copy at every step would make it wait.
+        self.register_buffer("pixel_mean", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
+        if self.recompute_backbone:
+            for module in self.network.modules():
+                if isinstance(module, Backbone):
+                    module.recompute()
         if self.compile_network:
             self.network.compile()
 
@@ -347,10 +372,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         """
         if images.is_floating_point():
             return images
-        mean, std = self.image_statistics()
-        scale = torch.tensor(std, device=images.device).view(-1, 1, 1) * 255
-        shift = torch.tensor(mean, device=images.device).view(-1, 1, 1) * 255
-        return images.float().sub_(shift).div_(scale)
+        return images.float().sub_(self.pixel_mean).div_(self.pixel_std)
 
     def image_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of RGB / 255 that the (first) backbone's weights were trained with."""
@@ -556,6 +578,8 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
     def configure_optimizers(self) -> Any:
         """The optimiser over [parameter_groups][], and its schedule, advanced every batch."""
         groups = self.parameter_groups()
+        for group in groups:
+            group["lr"] *= self.lr_factor()
         # Fused steps unscale half-precision gradients themselves, which leaves clipping nothing unscaled to measure.
         fused = not (self.clip_norm is not None and str(self.trainer.precision) == "16-mixed")
         optimizer: torch.optim.Optimizer
@@ -578,6 +602,14 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         factors = [staged_factor(stages, self._stage_ends, group["name"], factor_over) for group in groups]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_factor(self) -> float:
+        """By what this run's batch changes the learning rates, see `lr_batch`."""
+        size = getattr(self._datamodule(), "batch_size", None)
+        if self.lr_batch is None or size is None:
+            return 1.0
+        times: float = size * self.trainer.world_size * self.trainer.accumulate_grad_batches / self.lr_batch
+        return times if self.optimizer_name == "sgd" else math.sqrt(times)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of what stands still in this step; clip the norm of the others, where that is asked for."""
@@ -667,11 +699,13 @@ def evaluation_metrics(num_classes: int) -> MetricCollection:
     """
     return MetricCollection(
         {
-            "top1": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED),
-            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes), ignore_index=IGNORED),
-            "macro": MulticlassAccuracy(num_classes, average="macro", ignore_index=IGNORED),
+            "top1": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED, validate_args=False),
+            "top5": MulticlassAccuracy(
+                num_classes, average="micro", top_k=min(5, num_classes), ignore_index=IGNORED, validate_args=False
+            ),
+            "macro": MulticlassAccuracy(num_classes, average="macro", ignore_index=IGNORED, validate_args=False),
             "nll": NegativeLogLikelihood(),
-            "ece": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", ignore_index=IGNORED),
+            "ece": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", ignore_index=IGNORED, validate_args=False),
         },
         compute_groups=False,
     )

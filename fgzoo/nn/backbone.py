@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.nn.weights import read_weights
@@ -43,6 +45,7 @@ class Backbone(nn.Module):
         mean: Channel means the weights were trained with.
         std: Channel standard deviations the weights were trained with.
         frozen: Build no graph, because no gradient is wanted at the moment. Its parameters stay trainable.
+        recomputes: Keep few activations of a training pass, see [recompute][Backbone.recompute].
 
     Shape:
         - images: (B, 3, H, W)
@@ -67,6 +70,9 @@ class Backbone(nn.Module):
         self.mean: tuple[float, ...] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std: tuple[float, ...] = tuple(config.get("std", (0.229, 0.224, 0.225)))
         self.frozen = False
+        self.recomputes = False
+        self._recomputes_whole = False
+        self._held: list[tuple[_BatchNorm, float | None, Tensor | None]] = []
         #: Tokens, or maps with channels last: their maps come from forward_intermediates, after the final norm.
         self._reshaped = hasattr(self.model, "num_prefix_tokens") or getattr(self.model, "output_fmt", "NCHW") == "NHWC"
 
@@ -95,7 +101,44 @@ class Backbone(nn.Module):
         if self.frozen:
             with torch.no_grad():
                 return self._levels_of(images, depth)
-        return self._levels_of(images, depth)
+        if not self.recomputes:
+            return self._levels_of(images, depth)
+        if self._recomputes_whole and self.training and torch.is_grad_enabled():
+            maps: list[Tensor] = checkpoint(self._levels_of, images, depth, use_reentrant=False)
+        else:
+            maps = self._levels_of(images, depth)
+        for level in maps:
+            if level.requires_grad:
+                level.register_hook(self._hold_statistics)
+        return maps
+
+    def recompute(self) -> None:
+        """From now on, compute activations of a training pass a second time in the backward pass instead of keeping them.
+
+        Block by block where timm's network can (gradient checkpointing, arXiv 1604.06174); others (VGG, Inception) as a whole,
+        which helps where an image passes several times. Gradients are the same, and batch-norm counts an image once, where the
+        second computation would count it again.
+        """
+        self.recomputes = True
+        try:
+            self.model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError):
+            self._recomputes_whole = True
+
+    def _hold_statistics(self, _: Tensor) -> None:
+        """A gradient has come back to the backbone: until the end of this backward pass, batch-norms do not move."""
+        if self._held:
+            return
+        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+        self._held = [(module, module.momentum, module.num_batches_tracked) for module in norms]
+        for module in norms:
+            module.momentum, module.num_batches_tracked = 0.0, None
+        torch.autograd.Variable._execution_engine.queue_callback(self._release_statistics)
+
+    def _release_statistics(self) -> None:
+        for module, momentum, count in self._held:
+            module.momentum, module.num_batches_tracked = momentum, count
+        self._held = []
 
     def _levels_of(self, images: Tensor, depth: int | None) -> list[Tensor]:
         stops_early = depth is not None and depth < len(self.levels)

@@ -15,8 +15,10 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -26,6 +28,7 @@ from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.training.arguments import RecipeFile, check_one_method, complete, values_of
 from fgzoo.training.callbacks import EpochLines, ReproducibleSteps, RunRecord, checkpoints
+from fgzoo.training.faults import EndOnSigterm, FiniteLoss, WholeCheckpoints, name_dead_worker
 from fgzoo.training.messages import MisconfiguredError, explain_parser_error, file_that_says, get_parameter_names
 from fgzoo.training.run import (
     RunLogger,
@@ -35,7 +38,7 @@ from fgzoo.training.run import (
     next_folder,
     run_of,
 )
-from fgzoo.zoo.checkpoint import LAST, load_weights, read_checkpoint, resolve
+from fgzoo.zoo.checkpoint import LAST, load_weights, read_checkpoint
 
 #: Tells the other processes of a run, which Lightning starts by the same command line, where its folder is.
 RUN_VARIABLE = "FGZOO_RUN_FOLDER"
@@ -146,9 +149,10 @@ class TrainingCLI(LightningCLI):
             if config.ckpt_path and not config.resume:
                 self.checkpoint = find_checkpoint(config.ckpt_path, base)
             if config.resume:
-                self.resuming = True
-                self.checkpoint = resolve(config.resume)
                 self.run_folder = Path(config.resume)
+                # A run that was stopped in its first epoch begins again.
+                self.resuming = (self.run_folder / LAST).is_file()
+                self.checkpoint = self.run_folder / LAST if self.resuming else None
                 return
             given = config.output or os.environ.get(RUN_VARIABLE)
             self.run_folder = Path(given) if given else next_folder(base / f"{config.data.name}-{method}")
@@ -205,7 +209,7 @@ class TrainingCLI(LightningCLI):
         if self.verb == "fit" and not self.resuming:
             # Where this run went is no setting of the next one.
             settings = self.config["fit"].clone()
-            settings.output = None
+            settings.output = settings.resume = None
             text = self._parser("fit").dump(settings, skip_unset=False, skip_link_targets=False)
             text = f"# {' '.join(['fgzoo', *sys.argv[1:]])}\n{text}"
         callbacks: list[Callback] = [
@@ -214,18 +218,28 @@ class TrainingCLI(LightningCLI):
             RichProgressBar() if self.console.is_terminal else EpochLines(self.console),
         ]
         quick = bool(config.get("fast_dev_run"))
+        if self.verb == "fit":
+            callbacks += [FiniteLoss(), EndOnSigterm()]
         if self.verb == "fit" and not quick:
             callbacks += checkpoints(self.run_folder, validates)
         if self.verb == "fit" and not validates:
             kwargs["limit_val_batches"] = 0
+        if SLURMEnvironment.detect():
+            # Its own requeueing saves in mid-epoch, from where a run cannot be continued to the bit.
+            plugins = config.get("plugins") or []
+            plugins = plugins if isinstance(plugins, list) else [plugins]
+            kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
         try:
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 logger=False if quick else [RunLogger(self.run_folder), *others],
                 callbacks=[*(config.get("callbacks") or []), *callbacks],
                 enable_progress_bar=self.console.is_terminal,
                 enable_checkpointing=self.verb == "fit" and not quick,
                 **kwargs,
             )
+            if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+                trainer.strategy.checkpoint_io = WholeCheckpoints()
+            return trainer
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(f"trainer: {error}") from error
 
@@ -240,8 +254,11 @@ class TrainingCLI(LightningCLI):
         """Run the verb, unless it is to continue a run that has nothing left to do."""
         if self.done:
             self.console.print(f"{self.run_folder} is done already: {self.trainer.max_epochs} epochs.", highlight=False)
-        else:
+            return
+        try:
             super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            raise name_dead_worker(error, self.datamodule) or error from error
 
     def before_validate(self) -> None:
         """Refuse to validate on nothing."""
@@ -258,10 +275,16 @@ class TrainingCLI(LightningCLI):
         shown = ", ".join(f"{number} {split}" for split, number in sizes.items())
         self.console.print(
             f"{type(self.model).__name__} on {self.model.backbone}, {count:.1f} M parameters; {self.datamodule.dataset_name}: "
-            f"{self.datamodule.num_classes} classes, {shown} images; {self.trainer.precision}, {self.trainer.max_epochs} epochs "
-            f"-> {self.run_folder}",
+            f"{self.datamodule.num_classes} classes, {shown} images; {self.trainer.precision}, {self.trainer.max_epochs} epochs"
+            f"{self._batch()} -> {self.run_folder}",
             highlight=False,
         )
+
+    def _batch(self) -> str:
+        """What a batch is where several devices share it or the learning rate follows it; nothing otherwise."""
+        factor, devices = self.model.lr_factor(), self.trainer.world_size
+        size = f", batches of {devices} x {self.datamodule.batch_size}" if devices > 1 else ""
+        return size if factor == 1 else f"{size}, lr {factor * self.model.lr:.3g} ({self.model.lr:g} at {self.model.lr_batch})"
 
     def close(self) -> None:
         """Say where everything is."""

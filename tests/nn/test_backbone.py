@@ -118,3 +118,41 @@ def test_unreachable_hub_says_how_to_supply_weights(monkeypatch: pytest.MonkeyPa
 def test_statistics_are_those_of_the_weights() -> None:
     assert Backbone("test_vit", pretrained=False).mean == (0.5, 0.5, 0.5)
     assert Backbone("mobilenetv2_100", pretrained=False).mean == (0.485, 0.456, 0.406)
+
+
+# ---------------------------------------------------------------------- activations computed twice
+
+
+def kept_bytes(backbone: Backbone, images: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """Bytes of activations that a training pass keeps, and a loss."""
+    parameters = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        maps = backbone(images)
+    return sum(kept.values()), torch.stack([level.square().mean() for level in maps]).sum()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "tiny_vgg", "test_convnext", "test_vit"])
+def test_recomputing_keeps_less_and_gives_the_same_gradients_and_statistics(name: str) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    found = []
+    for recomputes in (False, True):
+        torch.manual_seed(0)
+        backbone = Backbone(name, pretrained=False).train()
+        if recomputes:
+            backbone.recompute()
+        for _ in range(2):
+            kept, loss = kept_bytes(backbone, images)
+            loss.backward()
+        found.append((kept, [p.grad for p in backbone.parameters() if p.grad is not None], backbone.state_dict()))
+    (kept, gradients, state), (kept_again, gradients_again, state_again) = found
+    assert kept_again < kept
+    assert all(torch.equal(one, other) for one, other in zip(gradients, gradients_again, strict=True))
+    assert all(torch.equal(state[key], state_again[key]) for key in state)

@@ -112,14 +112,6 @@ def test_another_seed_gives_another_result(runs: SimpleNamespace, tmp_path: Path
     assert not same_weights(weights(tmp_path / "other"), weights(runs.whole))
 
 
-def test_a_run_without_a_checkpoint_cannot_be_resumed(runs: SimpleNamespace, tmp_path: Path) -> None:
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "config.yaml").write_bytes((runs.whole / "config.yaml").read_bytes())
-    result = fgzoo("fit", "--resume", "begun")
-    assert result.status == 2
-    assert "holds no checkpoints/last.ckpt" in result.err
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_one_process_resumes_to_the_last_bit_whatever_its_workers(tmp_path: Path, name: str) -> None:
     whole = fit_method(name, tmp_path, workers=2)

@@ -1,0 +1,217 @@
+"""What goes wrong on the way of a run is really made, and named."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from fgzoo.data import datamodule
+from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.errors import TrainingError
+from fgzoo.methods.baseline import Baseline
+from fgzoo.training.faults import TERMINATED, FiniteLoss, WholeCheckpoints
+from tests.builders import make_cub
+from tests.command import fgzoo, fit, metrics, same_weights, weights
+from tests.training.toys import Staged, loader, make, trainer
+
+SECONDS = 120
+#: A training of seconds.
+BIRDS = (
+    "--config", "birds", "--model", "baseline", "--model.backbone", "test_efficientnet", "--model.pretrained", "false",
+    "--data.image_size", 64, "--data.resize", 64, "--data.birds.classes", 3, "--data.birds.train_per_class", 4,
+    "--data.birds.size", 32, "--data.batch_size", 2, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------- a loss that is no number
+
+
+def diverge(monkeypatch: pytest.MonkeyPatch, epoch: int, batch: int, value: float) -> None:
+    loss = Baseline.loss
+
+    def broken(self: Baseline, output: Any, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        now = self.current_epoch == epoch and self.global_step % self.trainer.num_training_batches == batch
+        return {name: term * value if now else term for name, term in loss(self, output, targets).items()}
+
+    monkeypatch.setattr(Baseline, "loss", broken)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("validates", [False, True])
+def test_a_loss_that_is_no_number_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, validates: bool
+) -> None:
+    root = make_cub(tmp_path / "data", per_class=6)
+    diverge(monkeypatch, epoch=1, batch=1, value=value)
+    held = ("--data.val_fraction", 0.34) if validates else ()
+    result = fit(root, "--output", "run", "--model.schedule", "constant", "--model.lr", 0.003, *held, epochs=3)
+    assert result.status == 1
+    per_epoch = 2 if validates else 3
+    assert f"epoch 2, batch 2 (step {per_epoch + 2}), learning rate 0.003" in result.err
+    assert result.err.count("\n") == 1
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_a_good_run_is_not_stopped(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=[FiniteLoss(every=1)]).fit(make(Staged), loader())
+
+
+def test_the_rate_that_is_named_is_that_of_the_first_bad_step(tmp_path: Path) -> None:
+    class Poison(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.current_epoch == 1 and batch_idx == 2:
+                outputs["loss"].fill_(float("nan"))
+
+    model = make(Baseline, lr=1.0, schedule="step", milestones=(1, 2), gamma=0.5)
+    with pytest.raises(TrainingError, match=r"epoch 2, batch 3 \(step 7\), learning rate 0.5\b"):
+        trainer(tmp_path, callbacks=[Poison(), FiniteLoss()]).fit(model, loader())
+
+
+# ---------------------------------------------------------------------- a disk that is full
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int], None]]:
+    """The kernel refuses to let a file grow beyond a size, as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, small_files: Callable[[int], None]) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"epoch": 0}, path)
+    small_files(10_000)
+    with pytest.raises(TrainingError, match=r"last\.ckpt: the checkpoint cannot be written"):
+        WholeCheckpoints().save_checkpoint({"weights": torch.zeros(10_000)}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 0}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_run_on_a_full_disk_stops_and_goes_on_later(tmp_path: Path, small_files: Callable[[int], None]) -> None:
+    root = make_cub(tmp_path / "data")
+    assert fit(root, "--output", "run", epochs=1).status == 0
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("max_epochs: 1", "max_epochs: 2"))
+    before = (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
+    small_files(100_000)
+    result = fgzoo("fit", "--resume", "run")
+    assert result.status == 1
+    assert "run/checkpoints/last.ckpt: the checkpoint cannot be written (File too large)" in result.err
+    assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
+    small_files(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    assert fgzoo("fit", "--resume", "run").status == 0
+    assert [row["epoch"] for row in metrics(tmp_path / "run")] == ["0", "1"]
+
+
+# ---------------------------------------------------------------------- processes that die
+
+
+def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    """`fgzoo fit` on the birds in a process of its own."""
+    return run_in(folder, [sys.executable, "-m", "fgzoo", "fit", *map(str, BIRDS), *map(str, arguments)])
+
+
+def run_in(folder: Path, command: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + SECONDS
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"no {path} after {SECONDS} s"
+        time.sleep(0.05)
+
+
+def children(process: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def gone(process: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_a_signal_ended_resumes_to_the_same_bits(tmp_path: Path, number: signal.Signals) -> None:
+    run = start(tmp_path, "--output", "run", "--trainer.max_epochs", 400)
+    wait_for(tmp_path / "run/checkpoints/last.ckpt", run)
+    run.send_signal(number)
+    run.communicate(timeout=SECONDS)
+    assert run.returncode == (TERMINATED if number == signal.SIGTERM else -number)
+    done = int(torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["epoch"]) + 1
+    for folder in ("run", "whole"):
+        config = (tmp_path / "run/config.yaml").read_text()
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "config.yaml").write_text(
+            config.replace("schedule: cosine", "schedule: constant").replace("max_epochs: 400", f"max_epochs: {done + 1}")
+        )
+        assert fgzoo("fit", "--resume", folder).status == 0
+    assert [row["epoch"] for row in metrics(tmp_path / "run")] == [str(epoch) for epoch in range(done + 1)]
+
+
+@pytest.mark.xdist_group("two ranks")
+def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
+    run = start(tmp_path, "--output", "run", "--trainer.max_epochs", 4000, "--trainer.devices", 2)
+    wait_for(tmp_path / "run/checkpoints/last.ckpt", run)
+    (other,) = children(run.pid)
+    os.kill(other, signal.SIGKILL)
+    run.communicate(timeout=SECONDS)
+    assert run.returncode not in (0, None)
+
+
+@pytest.mark.xdist_group("two ranks")
+def test_sigterm_ends_all_ranks(tmp_path: Path) -> None:
+    run = start(tmp_path, "--output", "run", "--trainer.max_epochs", 4000, "--trainer.devices", 2)
+    wait_for(tmp_path / "run/checkpoints/last.ckpt", run)
+    (other,) = children(run.pid)
+    run.terminate()
+    run.communicate(timeout=SECONDS)
+    assert run.returncode == TERMINATED
+    end = time.monotonic() + SECONDS
+    while not gone(other):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_the_file_that_kills_a_loader_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_cub(tmp_path / "data")
+    lethal = FGVCDataModule("cub", root).splits["train"][1].path
+    decode = datamodule.decode
+
+    def crash(path: Path, *arguments: Any) -> torch.Tensor:
+        if path == lethal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(path, *arguments)
+
+    monkeypatch.setattr(datamodule, "decode", crash)
+    result = fit(root, "--data.num_workers", 2)
+    assert result.status == 1
+    assert f"a loader worker died while it read {lethal} (DataLoader worker" in result.err
+
+
+def test_a_run_that_never_finished_an_epoch_begins_again(tmp_path: Path) -> None:
+    root = make_cub(tmp_path / "data")
+    assert fit(root, "--output", "whole").status == 0
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/config.yaml").write_bytes((tmp_path / "whole/config.yaml").read_bytes())
+    assert fgzoo("fit", "--resume", "begun").status == 0
+    assert same_weights(weights(tmp_path / "begun"), weights(tmp_path / "whole"))

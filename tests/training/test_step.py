@@ -1,0 +1,122 @@
+"""A training step: no question to the device, the batch's learning rate, and activations computed twice instead of kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fgzoo.errors import UsageError
+from fgzoo.methods.baseline import Baseline
+from fgzoo.training.callbacks import ReproducibleSteps
+from fgzoo.training.faults import FiniteLoss
+from tests.command import same_weights
+from tests.training.toys import make, trainer
+from tests.training.two_ranks import METHODS, birds, method
+
+#: What cannot be answered before the device has done all that was asked of it: values, and shapes that depend on values.
+QUESTIONS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "bincount", "equal", "is_nonzero")
+
+
+class Questions(TorchDispatchMode):
+    """Notes operations whose answer the host would wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_") and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if name in QUESTIONS or by_mask:
+            self.asked.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class WatchedSteps(L.Callback):
+    """Watches all steps but the first, in which optimisers and metrics set themselves up."""
+
+    def __init__(self) -> None:
+        self.mode = Questions()
+        self.steps = 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx > 0:
+            self.mode.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx > 0:
+            self.mode.__exit__(None, None, None)
+            self.steps += 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_asks_the_device_nothing(tmp_path: Path, name: str) -> None:
+    watched = WatchedSteps()
+    model = method(name, optimizer="adamw", clip_norm=1.0)
+    callbacks: list[L.Callback] = [ReproducibleSteps(0), FiniteLoss(), watched]
+    runner = trainer(tmp_path, callbacks=callbacks, limit_val_batches=0)
+    runner.fit(model, datamodule=birds(augmentation="standard"))
+    assert watched.steps == 3 * 3
+    assert watched.mode.asked == []
+
+
+def test_a_question_would_be_noticed() -> None:
+    with Questions() as mode:
+        x = torch.arange(3.0)
+        float(x[0])
+        x[x > 1]
+    assert mode.asked == ["_local_scalar_dense", "index"]
+
+
+# ---------------------------------------------------------------------- learning rate and batch
+
+
+def rates(tmp_path: Path, batch_size: int = 2, **arguments: Any) -> list[float]:
+    model = make(Baseline, lr=1.0, backbone_lr_factor=0.1, schedule="constant", **arguments)
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0).fit(
+        model, datamodule=birds(batch_size=batch_size)
+    )
+    return sorted({round(group["lr"], 9) for group in model.optimizers().optimizer.param_groups})
+
+
+@pytest.mark.parametrize(("optimizer", "factor"), [("sgd", 4.0), ("adamw", 2.0)])
+def test_rates_follow_the_batch(tmp_path: Path, optimizer: str, factor: float) -> None:
+    assert rates(tmp_path, batch_size=8, lr_batch=2, optimizer=optimizer) == pytest.approx([0.1 * factor, factor])
+
+
+def test_rates_are_as_given_at_the_batch_they_are_meant_for(tmp_path: Path) -> None:
+    assert rates(tmp_path, batch_size=4, lr_batch=4) == pytest.approx([0.1, 1.0])
+
+
+def test_rates_are_as_given_where_no_batch_is_named(tmp_path: Path) -> None:
+    assert rates(tmp_path, batch_size=8) == pytest.approx([0.1, 1.0])
+
+
+def test_no_batch_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^model\.lr_batch: 0"):
+        make(Baseline, lr_batch=0)
+
+
+# ---------------------------------------------------------------------- activations
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recomputing_changes_no_weight(tmp_path: Path, name: str) -> None:
+    found = []
+    for recompute in (False, True):
+        model = method(name, recompute_backbone=recompute)
+        trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(model, datamodule=birds())
+        found.append(model.state_dict())
+    assert same_weights(*found)
+
+
+def test_recomputing_a_compiled_network_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^model\.recompute_backbone: "):
+        make(Baseline, recompute_backbone=True, compile=True)
