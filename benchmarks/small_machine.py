@@ -81,6 +81,7 @@ def remedy_cells() -> list[Cell]:
             ("--model.fine", "crop", "--model.keep_views", "false"),
             ("--model.fine", "mask", "--model.keep_views", "true"),
             ("--model.fine", "crop", "--model.keep_views", "true"),
+            ("--model.fine", "crop", "--model.keep_views", "true", "--model.mask_weight", "0.1"),
         ],
         "bcnn": [(), ("--model.new_share", "0")],
         "srbn": [(), ("--model.new_share", "0"), ("--model.directions", "4")],

@@ -1,0 +1,177 @@
+"""The speed benchmarks: their arithmetic, what they count, and that a run is timed where it should be."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script as a module; scripts import their neighbours by name."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def common(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return load("common", monkeypatch)
+
+
+@pytest.fixture
+def throughput(common: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    load("data_loading", monkeypatch)
+    return load("throughput", monkeypatch)
+
+
+@pytest.fixture
+def scaling(common: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return load("scaling", monkeypatch)
+
+
+def arguments(module: Any, *typed: str) -> Any:
+    return module.arguments().parse_args(["--device", "cpu", *typed])
+
+
+# ---------------------------------------------------------------------- the model of the communication
+
+
+def test_one_gpu_communicates_nothing(scaling: Any) -> None:
+    found = scaling.predict(0.1, 100e6, 1)
+    assert found.communication == 0
+    assert found.step == found.overlapped == 0.1
+
+
+def test_prediction_follows_the_ring(scaling: Any) -> None:
+    links = scaling.Links(gpus_per_node=8, inside=400e9, between=50e9, latency=1e-6, backward=0.5)
+    inside = scaling.predict(0.1, 200e6, 8, links=links)
+    # 2 * 7/8 * 200 MB / 400 GB/s = 0.875 ms, and 14 hops of 1 µs.
+    assert inside.communication == pytest.approx(0.889e-3)
+    assert inside.step == pytest.approx(100.889e-3)
+    assert inside.overlapped == pytest.approx(0.1)
+    # 2 * 63/64 * 200 MB / 50 GB/s = 7.875 ms, and 126 hops.
+    assert scaling.predict(0.1, 200e6, 64, links=links).communication == pytest.approx(8.001e-3)
+
+
+def test_several_steps_a_batch_reduce_as_often(scaling: Any) -> None:
+    once, four = (scaling.predict(0.1, 200e6, 64, all_reduces=count).communication for count in (1, 4))
+    assert four == pytest.approx(4 * once)
+
+
+def test_what_the_backward_pass_cannot_hide_is_waited_for(scaling: Any) -> None:
+    links = scaling.Links(latency=0.0, backward=0.5)
+    # 2 * 63/64 * 2 GB / 50 GB/s = 78.75 ms beside a backward pass of 50 ms.
+    assert scaling.predict(0.1, 2e9, 64, links=links).overlapped == pytest.approx(0.05 + 0.07875)
+
+
+def test_scaling_stops_where_communication_is_longer(scaling: Any) -> None:
+    links = scaling.Links(gpus_per_node=8, inside=450e9, between=50e9, latency=0.0)
+    # 100 MB: 0.39 ms on 8 GPUs, 3.75 ms on 16.
+    assert scaling.stops_scaling(3e-3, 100e6, links=links) == 16
+    assert scaling.stops_scaling(5e-3, 100e6, links=links) is None
+
+
+def test_a_global_batch_that_cannot_be_shared_is_a_row_with_its_error(scaling: Any) -> None:
+    options = arguments(scaling, "--ranks", "1", "3", "--kinds", "strong", "--global-batch", "4", "--backbone", "test_resnet")
+    kind, case = scaling.cases("baseline", options)[1]
+    assert scaling.row(kind, case, scaling.launch(case, seconds=1), None)["note"] == "the global batch cannot be shared equally"
+
+
+# ---------------------------------------------------------------------- what is counted
+
+
+def passes(throughput: Any, method: str, stage: int = 0) -> Any:
+    model = throughput.build(method, "test_resnet", 3)
+    return throughput.count_passes(model, stage, torch.randn(2, 3, 64, 64))
+
+
+def test_the_baseline_is_one_pass(throughput: Any) -> None:
+    found = passes(throughput, "baseline")
+    assert found.own == {"backbone": (1.0, 0.0)}
+    assert found.whole == pytest.approx(1.0, abs=0.01)  # its classifier is small
+    assert found.whole_untrained == 0
+
+
+def test_frozen_backbones_count_as_passes_without_training(throughput: Any) -> None:
+    frozen, trained = (passes(throughput, "bcnn", stage) for stage in (0, 1))
+    assert frozen.own == {"backbone": (0.0, 1.0), "second_backbone": (0.0, 1.0)}
+    assert trained.own == {"backbone": (1.0, 0.0), "second_backbone": (1.0, 0.0)}
+    assert frozen.whole == trained.whole > 1
+
+
+def test_moved_bytes_of_a_convolution_and_a_norm(throughput: Any) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.BatchNorm2d(8))
+    assert throughput.moved_elements(network, torch.randn(2, 3, 4, 4)) == 3 * (3 + 8) * 16 + 8 * 8 * 16
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def bcnn_cases(throughput: Any) -> Any:
+    typed = "--methods bcnn --backbone test_resnet --size 32 --batch 2 --classes 3 --precision 32-true --warmup 1 --steps 2"
+    return throughput.cases(arguments(throughput, *typed.split(), "--repeats", "2"))
+
+
+@pytest.mark.parametrize(("stage", "name"), [(0, "new layers"), (1, "everything")])
+def test_a_run_stays_in_the_stage_that_is_measured(
+    throughput: Any, stage: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = bcnn_cases(throughput)[stage]
+    assert case.stage_name == name
+    model = throughput.build("bcnn", "test_resnet", 3)
+    step, frozen = model.training_step, []
+
+    def training_step(*given: Any) -> Any:
+        frozen.append(model.network.backbone.frozen)
+        return step(*given)
+
+    monkeypatch.setattr(model, "training_step", training_step)
+    batches = case.protocol.batches + throughput.keep_to_stage(model, stage)
+    batch = throughput.random_batch(2, 32, 3, torch.device("cpu"))
+    clock = throughput.train(case, model, batches, throughput.Repeated(batch, batches))[1]
+    # A warm-up, two blocks of two steps, and the step whose start ends the second block.
+    assert frozen == ([True] * 6 + [False] if stage == 0 else [True] + [False] * 6)
+    assert len(clock.seconds()) == 2
+    assert min(clock.seconds()) > 0
+    assert clock.peak > 0
+
+
+def test_a_case_that_fails_becomes_a_row(throughput: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    failing = replace(bcnn_cases(throughput)[0], backbone="no_such_net")
+    row = throughput.row(failing, throughput.attempt(failing))
+    assert "no_such_net" in row["note"]
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_results_say_how_they_came_about(common: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["benchmarks/throughput.py", "--root", "/home/me/cub", "--data=cub", "--size", "64"])
+    found = common.machine()
+    text = common.heading(found, torch.device("cpu"), 7)
+    common.deliver(text, {"machine": found}, "name")
+    assert "python benchmarks/throughput.py --root PATH --data=cub --size 64" in (tmp_path / "results" / "name.md").read_text()
+    assert f"torch {torch.__version__.partition('+')[0]}" in text
+    assert json.loads((tmp_path / "results" / "name.json").read_text())["machine"]["packages"]["torch"]
+
+
+def test_messages_name_no_folder_of_this_machine(common: Any) -> None:
+    assert common.cell("OSError: no file /home/me/data/a.jpg | b") == "OSError: no file a.jpg / b"
+
+
+def test_spread_is_the_median_and_the_range(common: Any) -> None:
+    assert common.spread([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0, 10.0)
