@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +12,8 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fgzoo.data import bird_drawing, images, synthetic
+from fgzoo.data.cache import CacheMode, ImageCache, disk_folder, pixel_versions, ram_folder
 from fgzoo.data.card import DataCard
 from fgzoo.data.dataset import RecordDataset, Sample, collate
 from fgzoo.data.images import DecoderName, active_decoder, decode
@@ -22,9 +25,13 @@ from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.data.transforms import (
     Augmentation,
     ResizeMode,
+    augmentation_transform,
     default_resize,
+    evaluation_crop,
     evaluation_transform,
+    flip_batch,
     mix_batch,
+    resize_transform,
     training_transform,
 )
 from fgzoo.errors import DataError, UsageError
@@ -36,7 +43,8 @@ Split = Literal["train", "val", "test"]
 class FGVCDataModule(L.LightningDataModule):
     """CUB-200-2011, Stanford Cars, FGVC-Aircraft, your own folders, or the built-in synthetic birds.
 
-    Batches are (images, classes, indices): uint8 (B, 3, image_size, image_size), (B,), (B,). The model normalises on the device.
+    Batches are (images, classes, indices): uint8 (B, 3, image_size, image_size), (B,), (B,). The model normalises them on the
+    device, and in training mirrors and mixes them there by [flip][FGVCDataModule.flip] and [mix][FGVCDataModule.mix].
 
     Args:
         name: `cub`, `cars`, `aircraft`, `folder` or `birds`.
@@ -64,6 +72,14 @@ class FGVCDataModule(L.LightningDataModule):
         csv: (folder) A table with the columns path, label, split, relative to root, instead of class folders.
         test_fraction: (folder) Share of the images held out for testing where the data names no test split.
         birds: (birds) Size and difficulty of the synthetic set.
+        cache: Keep all images decoded and resized, for all workers, ranks and runs with the same settings; training sees the same
+            pixels as without. `disk`: in cache_folder, until you delete the file; `ram`: in /dev/shm, until the last run that
+            uses it ends; `none`: decode every image every epoch. Filled before the first epoch; a file that has changed since
+            is noticed when a run starts.
+        cache_folder: (cache disk) Where caches lie, in the subfolder `images`; by default the environment variable FGZOO_CACHE,
+            else ~/.cache/fgzoo.
+        cache_limit_gb: Largest size of one cache in GB (10^9 bytes): 3 x resize^2 bytes an image for resize_mode `squash`, about
+            a third more for `shortest`; 9.3 GB for CUB at 512 pixels.
 
     Raises:
         UsageError: An argument is out of its range.
@@ -93,6 +109,9 @@ class FGVCDataModule(L.LightningDataModule):
         csv: str | Path | None = None,
         test_fraction: float = 0.0,
         birds: Birds = Birds(),  # noqa: B008 - frozen
+        cache: CacheMode = "none",
+        cache_folder: str | Path | None = None,
+        cache_limit_gb: float = 64.0,
     ) -> None:
         super().__init__()
         if name not in get_args(DatasetName):
@@ -107,6 +126,10 @@ class FGVCDataModule(L.LightningDataModule):
             raise UsageError("data.folds and data.val_fraction both hold images out; give one of them")
         if folds and (folds < 2 or not 0 <= fold < folds):
             raise UsageError(f"data.fold: {fold} of {folds} folds; folds start from 0, and there are at least 2")
+        if cache not in get_args(CacheMode):
+            raise UsageError(f"data.cache: '{cache}' is none of {', '.join(get_args(CacheMode))}")
+        if not cache_limit_gb > 0:
+            raise UsageError(f"data.cache_limit_gb: {cache_limit_gb}; more than 0, or use --data.cache none")
         self.dataset_name: DatasetName = name
         self.root = _find_root(name, root)
         self.image_size = image_size
@@ -132,6 +155,9 @@ class FGVCDataModule(L.LightningDataModule):
         self.csv = csv
         self.test_fraction = test_fraction
         self.birds = birds
+        self.cache: CacheMode = cache
+        self.cache_folder = cache_folder
+        self.cache_limit_gb = cache_limit_gb
         self._datasets: dict[Split, RecordDataset] = {}
         self._resumed_epoch = 0
 
@@ -148,7 +174,7 @@ class FGVCDataModule(L.LightningDataModule):
                 f"`fgzoo data info {self.dataset_name}` says what must lie there"
             )
         # The number of classes is asked for before Lightning's turn to prepare data comes; a lock lets one process fetch.
-        self.prepare_data()
+        self._fetch()
         if not self.root.is_dir():
             raise DataError(f"data.root: no folder {self.root}")
         return read_listing(self.dataset_name, self.root, self.level, self.csv, self.test_fraction, self.seed)
@@ -198,7 +224,11 @@ class FGVCDataModule(L.LightningDataModule):
     # ------------------------------------------------------------------ Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Download on one process, if that is asked for."""
+        """Download, and fill the image cache, on one process of a machine, if that is asked for."""
+        self._fetch()
+        self._prepare_cache()
+
+    def _fetch(self) -> None:
         if not self.download or self.dataset_name == "birds":
             return
         if self.root is None:
@@ -206,10 +236,16 @@ class FGVCDataModule(L.LightningDataModule):
         fetch_dataset(self.dataset_name, self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the lists and check that every image they name is there."""
+        """Read the lists and check that every image they name is there; open the image cache."""
         splits = self.splits
         if stage in (None, "fit") and len(splits["train"]) < 2:
             raise DataError(f"data: {len(splits['train'])} training images; batch-norm needs at least 2")
+        self._prepare_cache()
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Remove a cache in memory, unless another process uses it."""
+        if self._image_cache is not None:
+            self._image_cache.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch that comes after a checkpoint."""
@@ -242,6 +278,18 @@ class FGVCDataModule(L.LightningDataModule):
             )
         return self._evaluation_loader("test")
 
+    def flip(self, images: Tensor, keys: Tensor) -> Tensor:
+        """Mirror half of a training batch on its device, unless the augmentation is `paper`.
+
+        Args:
+            images: (B, 3, H, W).
+            keys: (B, 3), the (seed, epoch, index) of the samples.
+
+        Returns:
+            (B, 3, H, W).
+        """
+        return images if self.augmentation == "paper" else flip_batch(images, keys)
+
     def mix(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """Mix a training batch on its device, where the augmentation says so; otherwise return it unchanged."""
         if self.augmentation != "strong":
@@ -260,16 +308,63 @@ class FGVCDataModule(L.LightningDataModule):
             The data set.
         """
         train = split == "train"
-        if train:
-            transform = training_transform(self.augmentation, self.image_size, self.resize, self.resize_mode)
+        if self._image_cache is None:
+            read = self._read
+            arguments = self.image_size, self.resize, self.resize_mode
+            transform = training_transform(self.augmentation, *arguments) if train else evaluation_transform(*arguments)
         else:
-            transform = evaluation_transform(self.image_size, self.resize, self.resize_mode)
-        read = self.listing.read or partial(_read_file, decoder=self.decoder, banner=self._banner())
+            self._open_cache()
+            read = self._image_cache.read
+            transform = augmentation_transform(self.augmentation, self.image_size) if train else evaluation_crop(self.image_size)
         on_error = self.on_error if train else "raise"
         return RecordDataset(self.splits[split], read, transform, self.seed, on_error, split)
 
+    @property
+    def _read(self) -> Callable[[Record], Tensor]:
+        """Record -> upright uint8 image (3, H, W)."""
+        return self.listing.read or partial(_read_file, decoder=self.decoder, banner=self._banner())
+
+    @cached_property
+    def _image_cache(self) -> ImageCache | None:
+        """Where decoded and resized images are read from, if that is asked for."""
+        if self.cache == "none":
+            return None
+        generated = self.listing.read is not None
+        decoder = "generated" if generated else active_decoder(self.decoder)
+        # What divides the images into splits, and names their classes, is left out: folds share one cache.
+        settings = {
+            "data": self.listing.fingerprint() if generated else str(self.root and self.root.resolve()),
+            "csv": str(self.csv and Path(self.csv).resolve()),
+            "resize": [self.resize, self.resize_mode, "bilinear"],
+            "banner": self._banner(),
+            "decoder": decoder,
+            "versions": pixel_versions(decoder, *((synthetic, bird_drawing) if generated else (images,))),
+        }
+        return ImageCache(
+            ram_folder() if self.cache == "ram" else disk_folder(self.cache_folder),
+            f"{self.dataset_name}-{self.resize_mode}{self.resize}",
+            settings,
+            self._read,
+            resize_transform(self.resize, self.resize_mode),
+            self.resize,
+            self.cache_limit_gb,
+            temporary=self.cache == "ram",
+        )
+
+    def _prepare_cache(self) -> None:
+        """Fill the image cache, or see that it still holds what the files hold."""
+        if self._image_cache is not None:
+            listing = self.listing
+            self._image_cache.prepare((*listing.train, *listing.val, *listing.test), self.num_workers)
+
+    def _open_cache(self) -> None:
+        """Prepare the image cache where no trainer has done so, or where its run is over."""
+        if self._image_cache is not None and not self._image_cache.ready:
+            self._prepare_cache()
+
     def _dataset(self, split: Split) -> RecordDataset:
         """The split's data set, made once: it remembers which images were skipped."""
+        self._open_cache()
         if split not in self._datasets:
             self._datasets[split] = self.dataset(split)
         return self._datasets[split]
@@ -280,6 +375,18 @@ class FGVCDataModule(L.LightningDataModule):
         if dataset is None:
             return []
         return [dataset.records[i].name for i in dataset.skipped.nonzero().flatten().tolist()]
+
+    def read_by(self, process: int) -> Path | str | None:
+        """The image that a loader's worker is reading, or was reading when it died; `None` where it was reading none.
+
+        Args:
+            process: The worker's process number.
+        """
+        for dataset in self._datasets.values():
+            for worker, index in dataset.reading.tolist():
+                if worker == process and index >= 0:
+                    return dataset.records[index].path or dataset.records[index].name
+        return None
 
     def _banner(self) -> int:
         """Height in pixels of the strip to cut off at the bottom of every image."""

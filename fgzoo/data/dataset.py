@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from fgzoo.data.records import Record
 from fgzoo.data.samplers import MASKED
@@ -20,6 +21,9 @@ Sample = tuple[Tensor, int, int]
 
 #: The class of a sample that no metric counts.
 IGNORED = -1
+
+#: Of how many loader workers it is known what they are reading.
+MAX_WORKERS = 256
 
 
 class RecordDataset(Dataset[Sample | None]):
@@ -54,6 +58,8 @@ class RecordDataset(Dataset[Sample | None]):
         self.split = split
         #: Which images were skipped; shared with the loader's workers.
         self.skipped = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
+        #: (process, index) of what each of the loader's workers is reading; shared with them, so that it outlives them.
+        self.reading = torch.full((MAX_WORKERS, 2), -1).share_memory_()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -63,6 +69,7 @@ class RecordDataset(Dataset[Sample | None]):
         masked = index == MASKED
         index = 0 if masked else index
         record = self.records[index]
+        self._note(index)
         try:
             image = self.read(record)
         except DataError as error:
@@ -74,8 +81,16 @@ class RecordDataset(Dataset[Sample | None]):
                 warnings.warn(f"skipped {int(self.skipped.sum())} so far: {message}", stacklevel=2)
             return None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(sample_seed(self.seed, epoch, index))
-            return self.transform(image), IGNORED if masked else record.target, index
+            # Seeding the devices too, as torch.manual_seed does, takes longer than the crop.
+            torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
+            image = self.transform(image)
+        self._note(-1)
+        return image, IGNORED if masked else record.target, index
+
+    def _note(self, index: int) -> None:
+        worker = get_worker_info()
+        if worker is not None and worker.id < MAX_WORKERS:
+            self.reading[worker.id] = torch.tensor([os.getpid(), index])
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from fgzoo.errors import UsageError
+from fgzoo.nn.randomness import keyed_uniform
 
 Augmentation = Literal["paper", "standard", "strong"]
 ResizeMode = Literal["squash", "shortest"]
@@ -28,8 +29,8 @@ def training_transform(augmentation: Augmentation, image_size: int, resize: int,
     """The training transform of a preset.
 
     Args:
-        augmentation: `paper`: resize only. `standard`: resize, random crop, random flip. `strong`: the same and one random
-            operation of random strength (TrivialAugment Wide, arXiv 2103.10158).
+        augmentation: `paper`: resize only. `standard`: resize, random crop. `strong`: the same and one random operation of random
+            strength (TrivialAugment Wide, arXiv 2103.10158). Flips come later, see [flip_batch][].
         image_size: Side of the result in pixels.
         resize: Side to resize to before the crop.
         resize_mode: `squash` or `shortest`.
@@ -37,14 +38,27 @@ def training_transform(augmentation: Augmentation, image_size: int, resize: int,
     Returns:
         uint8 (3, H, W) -> uint8 (3, image_size, image_size); random choices come from torch's global generator.
     """
+    return v2.Compose([resize_transform(resize, resize_mode), augmentation_transform(augmentation, image_size)])
+
+
+def augmentation_transform(augmentation: Augmentation, image_size: int) -> torch.nn.Module:
+    """What follows the resize in training; all its random choices are made here.
+
+    Args:
+        augmentation: As in [training_transform][].
+        image_size: Side of the result in pixels.
+
+    Returns:
+        uint8 (3, H, W), already resized -> uint8 (3, image_size, image_size).
+    """
     if augmentation not in get_args(Augmentation):
         raise UsageError(f"data.augmentation: '{augmentation}' is none of {', '.join(get_args(Augmentation))}")
     if augmentation == "paper":
-        return evaluation_transform(image_size, resize, resize_mode)
-    steps: list[torch.nn.Module] = [_resize(resize, resize_mode), v2.RandomCrop(image_size), v2.RandomHorizontalFlip()]
+        return evaluation_crop(image_size)
+    crop = v2.RandomCrop(image_size)
     if augmentation == "strong":
-        steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
-    return v2.Compose(steps)
+        return v2.Compose([crop, v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)])
+    return crop
 
 
 def evaluation_transform(image_size: int, resize: int, resize_mode: str) -> Transform:
@@ -58,14 +72,49 @@ def evaluation_transform(image_size: int, resize: int, resize_mode: str) -> Tran
     Returns:
         uint8 (3, H, W) -> uint8 (3, image_size, image_size).
     """
-    return v2.Compose([_resize(resize, resize_mode), v2.CenterCrop(image_size)])
+    return v2.Compose([resize_transform(resize, resize_mode), evaluation_crop(image_size)])
 
 
-def _resize(side: int, mode: str) -> torch.nn.Module:
+def evaluation_crop(image_size: int) -> torch.nn.Module:
+    """What follows the resize in evaluation: the central crop.
+
+    Args:
+        image_size: Side of the result in pixels.
+
+    Returns:
+        uint8 (3, H, W), already resized -> uint8 (3, image_size, image_size).
+    """
+    return v2.CenterCrop(image_size)
+
+
+def resize_transform(side: int, mode: str) -> torch.nn.Module:
+    """The resize that every image passes, in training and evaluation; nothing random.
+
+    Args:
+        side: Side of the square, or length of the shorter side, in pixels.
+        mode: `squash` or `shortest`.
+
+    Returns:
+        uint8 (3, H, W) -> uint8 (3, side, side), or (3, H', W') with min(H', W') = side.
+    """
     if mode not in get_args(ResizeMode):
         raise UsageError(f"data.resize_mode: '{mode}' is none of {', '.join(get_args(ResizeMode))}")
     size = [side, side] if mode == "squash" else [side]
     return v2.Resize(size, interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+
+
+def flip_batch(images: Tensor, keys: Tensor) -> Tensor:
+    """Mirror half of the images, decided by their keys.
+
+    Args:
+        images: (B, 3, H, W).
+        keys: (B, 3), the (seed, epoch, index) of the samples.
+
+    Returns:
+        (B, 3, H, W).
+    """
+    mirrored = keyed_uniform(keys, salt=1)[:, :, None, None] < 0.5
+    return torch.where(mirrored, images.flip(-1), images)
 
 
 def mix_batch(images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -393,14 +393,17 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         self.card = card
 
     def _prepare(self, batch: Batch) -> Batch:
-        """Normalise on the device; mix images (mixup, cutmix) there too, in training.
+        """Normalise on the device; mirror and mix images (mixup, cutmix) there too, in training.
 
         Part of the step, because Lightning's hook for transferred batches comes before the step is seeded.
         """
         images, targets, index = batch
+        data = self._datamodule() if self._trainer is not None and self.trainer.training else None
+        flip, mix = getattr(data, "flip", None), getattr(data, "mix", None)
+        if flip is not None:
+            images = flip(images, self.sample_keys(index))
         images = self.normalize(images).contiguous(memory_format=torch.channels_last)
-        mix = getattr(self._datamodule(), "mix", None)
-        if mix is not None and self._trainer is not None and self.trainer.training:
+        if mix is not None:
             images, targets = mix(images, targets, self.num_classes)
         return images, targets, index
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from fgzoo.data.transforms import default_resize, evaluation_transform, mix_batch, training_transform
+from fgzoo.data.transforms import default_resize, evaluation_transform, flip_batch, mix_batch, training_transform
 from fgzoo.errors import UsageError
 
 PRESETS = ["paper", "standard", "strong"]
@@ -47,6 +47,25 @@ def test_one_state_of_the_generator_gives_one_image(preset: str) -> None:
     first = transform(IMAGE)
     torch.manual_seed(3)
     assert torch.equal(transform(IMAGE), first)
+
+
+def keys(count: int, epoch: int = 0) -> torch.Tensor:
+    return torch.stack([torch.zeros(count), torch.full((count,), epoch), torch.arange(count)], dim=1).long()
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    images = torch.arange(4.0).expand(2000, 3, 2, 4)
+    mirrored = flip_batch(images, keys(2000))[:, 0, 0, 0] == 3
+    assert torch.equal(flip_batch(images, keys(2000))[mirrored], images.flip(-1)[mirrored])
+    assert torch.equal(flip_batch(images, keys(2000))[~mirrored], images[~mirrored])
+    assert 0.45 < mirrored.float().mean() < 0.55
+
+
+def test_mirroring_is_decided_by_the_key_alone() -> None:
+    images = torch.arange(4.0).expand(200, 3, 2, 4)
+    alone = torch.cat([flip_batch(images[i : i + 1], keys(200)[i : i + 1]) for i in range(200)])
+    assert torch.equal(alone, flip_batch(images, keys(200)))
+    assert not torch.equal(flip_batch(images, keys(200, epoch=1)), alone)
 
 
 def test_paper_sees_the_whole_image_and_nothing_random() -> None:

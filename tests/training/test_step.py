@@ -120,3 +120,32 @@ def test_recomputing_changes_no_weight(tmp_path: Path, name: str) -> None:
 def test_recomputing_a_compiled_network_is_refused() -> None:
     with pytest.raises(UsageError, match=r"^model\.recompute_backbone: "):
         make(Baseline, recompute_backbone=True, compile=True)
+
+
+# ---------------------------------------------------------------------- what is left of the augmentation to the device
+
+
+@pytest.mark.parametrize(("augmentation", "mirrors"), [("paper", False), ("standard", True)])
+def test_training_mirrors_on_the_device(tmp_path: Path, augmentation: str, mirrors: bool) -> None:
+    seen: dict[int, set[bool]] = {}
+
+    class Watched(Baseline):
+        def forward(self, images: torch.Tensor, *arguments: Any) -> Any:
+            for image, (_, _, index) in zip(images, arguments[1].tolist(), strict=True):
+                plain = self.normalize(data.dataset("train")[(self.current_epoch, index)][0][None])[0]  # type: ignore[index]
+                assert torch.equal(image, plain) or torch.equal(image, plain.flip(-1))
+                seen.setdefault(index, set()).add(torch.equal(image, plain))
+            return super().forward(images, *arguments)
+
+    data = birds(augmentation=augmentation)
+    trainer(tmp_path, max_epochs=6, limit_val_batches=0).fit(make(Watched), datamodule=data)
+    assert (False in set.union(*seen.values())) == mirrors
+    assert len(seen) == 9
+
+
+def test_evaluation_mirrors_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = birds()
+    monkeypatch.setattr(data, "flip", lambda *_: pytest.fail("an image of the test split was mirrored"))
+    model = make(Baseline)
+    model.trained = True
+    trainer(tmp_path).test(model, datamodule=data, verbose=False)

@@ -1,0 +1,512 @@
+"""Images as they are after decoding and resizing, in one file that loader workers, ranks and later runs share.
+
+A cache is two files: `NAME.pixels`, the images one after another and 16 random bytes, and `NAME.json`, which says where each
+image lies and which file it was made from. Both are written under another name and moved into place when they are complete;
+the random bytes show that they belong together. `NAME` holds a hash of all settings that decide the pixels.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fgzoo.data.records import Record
+from fgzoo.errors import DataError, UsageError
+
+CacheMode = Literal["none", "ram", "disk"]
+
+#: Version of the files' layout and of the resize; a higher one makes every older file obsolete.
+FORMAT = 1
+#: The file system that lies in memory.
+MEMORY = Path("/dev/shm")
+#: Share of a file system's free space that a cache may take: loader workers pass their batches through /dev/shm, and a run
+#: on a full disk loses its checkpoints.
+ROOM = 0.9
+#: Seconds to wait for another process before saying so.
+PATIENCE = 10.0
+
+_TOKEN = 16
+_GB = 1e9
+
+
+class Stamp(NamedTuple):
+    """What a look at a file's metadata tells; a write that keeps size and modification time still changes `ctime_ns`."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+#: The stamp of an image that is generated (its settings are in the cache's name), and of a file that is not there.
+_GENERATED = Stamp(0, 0, 0)
+_ABSENT = Stamp(-1, 0, 0)
+
+
+class Entry(NamedTuple):
+    """An image in the cache.
+
+    Attributes:
+        offset: Its first byte.
+        height: In pixels; 0: the image could not be read and is not in the cache.
+        width: In pixels.
+        channels_last: Order of its bytes: (H, W, 3), as decoders write them, else (3, H, W).
+        stamp: The file it was made from.
+        digest: Hash of that file's bytes.
+    """
+
+    offset: int
+    height: int
+    width: int
+    channels_last: bool
+    stamp: Stamp
+    digest: str
+
+
+class Manifest(NamedTuple):
+    """What a file of pixels holds.
+
+    Attributes:
+        token: Its last 16 bytes, in hexadecimal digits.
+        length: Its length in bytes.
+        entries: The images by name.
+    """
+
+    token: str
+    length: int
+    entries: dict[str, Entry]
+
+
+class ImageCache:
+    """Reads images from a file in which they lie decoded and resized; fills it first where that is needed.
+
+    The file is opened by every process for itself, so that the object can be sent to workers, whether they are forked or spawned.
+    An image that could not be read is not in the file: it is read anew each time, and raises what it raises without a cache.
+
+    Args:
+        folder: Where caches lie; made where it does not exist.
+        label: Beginning of the file's name, for those who look into the folder.
+        settings: All that decides an image's pixels beside its file; one file for each.
+        read: Record -> upright uint8 (3, H, W).
+        resize: uint8 (3, H, W) -> uint8 (3, H', W'), nothing random.
+        side: The least of H' and W' in pixels.
+        limit_gb: Largest size of the file in GB (10^9 bytes).
+        temporary: Remove the file as soon as no process uses it any more.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        label: str,
+        settings: Mapping[str, object],
+        read: Callable[[Record], Tensor],
+        resize: Callable[[Tensor], Tensor],
+        side: int,
+        limit_gb: float,
+        temporary: bool = False,
+    ) -> None:
+        text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
+        key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        self.path = folder / f"{label}-{key}.pixels"
+        self.source = read
+        self.resize = resize
+        self.side = side
+        self.limit_gb = limit_gb
+        self.temporary = temporary
+        self._manifest: Manifest | None = None
+        self._pixels: np.memmap[Any, np.dtype[np.uint8]] | None = None
+        self._held: BinaryIO | None = None
+        self._owner = os.getpid()
+
+    def __getstate__(self) -> dict[str, object]:
+        """A worker opens the file for itself, and leaves it to the process that sent it to remove the file."""
+        return {**self.__dict__, "_pixels": None, "_held": None}
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def ready(self) -> bool:
+        """Whether images can be read: [prepare][ImageCache.prepare] has been called, and [close][ImageCache.close] not since."""
+        return self._manifest is not None
+
+    def read(self, record: Record) -> Tensor:
+        """An image after decoding and resizing.
+
+        Args:
+            record: One of those that the cache was prepared for.
+
+        Returns:
+            uint8 (3, H', W'), the caller's own copy, with the strides that the resize gives it.
+
+        Raises:
+            DataError: The image cannot be read.
+            UsageError: The file was removed or replaced since the cache was prepared.
+        """
+        if self._manifest is None:
+            raise UsageError(f"data.cache: {self.path} is closed, as its run is over; make the data module anew to read on")
+        entry = self._manifest.entries[record.name]
+        if entry.height == 0:
+            return self.resize(self.source(record))
+        if self._pixels is None:
+            self._pixels = self._map(self._manifest)
+            if self._pixels is None:
+                raise UsageError(f"data.cache: {self.path} was removed or replaced while this run used it; start the run again")
+        size = 3 * entry.height * entry.width
+        pixels = torch.from_numpy(np.array(self._pixels[entry.offset : entry.offset + size]))
+        if entry.channels_last:
+            return pixels.view(entry.height, entry.width, 3).permute(2, 0, 1)
+        return pixels.view(3, entry.height, entry.width)
+
+    def _map(self, manifest: Manifest) -> np.memmap[Any, np.dtype[np.uint8]] | None:
+        """The file of pixels; `None` where it is not there, broken off, or another than the manifest's."""
+        try:
+            pixels = np.memmap(self.path, dtype=np.uint8, mode="r")
+        except (OSError, ValueError):  # absent, empty
+            return None
+        whole = len(pixels) == manifest.length and pixels[-_TOKEN:].tobytes() == bytes.fromhex(manifest.token)
+        return pixels if whole else None
+
+    # ------------------------------------------------------------------ preparing and closing
+
+    def prepare(self, records: Sequence[Record], num_workers: int = 0) -> None:
+        """Make sure that the file holds these records as they are now; fill it where it does not.
+
+        Every file is looked at: where size or times differ from what they were, its bytes are hashed, and where those differ too,
+        the cache is filled anew. One process fills; others wait for it and use the result.
+
+        Args:
+            records: All images, of all splits.
+            num_workers: Processes that decode; 0: this one does.
+
+        Raises:
+            UsageError: There is not enough room, or the folder cannot be written.
+        """
+        records = list({record.name: record for record in records}.values())
+        with self._locked():
+            try:
+                manifest = self._current_manifest(records)
+                if manifest is None:
+                    self._clean_up()
+                    manifest = self._fill(records, num_workers)
+                if self.temporary:
+                    self._hold()
+            except OSError as error:
+                reason = "no space is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+                raise UsageError(f"data.cache: {self.path} cannot be written ({reason}); {self._ways_out()}") from error
+            # Opened before workers are forked: they see the same file, whatever lies there later.
+            self._manifest, self._pixels = manifest, self._map(manifest)
+
+    def close(self) -> None:
+        """Let go of a temporary file; the last process that uses it removes it. Files on disk stay, and stay open."""
+        if self._held is None or self._owner != os.getpid():
+            return
+        atexit.unregister(self.close)
+        self._manifest = self._pixels = None
+        held, self._held = self._held, None
+        with held:
+            if self._is_current(held):
+                with self._locked():
+                    # Workers that were forked share the lock: to close the file would not release it.
+                    _flock(held, "LOCK_UN")
+                    _remove_unused(self.path)
+
+    def _hold(self) -> None:
+        """Mark the file as used by this process; the system takes the mark away when a process is killed."""
+        if self._held is not None and self._owner == os.getpid() and self._is_current(self._held):
+            return
+        self._held = self.path.open("rb")
+        _flock(self._held, "LOCK_SH")
+        self._owner = os.getpid()
+        atexit.register(self.close)
+
+    def _is_current(self, held: BinaryIO) -> bool:
+        """Whether the file that is held is the one that lies in the folder."""
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(held.fileno()), self.path.stat())
+        return False
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(self.path.with_suffix(".lock"))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=PATIENCE)
+            except Timeout:
+                said = f"Waiting for another process that fills {self.path}"
+                Console(stderr=True, soft_wrap=True).print(said, highlight=False, markup=False)
+                lock.acquire()
+        except OSError as error:
+            raise UsageError(f"data.cache: {self.path.parent} cannot be written ({error}); {self._ways_out()}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _clean_up(self) -> None:
+        """Remove what is obsolete: the file about to be replaced, and what killed processes left half written or in memory."""
+        self.path.unlink(missing_ok=True)
+        for path in list(self.path.parent.iterdir()):
+            name = path.name.partition(".")[0]
+            if name == self.path.stem or path.suffix not in ((".part", ".pixels") if self.temporary else (".part",)):
+                continue
+            with suppress(Timeout, OSError), FileLock(path.with_name(f"{name}.lock")).acquire(timeout=0):
+                if path.suffix == ".part":
+                    path.unlink(missing_ok=True)
+                else:
+                    _remove_unused(path)
+
+    # ------------------------------------------------------------------ the manifest
+
+    def _current_manifest(self, records: Sequence[Record]) -> Manifest | None:
+        """The manifest, unless the cache must be filled anew."""
+        manifest = _read_manifest(self.path.with_suffix(".json"))
+        if manifest is None or self._map(manifest) is None:
+            return None
+        touched = {}
+        for record in records:
+            entry = manifest.entries.get(record.name)
+            if entry is None:
+                return None
+            stamp = _stamp(record)
+            if stamp != entry.stamp:
+                if _digest(record) != entry.digest:
+                    return None
+                touched[record.name] = entry._replace(stamp=stamp)
+        if touched:
+            manifest.entries.update(touched)
+            _write_manifest(self.path.with_suffix(".json"), manifest)
+        return manifest
+
+    # ------------------------------------------------------------------ filling
+
+    def _fill(self, records: Sequence[Record], num_workers: int) -> Manifest:
+        """Write every image that can be read, and then the manifest."""
+        part = self.path.with_suffix(".pixels.part")
+        token = os.urandom(_TOKEN)
+        try:
+            with part.open("wb") as file:
+                entries, length = self._write_images(file, records, num_workers)
+                file.write(token)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path)
+        finally:
+            part.unlink(missing_ok=True)
+        manifest = Manifest(token.hex(), length + _TOKEN, entries)
+        _write_manifest(self.path.with_suffix(".json"), manifest)
+        return manifest
+
+    def _write_images(self, file: BinaryIO, records: Sequence[Record], num_workers: int) -> tuple[dict[str, Entry], int]:
+        """Write the images one after another; returns where they lie, and the end of the last one."""
+        count, length = len(records), 0
+        free = int(shutil.disk_usage(self.path.parent).free * ROOM)
+        least = 3 * self.side**2 * count
+        self._check_room(least, free, f"{count} images take at least {least / _GB:.3g} GB")
+        source = _Source(records, self.source, self.resize)
+        # Without a generator of its own, a loader draws from torch's: a run that fills would differ from one that does not.
+        loader = DataLoader(source, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+        entries: dict[str, Entry] = {}
+        with _progress(count, self.path) as advance:
+            for record, (pixels, entry) in zip(records, loader, strict=True):
+                entries[record.name] = entry._replace(offset=length)
+                if pixels is not None:
+                    length += pixels.numel()
+                    guess = length / len(entries) * count / _GB
+                    self._check_room(length, free, f"{count} images take about {guess:.3g} GB")
+                    file.write(pixels.numpy())
+                advance()
+        return entries, length
+
+    def _check_room(self, needed: int, free: int, about: str) -> None:
+        if needed > self.limit_gb * _GB:
+            raise UsageError(
+                f"data.cache_limit_gb: {about}, the limit is {self.limit_gb:g} GB; raise it, choose a smaller data.resize, or "
+                "use --data.cache none"
+            )
+        if needed > free:
+            raise UsageError(f"data.cache: {about}, and {self.path.parent} has room for {free / _GB:.3g} GB; {self._ways_out()}")
+
+    def _ways_out(self) -> str:
+        elsewhere = "use --data.cache disk" if self.temporary else "give another --data.cache_folder"
+        return f"{elsewhere}, choose a smaller data.resize, or use --data.cache none"
+
+
+class _Source(Dataset[tuple[Tensor | None, Entry]]):
+    """Decodes and resizes: (bytes of the image, entry whose offset is not yet known); `None` where it cannot be read."""
+
+    def __init__(self, records: Sequence[Record], read: Callable[[Record], Tensor], resize: Callable[[Tensor], Tensor]) -> None:
+        self.records = records
+        self.read = read
+        self.resize = resize
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, Entry]:
+        record = self.records[index]
+        # Looked at before it is decoded: a file that changes in between will not look the same when the cache is next opened.
+        stamp, digest = _stamp(record), _digest(record)
+        try:
+            image = self.resize(self.read(record))
+        except DataError:
+            return None, Entry(0, 0, 0, False, stamp, digest)
+        rows = image.permute(1, 2, 0)
+        channels_last = rows.is_contiguous()
+        pixels = rows if channels_last else image
+        return pixels.reshape(-1), Entry(0, image.shape[1], image.shape[2], channels_last, stamp, digest)
+
+
+# ---------------------------------------------------------------------- where, and under which name
+
+
+def disk_folder(given: str | Path | None = None) -> Path:
+    """The folder of caches on disk.
+
+    Args:
+        given: The folder that was asked for; by default the environment variable FGZOO_CACHE, else `~/.cache/fgzoo`.
+
+    Returns:
+        Its subfolder `images`.
+
+    Raises:
+        UsageError: Nothing is given, and there is no home folder.
+    """
+    home = os.environ.get("HOME") or os.environ.get("USERPROFILE")
+    base = given or os.environ.get("FGZOO_CACHE") or (home and Path(home, ".cache", "fgzoo"))
+    if not base:
+        raise UsageError("data.cache_folder: there is no home folder to cache images in; give --data.cache_folder PATH")
+    return Path(base).expanduser() / "images"
+
+
+def ram_folder() -> Path:
+    """The folder of caches in memory, this user's own.
+
+    Returns:
+        A folder in /dev/shm.
+
+    Raises:
+        UsageError: There is no /dev/shm, or somebody else has made the folder.
+    """
+    if not MEMORY.is_dir():
+        raise UsageError(f"data.cache: ram needs {MEMORY}, which this system does not have; use --data.cache disk")
+    folder = MEMORY / f"fgzoo-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise UsageError(f"data.cache: {folder} belongs to another user; use --data.cache disk")
+    return folder / "images"
+
+
+def pixel_versions(decoder: str, *modules: ModuleType) -> dict[str, str]:
+    """What else decides an image's pixels: libraries, processor, and our own code.
+
+    Args:
+        decoder: `torchcodec`, `pillow` or `generated`.
+        modules: The modules that make the image.
+
+    Returns:
+        Versions and hashes by name.
+    """
+    source = "".join(inspect.getsource(module) for module in modules)
+    return {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
+        "torchcodec": version("torchcodec") if decoder == "torchcodec" else "",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "code": hashlib.blake2b(source.encode(), digest_size=8).hexdigest(),
+    }
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _stamp(record: Record) -> Stamp:
+    if record.path is None:
+        return _GENERATED
+    try:
+        found = record.path.stat()
+    except OSError:
+        return _ABSENT
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _digest(record: Record) -> str:
+    """Hash of the file's bytes; empty where there is no file, or none that can be read: decoding it says why."""
+    if record.path is None:
+        return ""
+    try:
+        with record.path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return ""
+
+
+def _read_manifest(path: Path) -> Manifest | None:
+    """A manifest; `None` where there is none, or a damaged one."""
+    try:
+        content = json.loads(path.read_bytes())
+        entries = {name: Entry(**dict(zip(Entry._fields, row, strict=True))) for name, row in content["entries"].items()}
+        entries = {name: entry._replace(stamp=Stamp(*entry.stamp)) for name, entry in entries.items()}
+        return Manifest(content["token"], content["length"], entries)
+    except (OSError, ValueError, TypeError, KeyError, IndexError):
+        return None
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    part = path.with_suffix(".json.part")
+    try:
+        part.write_text(json.dumps(manifest._asdict()), encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _remove_unused(path: Path) -> None:
+    """Remove a cache in memory that no process holds; called by the holder of its lock."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            _flock(file, "LOCK_EX", "LOCK_NB")
+        except BlockingIOError:
+            return
+        path.unlink()
+        path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _flock(file: BinaryIO, *flags: str) -> None:
+    import fcntl  # Unix only, as is /dev/shm
+
+    fcntl.flock(file, sum(getattr(fcntl, flag) for flag in flags))
+
+
+@contextmanager
+def _progress(total: int, path: Path) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, else a line; yields what is to be called for every image."""
+    console = Console(stderr=True, soft_wrap=True)
+    if not console.is_terminal:
+        console.print(f"Caching {total} images in {path}", highlight=False, markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"caching images in {path.parent}", total=total)
+        yield lambda: bar.advance(task)
