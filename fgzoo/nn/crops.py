@@ -73,8 +73,8 @@ def center_boxes(batch: int, num_boxes: int, like: Tensor, side: float = 0.5) ->
         (B, num_boxes, 4).
     """
     low, high = 0.5 - side / 2, 0.5 + side / 2
-    box = torch.tensor([low, low, high, high], device=like.device)
-    return box.expand(batch, num_boxes, 4)
+    corners = [torch.full((2,), value, device=like.device) for value in (low, high)]
+    return torch.cat(corners).expand(batch, num_boxes, 4)
 
 
 def random_boxes(uniform: Tensor, side: float = 0.5) -> Tensor:

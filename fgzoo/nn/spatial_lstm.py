@@ -63,14 +63,13 @@ class SpatialLSTM(nn.Module):
         """Scan a map."""
         height, width = maps.shape[-2:]
         cells = maps.flatten(2).permute(2, 0, 1)  # (H W, B, C)
-        orders = [diagonal_order(height, width, bool(k & 1), bool(k & 2)) for k in range(self.directions)]
-        inputs = torch.stack([cells[torch.tensor(order, device=maps.device)] for order in orders])
+        orders = [diagonal_order(height, width, bool(k & 1), bool(k & 2), maps.device) for k in range(self.directions)]
+        inputs = torch.stack([cells[order] for order in orders])
         projected = torch.einsum("nlbc,ngc->nlbg", inputs, self.input_weight)
         with torch.autocast(maps.device.type, enabled=False):
             projected = single(projected) + self.bias.view(self.directions, 1, 1, -1)
             hidden = _Scan.apply(projected, self.hidden_weight, height, width)
-            back = [sorted(range(len(order)), key=order.__getitem__) for order in orders]
-            scans = [scan[torch.tensor(place, device=maps.device)] for scan, place in zip(hidden, back, strict=True)]
+            scans = [scan[order.argsort()] for scan, order in zip(hidden, orders, strict=True)]
             return torch.stack(scans).sum(dim=0).permute(1, 2, 0).unflatten(2, (height, width))
 
 
@@ -172,7 +171,9 @@ def diagonals(height: int, width: int) -> list[Diagonal]:
     return found
 
 
-def diagonal_order(height: int, width: int, flip_rows: bool = False, flip_columns: bool = False) -> list[int]:
+def diagonal_order(
+    height: int, width: int, flip_rows: bool = False, flip_columns: bool = False, device: torch.device | None = None
+) -> Tensor:
     """The cells of a map in the order of its anti-diagonals, each from its top.
 
     Args:
@@ -180,14 +181,13 @@ def diagonal_order(height: int, width: int, flip_rows: bool = False, flip_column
         width: Columns W.
         flip_rows: Begin at the bottom.
         flip_columns: Begin at the right.
+        device: Where to compute it, so that nothing is copied there.
 
     Returns:
-        H W positions i W + j.
+        (H W,) positions i W + j.
     """
-    order = []
-    for d in range(height + width - 1):
-        for i in range(max(0, d - width + 1), min(height - 1, d) + 1):
-            row = height - 1 - i if flip_rows else i
-            column = width - 1 - (d - i) if flip_columns else d - i
-            order.append(row * width + column)
-    return order
+    i, j = torch.arange(height, device=device), torch.arange(width, device=device)
+    i = i.flip(0) if flip_rows else i
+    j = j.flip(0) if flip_columns else j
+    # By diagonal, then by row; every cell has a number of its own.
+    return ((i[:, None] + j) * height + i[:, None]).flatten().argsort()
