@@ -64,8 +64,8 @@ class FGVCDataModule(L.LightningDataModule):
         fold: The fold that is validated on, from 0.
         seed: Seed of splits, orders and augmentation; by default the run's (`--seed_everything`).
         decoder: `auto` (torchcodec where it is installed), `torchcodec` or `pillow`.
-        on_error: `raise` stops at an image that cannot be read; `skip` leaves it out of training with a counted warning. Testing
-            always raises.
+        on_error: `raise` stops at an image that cannot be read; `skip` leaves it out of training with a counted warning, on one
+            device only. Testing always raises.
         download: Fetch and unpack CUB or Aircraft into root if it is not there.
         level: (aircraft) `variant`, `family` or `manufacturer`.
         banner: (aircraft) Cut off the strip of 20 pixels with the copyright notice at the bottom of every image.
@@ -259,6 +259,11 @@ class FGVCDataModule(L.LightningDataModule):
         """Shuffled; an incomplete last batch is dropped (the samples differ every epoch), unless it is the only one."""
         dataset = self._dataset("train")
         rank, world_size = self._rank()
+        if world_size > 1 and self.on_error == "skip":
+            raise UsageError(
+                "data.on_error: with several processes, skipped images would make their batches unequal; train one epoch on one "
+                "device, take out what skipped.json names, and go on with data.on_error: raise"
+            )
         sampler = EpochSampler(len(dataset), True, self.seed, rank, world_size)
         if self.trainer is not None:
             # The loader of a resumed run is made, and its workers begin to read, before the trainer knows its epoch.

@@ -279,3 +279,10 @@ def test_download_comes_before_the_classes_are_counted(tmp_path: Path, monkeypat
     data = module(tmp_path / "absent", download=True)
     assert data.num_classes == 3
     assert fetched
+
+
+def test_skipping_is_refused_where_batches_must_be_equal(cub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = module(cub, on_error="skip")
+    monkeypatch.setattr(data, "_rank", lambda: (0, 2))
+    with pytest.raises(UsageError, match=r"^data\.on_error: with several processes"):
+        data.train_dataloader()
