@@ -32,6 +32,7 @@ from fgzoo.methods import find_method
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.recipes import find_recipe, list_recipes, read_config
 from fgzoo.training.callbacks import ReproducibleSteps
+from fgzoo.training.faults import FiniteLoss
 from fgzoo.training.run import environment, peak_memory
 
 RESULTS = Path(__file__).parent / "results"
@@ -187,7 +188,8 @@ def make_trainer(device: torch.device, precision: str, batches: int, clock: Call
     settings: dict[str, Any] = {
         "accelerator": "gpu" if device.type == "cuda" else "cpu", "devices": 1, "precision": precision, "max_steps": batches,
         "max_epochs": -1, "limit_val_batches": 0, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-        "enable_model_summary": False, "use_distributed_sampler": False, "callbacks": [ReproducibleSteps(seed), clock],
+        "enable_model_summary": False, "use_distributed_sampler": False,
+        "callbacks": [ReproducibleSteps(seed), FiniteLoss(), clock],
         "plugins": [LightningEnvironment()],  # not a cluster's, where the script runs inside of one of its jobs
     }  # fmt: skip
     trainer = L.Trainer(**{**settings, **more})

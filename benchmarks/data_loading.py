@@ -2,7 +2,8 @@
 
 Both turn a JPEG file into a crop of 448 pixels out of 600 (or what --image-size and --resize say). The usual recipe: Pillow
 decodes, Pillow resizes, a random crop, a flip, floats in [0, 1], normalisation. Ours: torchcodec (or Pillow) decodes, torchvision
-resizes uint8, a random crop, a flip; normalisation is left to the device. One process, one thread, medians over repeats.
+resizes uint8, a random crop; flip and normalisation are left to the device. From the cache: what is decoded and resized already,
+and a random crop. One process, one thread, medians over repeats.
 
     python benchmarks/data_loading.py                    # on synthetic birds, drawn at CUB's usual size
     python benchmarks/data_loading.py --images cub/images
@@ -26,9 +27,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from fgzoo.data.cache import ImageCache
 from fgzoo.data.images import decode
+from fgzoo.data.records import Record
 from fgzoo.data.synthetic import Birds, SyntheticBirds
-from fgzoo.data.transforms import evaluation_transform, training_transform
+from fgzoo.data.transforms import augmentation_transform, evaluation_transform, resize_transform, training_transform
 from fgzoo.training.run import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,12 +52,27 @@ def pillow_recipe(size: int, resize: int) -> Callable[[Path], Tensor]:
     return lambda path: transform(Image.open(path).convert("RGB"))
 
 
-def stages(size: int, resize: int) -> dict[str, Callable[[Path], Tensor]]:
+def cached(paths: list[Path], folder: Path, size: int, resize: int) -> Callable[[Path], Tensor]:
+    """Our pipeline over a cache of these files, which is filled here."""
+    records = {path: Record(str(path), 0, path) for path in paths}
+
+    def read(record: Record) -> Tensor:
+        assert record.path is not None
+        return decode(record.path)
+
+    cache = ImageCache(folder, "benchmark", {}, read, resize_transform(resize, "squash"), resize, limit_gb=64)
+    cache.prepare(list(records.values()))
+    augmentation = augmentation_transform("standard", size)
+    return lambda path: augmentation(cache.read(records[path]))
+
+
+def stages(paths: list[Path], folder: Path, size: int, resize: int) -> dict[str, Callable[[Path], Tensor]]:
     """What is measured, by name."""
     transform = training_transform("standard", size, resize, "squash")
     return {
         "Pillow recipe": pillow_recipe(size, resize),
         "ours": lambda path: transform(decode(path)),
+        "ours, from the cache": cached(paths, folder, size, resize),
         "ours, Pillow decoder": lambda path: transform(decode(path, "pillow")),
         "decode alone, torchcodec": lambda path: decode(path, "torchcodec"),
         "decode alone, Pillow": lambda path: decode(path, "pillow"),
@@ -112,7 +130,10 @@ def main() -> None:
         found = sorted(options.images.rglob("*.jpg")) if options.images else draw_birds(Path(folder), options.count)
         paths = found[:: max(1, len(found) // options.count)][: options.count]
         widths, heights = zip(*(Image.open(path).size for path in paths), strict=True)
-        measured = {name: rates(f, paths, options.repeats) for name, f in stages(options.image_size, options.resize).items()}
+        measured = {
+            name: rates(function, paths, options.repeats)
+            for name, function in stages(paths, Path(folder), options.image_size, options.resize).items()
+        }
         largest, mean = worst_difference(paths, options.image_size, options.resize)
 
     base = statistics.median(measured["Pillow recipe"])

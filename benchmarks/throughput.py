@@ -97,6 +97,7 @@ class Case:
     data: str
     root: str | None
     workers: int | None
+    cache: str
 
 
 # ---------------------------------------------------------------------- a method
@@ -151,6 +152,7 @@ def data_of(case: Case) -> FGVCDataModule:
         image_size=case.size,
         batch_size=case.batch,
         num_workers=case.workers,
+        cache=case.cache,
         seed=case.seed,
         csv=table_of_files if case.data == "folder" and table_of_files.is_file() else None,
     )
@@ -349,7 +351,7 @@ def attempt_apart(case: Case) -> dict[str, Any]:
 
 def cases(options: argparse.Namespace) -> list[Case]:
     """What the arguments ask for."""
-    same = ("size", "classes", "device", "seed", "threads", "cudnn_benchmark", "roofline", "workers")
+    same = ("size", "classes", "device", "seed", "threads", "cudnn_benchmark", "roofline", "workers", "cache")
     shared = {name: getattr(options, name) for name in same}
     shared |= {
         "protocol": Protocol(options.warmup, options.steps, options.repeats),
@@ -480,6 +482,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, help="a data set for --end-to-end; by default synthetic birds are drawn as files")
     parser.add_argument("--files", type=int, default=100, help="how many of those are different")
     parser.add_argument("--workers", type=int, help="loader processes of --end-to-end")
+    parser.add_argument("--cache", choices=["none", "ram", "disk"], default="none", help="the data module's, in --end-to-end")
     parser.add_argument("--roofline", action="store_true", help="also compare the bare backbone with the memory's bandwidth")
     alone = argparse.BooleanOptionalAction
     parser.add_argument("--in-process", action=alone, default=False, help="all cases in this process: quicker, and less apart")
