@@ -149,3 +149,23 @@ def test_evaluation_mirrors_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     model = make(Baseline)
     model.trained = True
     trainer(tmp_path).test(model, datamodule=data, verbose=False)
+
+
+# ---------------------------------------------------------------------- compiled
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_and_testing_break_no_graph_and_stay_below_the_limit_of_recompilations(tmp_path: Path, name: str) -> None:
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model = method(name, optimizer="adamw", clip_norm=1.0)
+    model.network.compile(backend="eager")
+    # Otherwise it would go on without compiling, with a warning.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(model, datamodule=birds())
+        # Nine images: the last batch is a single one.
+        trainer(tmp_path).test(model, datamodule=birds(), verbose=False)
+    assert counters["frames"]["ok"] > 0
+    assert not counters["graph_break"]
+    assert counters["frames"]["total"] == counters["frames"]["ok"]
