@@ -82,6 +82,7 @@ def remedy_cells() -> list[Cell]:
             ("--model.fine", "mask", "--model.keep_views", "true"),
             ("--model.fine", "crop", "--model.keep_views", "true"),
             ("--model.fine", "crop", "--model.keep_views", "true", "--model.mask_weight", "0.1"),
+            ("--model.fine", "crop", "--model.keep_views", "true", "--model.mask_weight", "0.3"),
         ],
         "bcnn": [(), ("--model.new_share", "0")],
         "srbn": [(), ("--model.new_share", "0"), ("--model.directions", "4")],
@@ -130,6 +131,7 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> dict[str, str]:
         A row of the results.
     """
     name = "-".join(str(part) for part in (cell.part, cell.data, cell.model, cell.seed, cell.fold, *cell.arguments))
+    name += f"-{options.size}-{options.epochs}"
     folder = options.runs / name.replace(" ", "").replace("--model.", "")
     data = ["--config", cell.data, "--model", cell.model, "--config", "small", "--data.root", str(options.root)]
     data += ["--data.image_size", str(options.size), "--data.resize", str(round(options.size * 256 / 224))]
@@ -316,7 +318,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of a cell")
     parser.add_argument("--workers", type=int, default=0, help="loader processes of a cell")
-    parser.add_argument("--only", default="", help="cells whose label or model contains this")
+    parser.add_argument("--only", default="", help="cells with this label, or of this model")
+    parser.add_argument("--seed", type=int, help="cells of this seed")
     options = parser.parse_args()
     if options.what != "table":
         cells = {"search": search_cells, "remedies": remedy_cells, "final": final_cells, "cars": cars_cells}[options.what]()
@@ -335,6 +338,8 @@ def main() -> None:
                 str(options.size),
             )
             if key in done or (options.only and options.only not in (cell.label, cell.model)):
+                return
+            if options.seed is not None and cell.seed != options.seed:
                 return
             row = run_cell(cell, options)
             write_results([*read_results(), row])
