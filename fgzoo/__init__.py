@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fgzoo.zoo.checkpoint import load as load
     from fgzoo.zoo.factory import create_model as create_model
     from fgzoo.zoo.factory import list_models as list_models
+    from fgzoo.zoo.registry import list_checkpoints as list_checkpoints
 
 try:
     __version__ = version("fgzoo")
@@ -25,6 +26,7 @@ _HOME = {
     "FineGrainedClassifier": "fgzoo.methods.base",
     "MethodOutput": "fgzoo.nn.output",
     "create_model": "fgzoo.zoo.factory",
+    "list_checkpoints": "fgzoo.zoo.registry",
     "list_models": "fgzoo.zoo.factory",
     "load": "fgzoo.zoo.checkpoint",
 }
@@ -36,6 +38,7 @@ __all__ = [
     "MethodOutput",
     "__version__",
     "create_model",
+    "list_checkpoints",
     "list_models",
     "load",
 ]

@@ -17,7 +17,9 @@ VERBS = {
     "fit": "train a method; with nothing else, RRA on the built-in synthetic birds",
     "validate": "score a checkpoint on the validation split",
     "test": "score a checkpoint on the test split",
-    "list": "name methods, recipes and data sets",
+    "predict": "class names and probabilities of your own images, from a checkpoint",
+    "list": "name methods, recipes, data sets and checkpoints",
+    "download": "fetch checkpoints of the zoo, verified",
     "data": "info | verify | prepare: what a data set needs, whether it is whole, and fetching it",
 }
 
@@ -66,12 +68,19 @@ def _dispatch(arguments: list[str]) -> int:
         return _train(verb, arguments[1:])
     from fgzoo import tools
 
-    components: dict[str, Callable[[list[str]], int]] = {"list": tools.list_command, "data": tools.data_command}
+    components: dict[str, Callable[[list[str]], int]] = {
+        "list": tools.list_command,
+        "download": tools.download_command,
+        "data": tools.data_command,
+        "predict": tools.predict_command,
+    }
+    if verb == "predict":
+        _surroundings()
     return components[verb](arguments[1:])
 
 
-def _train(verb: str, arguments: list[str]) -> int:
-    """Lightning's verbs; its interrupt handling ends in exit status 1, ours in 130."""
+def _surroundings() -> None:
+    """What verbs that run a network need of the process, before torch is imported."""
     if os.environ.get("HOME") is None:
         # Caches of torch, timm and matplotlib fall back to the home folder, which there may be none of.
         os.environ["HOME"] = tempfile.gettempdir()
@@ -79,6 +88,11 @@ def _train(verb: str, arguments: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A method of one's own may lie in the folder one works in; appended, so that no file there hides an installed module.
     sys.path.append(str(Path.cwd()))
+
+
+def _train(verb: str, arguments: list[str]) -> int:
+    """Lightning's verbs; its interrupt handling ends in exit status 1, ours in 130."""
+    _surroundings()
     from fgzoo.training.command import run
 
     try:

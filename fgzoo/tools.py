@@ -1,12 +1,13 @@
-"""`fgzoo list` and `fgzoo data`: plain functions behind the same parser library as the training verbs."""
+"""`fgzoo list`, `fgzoo download`, `fgzoo data` and `fgzoo predict`: plain functions behind a parser each."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, auto_cli
 from rich.console import Console
@@ -39,12 +40,29 @@ LAYOUTS = {
 
 def list_command(arguments: list[str]) -> int:
     """Run `fgzoo list`."""
-    parser = _parser_class("fgzoo list")(prog="fgzoo list", description="Name methods, recipes and data sets.")
+    parser = _parser_class("fgzoo list")(prog="fgzoo list", description="Name methods, recipes, data sets and checkpoints.")
     parser.add_argument("what", nargs="?", choices=get_args(Listed), default="all", help="What to list (default: all).")
     parser.add_argument("pattern", nargs="?", default="*", help="A shell pattern that names must match, e.g. 'cub*'.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
     given = parser.parse_args(arguments)
     return list_things(given.what, given.pattern, given.json)
+
+
+def download_command(arguments: list[str]) -> int:
+    """Run `fgzoo download`: the files' paths go to standard output, everything else to standard error."""
+    parser = _parser_class("fgzoo download")(prog="fgzoo download", description="Fetch checkpoints of the zoo and verify them.")
+    parser.add_argument("names", nargs="+", help="Names as in `fgzoo list checkpoints`.")
+    names = parser.parse_args(arguments).names
+    from fgzoo.zoo.download import fetch_checkpoint
+    from fgzoo.zoo.registry import find_entry
+
+    # A misspelt name is told before anything large is fetched.
+    for name in names:
+        find_entry(name)
+    for name in names:
+        sys.stdout.write(f"{fetch_checkpoint(name)}\n")
+        sys.stdout.flush()
+    return 0
 
 
 def data_command(arguments: list[str]) -> int:
@@ -69,11 +87,11 @@ def _parser_class(program: str) -> type[ArgumentParser]:
 
 # ---------------------------------------------------------------------- list
 
-Listed = Literal["all", "methods", "recipes", "datasets"]
+Listed = Literal["all", "methods", "recipes", "datasets", "checkpoints"]
 
 
 def list_things(what: Listed = "all", pattern: str = "*", as_json: bool = False) -> int:
-    """Name methods, recipes and data sets.
+    """Name methods, recipes, data sets and checkpoints.
 
     Args:
         what: What to list.
@@ -85,11 +103,18 @@ def list_things(what: Listed = "all", pattern: str = "*", as_json: bool = False)
     """
     from fgzoo.methods import available
     from fgzoo.recipes import list_recipes
+    from fgzoo.zoo.registry import read_registry
 
     methods = {
         name: path + "".join(f", {key}={value}" for key, value in fixed.items()) for name, (path, fixed) in available().items()
     }
-    sections = {"methods": methods, "recipes": list_recipes(), "datasets": DATASETS}
+    checkpoints = {name: entry.as_dict() for name, entry in sorted(read_registry().items())}
+    sections: dict[str, dict[str, Any]] = {
+        "methods": methods,
+        "recipes": list_recipes(),
+        "datasets": DATASETS,
+        "checkpoints": checkpoints,
+    }
     chosen = {
         title: {name: text for name, text in rows.items() if fnmatch(name, pattern)}
         for title, rows in sections.items()
@@ -100,14 +125,40 @@ def list_things(what: Listed = "all", pattern: str = "*", as_json: bool = False)
         return 0
     console = Console()
     for title, rows in chosen.items():
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True)
-        table.add_column(style="dim")
-        for name, text in rows.items():
-            table.add_row(name, text)
-        console.print(table)
+        console.print(_checkpoint_table(rows) if title == "checkpoints" else _plain_table(title, rows))
         console.print()
     return 0
+
+
+def _plain_table(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim")
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def _checkpoint_table(rows: dict[str, dict[str, Any]]) -> Table:
+    """What one chooses by; `--json` has the rest."""
+    if not rows:
+        return _plain_table("checkpoints", {"none": "no checkpoint of such a name"})
+    table = Table(title="checkpoints", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("name", no_wrap=True)
+    for column in ("top-1 %", "of seeds", "MB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("data", style="dim", no_wrap=True)
+    for column in ("pixels", "backbone", "licence"):
+        table.add_column(column, style="dim", justify="right" if column == "pixels" else "left", overflow="fold")
+    for name, row in rows.items():
+        top1 = row["metrics"]["top1"]
+        several = top1["seeds"] > 1
+        table.add_row(
+            name, f"{100 * top1['value']:.1f}",
+            f"{100 * top1['mean']:.1f} ± {100 * top1['std']:.1f} ({top1['seeds']})" if several else "1",
+            f"{row['size'] / 1e6:.1f}", row["dataset"], str(row["image_size"]), row["backbone"], row["licence"],
+        )  # fmt: skip
+    return table
 
 
 # ---------------------------------------------------------------------- data
@@ -184,3 +235,129 @@ def prepare(name: Dataset, root: Path) -> int:
     fetch_dataset(name, root)
     Console().print(f"{name} lies in {root}", highlight=False)
     return 0
+
+
+# ---------------------------------------------------------------------- predict
+
+#: Where predictions and features can be written to, by suffix; read before torch is imported.
+PREDICTION_FILES = (".csv", ".jsonl")
+FEATURE_FILES = (".npy", ".npz", ".csv", ".jsonl")
+
+
+class _PredictParser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"predict: {message} (see `fgzoo predict --help`)")
+
+
+def predict_command(arguments: list[str]) -> int:
+    """Run `fgzoo predict`."""
+    # Options may stand between the images, too.
+    given = _predict_parser().parse_intermixed_args(arguments)
+    _check_output(given.output, given.embed)
+    if given.embed and given.also:
+        raise UsageError("predict: --embed takes one checkpoint, because features of several have no common meaning")
+    return predict(given)
+
+
+def _predict_parser() -> _PredictParser:
+    parser = _PredictParser(
+        prog="fgzoo predict",
+        description="Classes and probabilities of images, a row each; a file that cannot be read is a row with its error.",
+        epilog="Exit status: 0, or 1 where not one image could be read. Without --output: a table on a terminal, CSV in a pipe.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("checkpoint", help="a checkpoint file, a run's folder, or `last` or `best` of the newest run below runs/")
+    add(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="a file, a folder (every image below it), a quoted pattern such as 'photos/**/*.jpg', or - for a list of paths, one "
+        "a line, on standard input",
+    )
+    add("--also", action="append", default=[], metavar="CHECKPOINT", help="one more; probabilities are averaged (repeatable)")
+    add("--output", type=Path, metavar="FILE", help="a .csv or .jsonl file; with --embed also .npy or .npz")
+    add("--top-k", type=_at_least(1), default=5, metavar="K", help="classes to name, at most all of them (default: 5)")
+    add(
+        "--tta",
+        choices=("none", "flip", "five-crop", "ten-crop"),
+        default="none",
+        help="average over the image and its mirror image, over the four corners and the centre, or over those five and their "
+        "mirror images (default: none)",
+    )
+    add("--embed", action="store_true", help="features of the backbone instead of classes; they need --output or a pipe")
+    add("--batch-size", type=_at_least(1), default=32, metavar="N", help="images that pass the network at once (default: 32)")
+    add("--num-workers", type=_at_least(0), metavar="N", help="loader processes (default: one per core, at most 8)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:0 or mps (default: auto)")
+    add("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true", help="default: 32-true")
+    add(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package whose classes a checkpoint may name (repeatable)",
+    )
+    return parser
+
+
+def _at_least(low: int) -> Any:
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{value} is less than {low}")
+        return value
+
+    return integer
+
+
+def _check_output(output: Path | None, features: bool) -> None:
+    """Refuse an output that cannot be written before anything is computed."""
+    if output is None:
+        if features and sys.stdout.isatty():
+            raise UsageError("predict: --embed gives numbers by the thousand; write them by --output FILE, or into a pipe")
+        return
+    known = FEATURE_FILES if features else PREDICTION_FILES
+    if output.suffix.lower() not in known:
+        hint = " (features, by --embed)" if output.suffix.lower() in FEATURE_FILES else ""
+        raise UsageError(f"predict: --output {output}{hint}: the file's name ends in none of {', '.join(known)}")
+    if output.is_dir():
+        raise UsageError(f"predict: --output {output} is a folder; give a file in it")
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def predict(given: argparse.Namespace) -> int:
+    """Classify images, or take their features, and write them.
+
+    Args:
+        given: The arguments of `fgzoo predict`.
+
+    Returns:
+        0, or 1 where not one image could be read.
+    """
+    from fgzoo.data.datamodule import default_workers
+    from fgzoo.training.run import find_checkpoint
+    from fgzoo.zoo import prediction, prediction_files
+    from fgzoo.zoo.checkpoint import load
+
+    paths = prediction_files.image_paths(given.images, sys.stdin)
+    device = prediction_files.find_device(given.device)
+    sources = [find_checkpoint(said, Path("runs")) for said in (given.checkpoint, *given.also)]
+    models = [load(source, given.trust).to(device) for source in sources]
+    how = {
+        "batch_size": given.batch_size,
+        "tta": given.tta,
+        "num_workers": default_workers("folder") if given.num_workers is None else given.num_workers,
+        "precision": given.precision,
+    }
+    with prediction_files.Watch(len(paths)) as watch:
+        if given.embed:
+            answers = prediction.embed(models, list(paths), **how)
+            prediction_files.write_features(given.output, paths, watch.features(answers))
+        else:
+            columns = min(given.top_k, len(prediction.class_names(models)))
+            predictions = prediction.predict(models, list(paths), given.top_k, **how)
+            prediction_files.write_predictions(given.output, paths, watch.predictions(predictions), columns)
+    watch.report()
+    return 1 if watch.failed == len(paths) else 0

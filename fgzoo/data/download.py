@@ -1,4 +1,8 @@
-"""Archives: downloaded whole and verified, or not at all; unpacked whole and inside their folder, or not at all."""
+"""Archives: downloaded whole and verified, or not at all; unpacked whole and inside their folder, or not at all.
+
+[download][] and [locked][] serve checkpoints, too. Hashes are pooch's; the transfer is by hand, because pooch neither resumes a
+half download nor compares lengths.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import errno
 import gzip
 import logging
 import lzma
+import os
 import shutil
 import stat
 import tarfile
@@ -47,6 +52,18 @@ _DAMAGED = (
 _TRANSIENT = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
+class TransferError(Exception):
+    """An address did not deliver the file: says which and why; what to do about it is the caller's to say."""
+
+
+class WriteError(TransferError):
+    """The file cannot be written here, wherever it comes from."""
+
+
+class WrongFileError(TransferError):
+    """An address delivered another file than expected."""
+
+
 class _ServerError(Exception):
     """The server failed (HTTP 5xx); it may recover."""
 
@@ -74,7 +91,7 @@ def prepare(root: Path, archive: Archive, proof: str, progress: bool = True) -> 
     """
     if (root / proof).is_file():
         return
-    with _locked(root, f"{archive.filename}.prepare.lock"):
+    with locked(root, f"{archive.filename}.prepare.lock"):
         if not (root / proof).is_file():
             extract(fetch(archive, root, progress), root)
 
@@ -100,9 +117,9 @@ def fetch(archive: Archive, folder: Path, progress: bool = True) -> Path:
     """
     target = folder / archive.filename
     if not target.exists():
-        with _locked(folder, f"{archive.filename}.lock"):
+        with locked(folder, f"{archive.filename}.lock"):
             if not target.exists():
-                _download(archive, target, progress)
+                _fetch(archive, target, progress)
                 return target
     found = pooch.file_hash(str(target), alg="md5")
     if found != archive.md5:
@@ -182,49 +199,126 @@ def _require_inside(archive: Path, name: str, what: str = "member ") -> None:
         raise DataError(f"{archive} is refused: {what}{name!r} leads out of the folder. Download it again from its publisher.")
 
 
+def _fetch(archive: Archive, target: Path, progress: bool) -> None:
+    by_hand = by_hand_to(target, f"md5:{archive.md5}")
+    try:
+        download(archive.url, target, f"md5:{archive.md5}", progress=progress)
+    except WrongFileError as error:
+        raise DataError(f"{error}. {by_hand}") from error
+    except TransferError as error:
+        raise UsageError(f"{error}. {by_hand}") from error
+
+
 @contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
+def locked(folder: Path, name: str, otherwise: str = "choose another data folder") -> Iterator[None]:
+    """Keep other processes waiting.
+
+    Args:
+        folder: Folder of the lock; made where it does not exist.
+        name: The lock's name.
+        otherwise: What to do where the folder cannot be written, for the message.
+
+    Raises:
+        UsageError: The folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / name)
         lock.acquire()
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error}); choose another data folder.") from error
+        raise UsageError(f"{folder} cannot be written ({error}); {otherwise}.") from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _download(archive: Archive, target: Path, progress: bool) -> None:
+def offline() -> bool:
+    """Whether `FGZOO_OFFLINE` forbids downloads."""
+    return os.environ.get("FGZOO_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+
+
+def by_hand_to(target: Path, digest: str) -> str:
+    """The sentence that says how to supply a file which could not be downloaded."""
+    return f"Run again to resume, or get the file by other means and put it at {target} ({digest.replace(':', ' ')})."
+
+
+def has_digest(path: Path, digest: str) -> bool:
+    """Whether a file is there and has this hash, e.g. `sha256:...`."""
+    return path.is_file() and _digest_like(path, digest) == digest
+
+
+def _digest_like(path: Path, digest: str) -> str:
+    algorithm = digest.partition(":")[0]
+    return f"{algorithm}:{pooch.file_hash(str(path), alg=algorithm)}"
+
+
+def accept(part: Path, target: Path, digest: str, source: str) -> None:
+    """Move a file into place if its hash is right; delete it otherwise.
+
+    Args:
+        part: The file that has arrived.
+        target: Its place.
+        digest: The hash it must have.
+        source: Where it came from.
+
+    Raises:
+        WrongFileError: The hash is wrong.
+    """
+    found = _digest_like(part, digest)
+    if found == digest:
+        part.replace(target)
+        return
+    size = part.stat().st_size
+    part.unlink()
+    raise WrongFileError(
+        f"{source} delivered another file than expected ({found.replace(':', ' ')}, {size} bytes); it was deleted"
+    )
+
+
+def download(url: str, target: Path, digest: str, size: int | None = None, progress: bool = True) -> None:
+    """Download a file from one address, verify it and move it into place. The caller holds the lock.
+
+    Args:
+        url: An `http` or `https` address.
+        target: Where the file goes; the bytes arrive in `TARGET.part`, where a later call resumes.
+        digest: The hash it must have, e.g. `sha256:...`.
+        size: Its length in bytes, where it is known.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        TransferError: The address did not deliver the file, or downloads are forbidden.
+        WriteError: The file cannot be written.
+        WrongFileError: The address delivered another file.
+    """
+    if offline():
+        raise TransferError(f"{url} could not be downloaded: FGZOO_OFFLINE is set")
     part = target.with_name(f"{target.name}.part")
-    by_hand = f"Run again to resume, or get the file by other means and put it at {target} (md5 {archive.md5})."
     attempt = 0
     while True:
         attempt += 1
         try:
-            resumed = _receive(archive.url, part, progress)
+            resumed = _receive(url, part, size, progress)
         except (*_TRANSIENT, _ServerError) as error:
             if attempt >= ATTEMPTS:
-                raise UsageError(f"{archive.url} could not be downloaded: {error}. {by_hand}") from error
+                raise TransferError(f"{url} could not be downloaded: {error}") from error
         except requests.RequestException as error:
-            raise UsageError(f"{archive.url} could not be downloaded: {error}. {by_hand}") from error
+            raise TransferError(f"{url} could not be downloaded: {error}") from error
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-            raise UsageError(f"{archive.url} could not be written to {part}: {reason}. {by_hand}") from error
+            raise WriteError(f"{url} could not be written to {part}: {reason}") from error
         else:
-            found = pooch.file_hash(str(part), alg="md5")
-            if found == archive.md5:
-                part.replace(target)
-                return
-            part.unlink()
-            if not resumed:
-                raise DataError(f"{archive.url} delivered another file than expected (md5 {found}); it was deleted. {by_hand}")
-        log.warning("Download of %s was interrupted; attempt %d of %d follows.", archive.url, attempt + 1, ATTEMPTS)
+            try:
+                return accept(part, target, digest, url)
+            except WrongFileError:
+                # What an earlier call or another address left there may be to blame.
+                if not resumed:
+                    raise
+        log.warning("Download of %s was interrupted; attempt %d of %d follows.", url, attempt + 1, ATTEMPTS)
         time.sleep(PAUSE * 2 ** (attempt - 1))
 
 
-def _receive(url: str, part: Path, progress: bool) -> bool:
+def _receive(url: str, part: Path, size: int | None, progress: bool) -> bool:
     """Append what is missing to `part`; True where it held some bytes before."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -238,12 +332,16 @@ def _receive(url: str, part: Path, progress: bool) -> bool:
         if not resumed:
             have = 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        total = have + int(length) if length and length.isdecimal() else None
+        if size is not None and total not in (None, size) and "Content-Encoding" not in response.headers:
+            raise WrongFileError(f"{url} announces another file than expected ({total} bytes instead of {size})")
         with part.open("ab" if resumed else "wb") as file, _progress_bar(progress) as bar:
             task = bar.add_task(part.stem, total=total, completed=have)
             for chunk in response.iter_content(_CHUNK):
                 file.write(chunk)
                 bar.advance(task, len(chunk))
+                if size is not None and file.tell() > size:
+                    break  # it may never end; the hash refuses it
     if total is not None and part.stat().st_size < total:
         raise requests.ConnectionError(f"the connection broke off at {part.stat().st_size} of {total} bytes")
     return resumed

@@ -16,9 +16,10 @@ from fgzoo.errors import DataError, UsageError
 
 #: Suffixes that are read, in any case.
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+#: What systems leave behind beside hidden files, in lower case.
+LITTER = ("__macosx", "thumbs.db", "desktop.ini")
 
 _SPLITS = ("train", "val", "test")
-_LITTER = ("__macosx", "thumbs.db", "desktop.ini")
 
 #: One split: label and image path below the root, in natural order.
 _Labelled = list[tuple[str, Path]]
@@ -79,6 +80,31 @@ def read_folder(root: Path, csv: Path | None = None, test_fraction: float = 0.0,
     return checked(Listing("folder", class_names, train, test, val, notes=tuple(notes)), root)
 
 
+def find_images(folder: Path) -> list[Path]:
+    """The image files below a folder at any depth, in natural order; litter and files that are no images are ignored.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Their paths; a folder's images stand where its name does among its neighbours.
+    """
+    return _find_images(folder, frozenset())
+
+
+def _find_images(folder: Path, above: frozenset[Path]) -> list[Path]:
+    here = folder.resolve()
+    if here in above:  # a link back to a folder that this one lies in
+        return []
+    found: list[Path] = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            found += _find_images(entry, above | {here})
+        elif entry.suffix.lower() in SUFFIXES:
+            found.append(entry)
+    return found
+
+
 def natural_order(text: str) -> tuple[list[str | int], str]:
     """Sort key under which `image2` comes before `image10`, independent of locale and file system.
 
@@ -101,7 +127,7 @@ def _entries(folder: Path) -> list[Path]:
     """What lies in a folder, without litter, in natural order; nothing where there is no folder."""
     if not folder.is_dir():
         return []
-    kept = [entry for entry in folder.iterdir() if entry.name[0] != "." and entry.name.lower() not in _LITTER]
+    kept = [entry for entry in folder.iterdir() if entry.name[0] != "." and entry.name.lower() not in LITTER]
     return sorted(kept, key=lambda entry: natural_order(entry.name))
 
 

@@ -76,6 +76,28 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
         raise DataError(f"{path} is damaged or incomplete: {error}. Replace it or take it out of the data set.") from error
 
 
+def from_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """A picture that Pillow has opened or made, as [decode][] would return it.
+
+    Args:
+        image: The picture.
+        max_pixels: Largest width x height that is taken.
+
+    Returns:
+        uint8 (3, H, W), upright RGB.
+
+    Raises:
+        DataError: It is damaged, closed, too large, or has samples of 32 bits.
+    """
+    name = getattr(image, "filename", "") or "the picture"
+    if image.width * image.height > max_pixels:
+        raise DataError(f"{name} is refused as a decompression bomb: {image.width} x {image.height} pixels. Scale it down.")
+    try:
+        return _decode_with_pillow(image)
+    except Exception as error:  # files are read only now, and a damaged one makes decoders raise nearly any type
+        raise DataError(f"{name} is damaged or incomplete: {error}.") from error
+
+
 def active_decoder(decoder: DecoderName = "auto") -> Literal["torchcodec", "pillow"]:
     """Which decoder a request leads to on this machine; a run's record should hold the answer.
 

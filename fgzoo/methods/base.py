@@ -1,10 +1,10 @@
 """What all methods share: steps, metrics, parameter groups, schedule, and the card that travels with the weights.
 
 A method overrides at most [build_network][FineGrainedClassifier.build_network], [loss][FineGrainedClassifier.loss],
-[learning_rates][FineGrainedClassifier.learning_rates] and [explain][FineGrainedClassifier.explain]. One that trains in stages
-declares them in [stages][FineGrainedClassifier.stages], one that takes several optimiser steps a batch in
-[steps_per_batch][FineGrainedClassifier.steps_per_batch] and [training_outputs][FineGrainedClassifier.training_outputs]; the base
-runs them.
+[learning_rates][FineGrainedClassifier.learning_rates], [explain][FineGrainedClassifier.explain] and
+[features][FineGrainedClassifier.features]. One that trains in stages declares them in [stages][FineGrainedClassifier.stages],
+one that takes several optimiser steps a batch in [steps_per_batch][FineGrainedClassifier.steps_per_batch] and
+[training_outputs][FineGrainedClassifier.training_outputs]; the base runs them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
 import torch
@@ -31,7 +31,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 import fgzoo
 from fgzoo.data.card import DataCard
 from fgzoo.data.dataset import IGNORED
-from fgzoo.errors import UntrainedError, UsageError
+from fgzoo.errors import DataError, UntrainedError, UsageError
 from fgzoo.methods.optimization import (
     Schedule,
     Stage,
@@ -45,6 +45,9 @@ from fgzoo.methods.optimization import (
 )
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.output import MethodOutput
+
+if TYPE_CHECKING:
+    from fgzoo.zoo.prediction import ImageLike, Prediction, TestTime
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -279,6 +282,24 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         """
         return [f"map {number}" for number in range(1, count + 1)]
 
+    def features(self, images: Tensor) -> Tensor:
+        """What [embed][] gives of a batch: by default every backbone's last level for the whole image, averaged over locations.
+
+        The vectors of several backbones stand one after the other, in the network's order. That is what the Baseline's classifier
+        reads; methods that pool, attend or recur before they classify do so from these maps, and the average is one definition
+        for all of them.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            (B, D).
+        """
+        backbones = [module for module in self.network.modules() if isinstance(module, Backbone)]
+        if not backbones:
+            raise UsageError(f"embed: {type(self).__name__} has no Backbone whose features these could be; define features()")
+        return torch.cat([backbone(images)[-1].float().mean(dim=(2, 3)) for backbone in backbones], dim=1)
+
     # ------------------------------------------------------------------ help for methods
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -373,6 +394,67 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         if images.is_floating_point():
             return images
         return images.float().sub_(self.pixel_mean).div_(self.pixel_std)
+
+    def predict(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        top_k: int = 5,
+        batch_size: int = 32,
+        tta: TestTime = "none",
+        num_workers: int = 0,
+    ) -> list[Prediction]:
+        """Classify images on the model's device, whatever its mode; an image that cannot be read has its `error` filled.
+
+        Args:
+            images: Paths, PIL images, upright RGB uint8 tensors (3, H, W), or a list of them.
+            top_k: How many classes to name, clipped to the number of classes.
+            batch_size: Images that pass the network at once.
+            tta: Test-time augmentation, the mean of the probabilities of several views: `none`, `flip`, `five-crop`, `ten-crop`.
+            num_workers: Loader processes; 0 reads in the process itself.
+
+        Returns:
+            One prediction an image, in their order.
+
+        Raises:
+            UntrainedError: The model has not been trained.
+            UsageError: An argument is out of its range, or an image is of another type.
+        """
+        from fgzoo.zoo.prediction import predict
+
+        return list(predict([self], images, top_k, batch_size, tta, num_workers))
+
+    def embed(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        batch_size: int = 32,
+        tta: TestTime = "none",
+        num_workers: int = 0,
+    ) -> Tensor:
+        """The features of images, see [features][].
+
+        Args:
+            images: As in [predict][].
+            batch_size: As in [predict][].
+            tta: As in [predict][]; the features of the views are averaged.
+            num_workers: As in [predict][].
+
+        Returns:
+            (N, D) on the CPU, one row an image, in their order.
+
+        Raises:
+            DataError: An image cannot be read.
+            UntrainedError: The model has not been trained.
+            UsageError: An argument is out of its range, or an image is of another type.
+        """
+        from fgzoo.zoo.prediction import embed
+
+        rows: list[Tensor] = []
+        for answers in embed([self], images, batch_size, tta, num_workers):
+            for error in answers.errors:
+                if error is not None:
+                    raise DataError(f"embed: {error}")
+            rows.append(answers.values)
+        return torch.cat(rows) if rows else torch.empty(0, 0)
 
     def image_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of RGB / 255 that the (first) backbone's weights were trained with."""

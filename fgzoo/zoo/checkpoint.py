@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from fgzoo.errors import CheckpointError
 from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.weights import read_plain
+from fgzoo.zoo.registry import list_checkpoints
+from fgzoo.zoo.safetensors import SUFFIX, read_safetensors
 
 #: Where a run keeps its checkpoints, relative to the run's folder.
 LAST = Path("checkpoints") / "last.ckpt"
@@ -25,32 +29,40 @@ BEST = Path("checkpoints") / "best.ckpt"
 
 
 def resolve(source: str | Path) -> Path:
-    """The file that a path means: itself, or the last checkpoint of a run's folder.
+    """The file that is meant: a path itself, the last checkpoint of a run's folder, or one of the zoo, which is downloaded.
 
     Args:
-        source: A checkpoint file or a run's folder.
+        source: A checkpoint file, a run's folder, or a name of [list_checkpoints][fgzoo.list_checkpoints]. A file or a run of
+            that name comes first.
 
     Returns:
         The file.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is none, or it cannot be downloaded.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        if (path / LAST).is_file():
-            return path / LAST
-        raise CheckpointError(f"checkpoint: the folder {path} holds no {LAST}")
     if path.is_file():
         return path
-    raise CheckpointError(f"checkpoint: no file or run folder '{source}'")
+    if (path / LAST).is_file():
+        return path / LAST
+    names = list_checkpoints()
+    if str(source) in names:
+        from fgzoo.zoo.download import fetch_checkpoint
+
+        return fetch_checkpoint(str(source))
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint: the folder {path} holds no {LAST}")
+    near = difflib.get_close_matches(str(source), names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ", and none of this name in `fgzoo list checkpoints`"
+    raise CheckpointError(f"checkpoint: no file or run folder '{source}'{hint}")
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Any]:
     """Read a checkpoint as tensors and plain values, executing nothing.
 
     Args:
-        source: A checkpoint file or a run's folder.
+        source: A checkpoint file (Lightning's, or `.safetensors`), a run's folder, or a name of the zoo.
 
     Returns:
         Lightning's checkpoint dictionary, with fgzoo's card under `fgzoo`.
@@ -59,7 +71,7 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
         CheckpointError: The file is damaged, holds objects that would run code, was not written by fgzoo, or by a newer one.
     """
     path = resolve(source)
-    content = read_plain(path, "checkpoint")
+    content = read_safetensors(path) if path.suffix == SUFFIX else read_plain(path, "checkpoint")
     card = content.get("fgzoo") if isinstance(content, dict) else None
     if not isinstance(card, dict) or not {"method", "backbone", "num_classes"} <= set(card) or "state_dict" not in content:
         raise CheckpointError(
@@ -70,14 +82,31 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint: {path} was written by fgzoo {written}, newer than this {fgzoo.__version__}; update fgzoo"
         )
+    _check_card(content, path)
     return content
+
+
+def _check_card(content: dict[str, Any], path: Path) -> None:
+    """Refuse fields that have another type than they are written with."""
+    card = content["fgzoo"]
+    data = card.get("data")
+    for what, fine in (
+        ("method", isinstance(card["method"], str)),
+        ("backbone", isinstance(card["backbone"], str)),
+        ("num_classes", type(card["num_classes"]) is int),
+        ("data", data is None or (isinstance(data, dict) and set(data) == {field.name for field in fields(DataCard)})),
+        ("hyper_parameters", isinstance(content.get("hyper_parameters", {}), dict)),
+        ("state_dict", isinstance(content["state_dict"], dict)),
+    ):
+        if not fine:
+            raise CheckpointError(f"checkpoint: {path} is damaged: its field '{what}' is not what fgzoo writes")
 
 
 def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier:
     """Load a trained model; nothing but the checkpoint is needed.
 
     Args:
-        source: A checkpoint file or a run's folder.
+        source: A checkpoint file (Lightning's, or `.safetensors`), a run's folder, or a name of the zoo, which is downloaded.
         trust: Packages whose classes the checkpoint may name. fgzoo's own methods, those of installed plug-ins and classes that
             are already imported need no trust.
 
@@ -97,7 +126,10 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier
     # The weights follow at once, so none are fetched for the backbone.
     arguments.update({k: v for k, v in (("pretrained", False), ("backbone_weights", None)) if k in arguments})
     arguments["num_classes"] = card["num_classes"]
-    model: FineGrainedClassifier = cls(**arguments)
+    try:
+        model: FineGrainedClassifier = cls(**arguments)
+    except TypeError as error:
+        raise CheckpointError(f"checkpoint: {source}: {cls.__name__} cannot be made with its arguments: {error}") from error
     _load_state(model, checkpoint["state_dict"], str(source))
     model.on_load_checkpoint(checkpoint)
     return model.eval()

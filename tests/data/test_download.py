@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import random
 import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,78 +19,18 @@ from fgzoo.data import aircraft, cub, download
 from fgzoo.data.download import Archive, fetch
 from fgzoo.errors import DataError, UsageError
 from tests.builders import make_aircraft, make_cub
-
-CONTENT = random.Random(0).randbytes(3 << 20)
-
-
-class Server(ThreadingHTTPServer):
-    """Serves one file; the path says how badly. `requests` holds path and Range header of every request."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[tuple[str, str | None]] = []
-        self.content = CONTENT
-        self.stopped = threading.Event()
-
-    def archive(self, behaviour: str, content: bytes = CONTENT) -> Archive:
-        self.content = content
-        url = f"http://127.0.0.1:{self.server_address[1]}/{behaviour}"
-        return Archive(url, hashlib.md5(content).hexdigest(), "file.tgz")
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        behaviour, wanted = self.path.strip("/"), self.headers["Range"]
-        self.server.requests.append((behaviour, wanted))
-        number = len(self.server.requests)
-        content = self.server.content
-        if behaviour == "silent":
-            self.server.stopped.wait(30)
-            return None
-        if behaviour.isdecimal():
-            return self.send_error(int(behaviour))
-        if behaviour == "flaky" and number < 3:
-            return self.send_error(503)
-        if behaviour in ("redirect", "loop"):
-            self.send_response(302)
-            self.send_header("Location", "/fine" if behaviour == "redirect" else "/loop")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        if behaviour == "wrong":
-            content = content[::-1]
-        start = int(wanted[len("bytes=") : -1]) if wanted and behaviour != "no-ranges" else 0
-        if start >= len(content):
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        breaks = behaviour == "always-breaks" or (behaviour in ("breaks", "no-ranges", "stalls") and number == 1)
-        self.wfile.write(content[start : start + (1 << 20) + (1 << 19)] if breaks else content[start:])
-        if behaviour == "slow":
-            time.sleep(0.5)
-        if behaviour == "stalls" and breaks:
-            self.server.stopped.wait(30)
-        return None
-
-    def log_message(self, *_: object) -> None:
-        pass
+from tests.server import CONTENT, Server, serving
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving() as server:
         yield server
-        server.stopped.set()
-        server.shutdown()
-        thread.join()
+
+
+def offered(server: Server, behaviour: str, content: bytes = CONTENT) -> Archive:
+    server.content = content
+    return Archive(server.url(behaviour), hashlib.md5(content).hexdigest(), "file.tgz")
 
 
 @pytest.fixture(autouse=True)
@@ -117,26 +54,26 @@ def remains(folder: Path) -> set[str]:
 
 
 def test_download_is_verified_and_moved_into_place(server: Server, tmp_path: Path) -> None:
-    path = fetch(server.archive("fine"), tmp_path / "new" / "folder", progress=False)
+    path = fetch(offered(server, "fine"), tmp_path / "new" / "folder", progress=False)
     assert path == tmp_path / "new" / "folder" / "file.tgz"
     assert path.read_bytes() == CONTENT
     assert remains(path.parent) == {"file.tgz"}
 
 
 def test_progress_goes_to_standard_error(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    fetch(server.archive("fine"), tmp_path, progress=True)
+    fetch(offered(server, "fine"), tmp_path, progress=True)
     captured = capfd.readouterr()
     assert "file.tgz" in captured.err
     assert captured.out == ""
 
 
 def test_redirect_is_followed(server: Server, tmp_path: Path) -> None:
-    assert fetch(server.archive("redirect"), tmp_path, progress=False).read_bytes() == CONTENT
+    assert fetch(offered(server, "redirect"), tmp_path, progress=False).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("behaviour", ["breaks", "stalls"])
 def test_broken_download_is_resumed_where_it_stopped(behaviour: str, server: Server, tmp_path: Path) -> None:
-    assert fetch(server.archive(behaviour), tmp_path, progress=False).read_bytes() == CONTENT
+    assert fetch(offered(server, behaviour), tmp_path, progress=False).read_bytes() == CONTENT
     first, second = server.requests
     assert first == (behaviour, None)
     assert second[1] is not None
@@ -145,28 +82,28 @@ def test_broken_download_is_resumed_where_it_stopped(behaviour: str, server: Ser
 
 def test_half_download_of_an_earlier_call_is_resumed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.tgz.part").write_bytes(CONTENT[:1000])
-    assert fetch(server.archive("fine"), tmp_path, progress=False).read_bytes() == CONTENT
+    assert fetch(offered(server, "fine"), tmp_path, progress=False).read_bytes() == CONTENT
     assert server.requests == [("fine", "bytes=1000-")]
 
 
 def test_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
-    assert fetch(server.archive("no-ranges"), tmp_path, progress=False).read_bytes() == CONTENT
+    assert fetch(offered(server, "no-ranges"), tmp_path, progress=False).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("part", [b"other" * 100, CONTENT + b"too long"], ids=["another file's", "too long"])
 def test_unfit_half_download_is_thrown_away(part: bytes, server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.tgz.part").write_bytes(part)
-    assert fetch(server.archive("fine"), tmp_path, progress=False).read_bytes() == CONTENT
+    assert fetch(offered(server, "fine"), tmp_path, progress=False).read_bytes() == CONTENT
     assert server.requests[-1] == ("fine", None)
 
 
 def test_whole_download_that_was_not_yet_renamed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.tgz.part").write_bytes(CONTENT)
-    assert fetch(server.archive("fine"), tmp_path, progress=False).read_bytes() == CONTENT
+    assert fetch(offered(server, "fine"), tmp_path, progress=False).read_bytes() == CONTENT
 
 
 def test_server_that_recovers(server: Server, tmp_path: Path) -> None:
-    assert fetch(server.archive("flaky"), tmp_path, progress=False).read_bytes() == CONTENT
+    assert fetch(offered(server, "flaky"), tmp_path, progress=False).read_bytes() == CONTENT
     assert len(server.requests) == 3
 
 
@@ -182,7 +119,7 @@ FAILURES = {
 @pytest.mark.parametrize("behaviour", [*FAILURES])
 def test_failure_names_address_file_and_way_out(behaviour: str, server: Server, tmp_path: Path) -> None:
     message, requests = FAILURES[behaviour]
-    archive = server.archive(behaviour, CONTENT * 2)  # three resumed pieces do not complete it
+    archive = offered(server, behaviour, CONTENT * 2)  # three resumed pieces do not complete it
     with pytest.raises(UsageError, match=message) as caught:
         fetch(archive, tmp_path, progress=False)
     assert len(server.requests) == requests
@@ -195,7 +132,7 @@ def test_failure_names_address_file_and_way_out(behaviour: str, server: Server, 
 def test_lasting_stall_ends_with_an_error(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "TIMEOUT", 0.1)
     with pytest.raises(UsageError, match="timed out"):
-        fetch(server.archive("silent"), tmp_path, progress=False)
+        fetch(offered(server, "silent"), tmp_path, progress=False)
     assert len(server.requests) == 3
 
 
@@ -209,20 +146,20 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 def test_wrong_bytes_are_deleted(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="delivered another file than expected"):
-        fetch(server.archive("wrong"), tmp_path, progress=False)
+        fetch(offered(server, "wrong"), tmp_path, progress=False)
     assert remains(tmp_path) == set()
 
 
 def test_existing_archive_is_verified_without_a_download(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.tgz").write_bytes(CONTENT)
-    assert fetch(server.archive("fine"), tmp_path, progress=False) == tmp_path / "file.tgz"
+    assert fetch(offered(server, "fine"), tmp_path, progress=False) == tmp_path / "file.tgz"
     assert server.requests == []
 
 
 def test_existing_archive_that_is_wrong_is_named_and_kept(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.tgz").write_bytes(CONTENT[:-1])
     with pytest.raises(DataError, match=r"file\.tgz is not the official archive.*Delete it"):
-        fetch(server.archive("fine"), tmp_path, progress=False)
+        fetch(offered(server, "fine"), tmp_path, progress=False)
     assert remains(tmp_path) == {"file.tgz"}
 
 
@@ -230,21 +167,21 @@ def test_existing_archive_that_is_wrong_is_named_and_kept(server: Server, tmp_pa
 def test_full_disk_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.tgz.part").symlink_to("/dev/full")
     with pytest.raises(UsageError, match=r"could not be written to .*file\.tgz\.part: the disk is full"):
-        fetch(server.archive("fine"), tmp_path, progress=False)
+        fetch(offered(server, "fine"), tmp_path, progress=False)
     assert not (tmp_path / "file.tgz").exists()
 
 
 def test_folder_that_cannot_be_made_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"cannot be written.*choose another data folder"):
-        fetch(server.archive("fine"), tmp_path / "file" / "inner", progress=False)
+        fetch(offered(server, "fine"), tmp_path / "file" / "inner", progress=False)
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
 def test_existing_archive_in_a_read_only_folder(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.tgz").write_bytes(CONTENT)
     tmp_path.chmod(0o500)
-    assert fetch(server.archive("fine"), tmp_path, progress=False).read_bytes() == CONTENT
+    assert fetch(offered(server, "fine"), tmp_path, progress=False).read_bytes() == CONTENT
 
 
 def start_fetch(archive: Archive, folder: Path) -> subprocess.Popen[bytes]:
@@ -256,7 +193,7 @@ def start_fetch(archive: Archive, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def test_two_processes_download_once(server: Server, tmp_path: Path) -> None:
-    archive = server.archive("slow")
+    archive = offered(server, "slow")
     processes = [start_fetch(archive, tmp_path) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert len(server.requests) == 1
@@ -264,7 +201,7 @@ def test_two_processes_download_once(server: Server, tmp_path: Path) -> None:
 
 
 def test_killed_process_leaves_a_half_that_is_resumed(server: Server, tmp_path: Path) -> None:
-    archive = server.archive("stalls")
+    archive = offered(server, "stalls")
     process = start_fetch(archive, tmp_path)
     part = tmp_path / "file.tgz.part"
     deadline = time.monotonic() + 60
@@ -284,7 +221,7 @@ def packed(folder: Path) -> bytes:
 
 
 def test_prepare_cub(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = server.archive("fine", packed(make_cub(tmp_path / "source")))
+    archive = offered(server, "fine", packed(make_cub(tmp_path / "source")))
     monkeypatch.setattr(cub, "ARCHIVE", archive)
     for _ in range(2):
         assert len(cub.read_cub(cub.prepare_cub(tmp_path / "cub", progress=False)).train) == 6
@@ -293,7 +230,7 @@ def test_prepare_cub(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_prepare_aircraft(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_aircraft(tmp_path / "source") / "fgvc-aircraft-2013b"
-    monkeypatch.setattr(aircraft, "ARCHIVE", server.archive("fine", packed(source)))
+    monkeypatch.setattr(aircraft, "ARCHIVE", offered(server, "fine", packed(source)))
     for _ in range(2):
         root = aircraft.prepare_aircraft(tmp_path / "aircraft", progress=False)
         assert len(aircraft.read_aircraft(root).train) == 6

@@ -1,0 +1,165 @@
+"""Checkpoints of the zoo as verified files on this machine. Importing this module imports no torch.
+
+Files that are here already (inside the package, in a checkout of the repository, in the cache) are used where their hash is
+right; else the sources are asked in order. The transfer is that of [fgzoo.data.download][].
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+from urllib.request import url2pathname
+
+import fgzoo
+from fgzoo.data.download import TransferError, WriteError, accept, by_hand_to, download, has_digest, locked, offline
+from fgzoo.errors import CheckpointError
+from fgzoo.zoo.registry import SUFFIX, Entry, base_url, find_entry
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(fgzoo.__file__).parent
+#: The root of the repository, where fgzoo runs from a checkout.
+CHECKOUT = PACKAGE.parent
+
+
+def cache_folder() -> Path:
+    """Where downloaded checkpoints lie: below `FGZOO_CACHE`, else below ~/.cache/fgzoo.
+
+    Raises:
+        CheckpointError: There is no home folder.
+    """
+    try:
+        given = os.environ.get("FGZOO_CACHE")
+        base = Path(given).expanduser() if given else Path.home() / ".cache" / "fgzoo"
+    except RuntimeError as error:
+        raise CheckpointError(
+            "download: there is no home folder to keep checkpoints in; set FGZOO_CACHE to a folder for them"
+        ) from error
+    return base.absolute() / "checkpoints"
+
+
+def fetch_checkpoint(name: str, progress: bool | None = None) -> Path:
+    """A checkpoint of the zoo as a verified file; downloaded where it is not here yet. Two processes do it once.
+
+    Args:
+        name: A name of [list_checkpoints][fgzoo.list_checkpoints].
+        progress: Show a progress bar on standard error; by default where that is a terminal.
+
+    Returns:
+        The file, whose hash is right.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or no source delivered it. The message says how to supply it by hand.
+        UsageError: The cache cannot be written.
+    """
+    entry = find_entry(name)
+    digest = f"sha256:{entry.sha256}"
+    for path in _own_files(entry):
+        if has_digest(path, digest):
+            return path
+    target = cache_folder() / f"{entry.name}{SUFFIX}"
+    if has_digest(target, digest):
+        return target
+    with locked(target.parent, f"{target.name}.lock", "set FGZOO_CACHE to a folder that can"):
+        if has_digest(target, digest):
+            return target
+        if target.exists():
+            log.warning("%s is damaged or of another version; it is fetched again.", target)
+        _fetch(entry, target, digest, sys.stderr.isatty() if progress is None else progress)
+    return target
+
+
+def _own_files(entry: Entry) -> list[Path]:
+    """The places inside the package and the checkout where the file may lie."""
+    places = []
+    for source in entry.sources:
+        scheme, colon, rest = source.partition(":")
+        if scheme == "package":
+            places.append(PACKAGE / rest)
+        elif not colon:
+            places.append(CHECKOUT / source)
+    return places
+
+
+def addresses(entry: Entry) -> list[str]:
+    """Where a checkpoint can be fetched from, in order; a path in the repository stands for its file at the base address."""
+    base = base_url()
+    found = []
+    for source in entry.sources:
+        if ":" in source:
+            found += [] if source.startswith("package:") else [source]
+        elif base is not None:
+            found.append(f"{base}/{quote(source.rpartition('/')[2])}")
+    return list(dict.fromkeys(found))
+
+
+def _fetch(entry: Entry, target: Path, digest: str, progress: bool) -> None:
+    """Ask one address after another."""
+    asked = addresses(entry)
+    by_hand = by_hand_to(target, digest)
+    if offline():
+        remote = [address for address in asked if not address.startswith("file:")]
+        asked = [address for address in asked if address not in remote]
+        if not asked:
+            state = "damaged" if target.exists() else "not on this machine"
+            whence = f" from {', '.join(remote)}" if remote else ""
+            raise CheckpointError(
+                f"download: {entry.name} is {state}, and FGZOO_OFFLINE forbids fetching it{whence}; unset FGZOO_OFFLINE, or get "
+                f"the file by other means and put it at {target} ({digest.replace(':', ' ')})."
+            )
+    if not asked:
+        raise CheckpointError(
+            f"download: {entry.name} has no address to fetch it from; set FGZOO_ZOO_URL to one that holds {target.name}, or put "
+            f"the file at {target} ({digest.replace(':', ' ')})."
+        )
+    failures = []
+    for address in asked:
+        try:
+            return _get(address, target, digest, entry.size, progress)
+        except WriteError as error:
+            raise CheckpointError(f"download: {error}; make room or set FGZOO_CACHE to another folder. {by_hand}") from error
+        except TransferError as error:
+            log.debug("%s", error)
+            failures.append(str(error))
+    raise CheckpointError(f"download: {entry.name}: {'; '.join(failures)}. {by_hand}")
+
+
+def _get(address: str, target: Path, digest: str, size: int, progress: bool) -> None:
+    if address.startswith("hf:"):
+        return _copy(_from_hub(address), target, digest, address)
+    if address.startswith("file:"):
+        return _copy(Path(url2pathname(urlsplit(address).path)), target, digest, address)
+    return download(address, target, digest, size, progress)
+
+
+def _copy(source: Path, target: Path, digest: str, address: str) -> None:
+    part = target.with_name(f"{target.name}.part")
+    if not source.is_file():
+        raise TransferError(f"{address} could not be copied: no file {source}")
+    try:
+        shutil.copyfile(source, part)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise WriteError(f"{address} could not be written to {part}: the disk is full") from error
+        raise TransferError(f"{address} could not be copied: {error}") from error
+    accept(part, target, digest, address)
+
+
+def _from_hub(address: str) -> Path:
+    """The file in huggingface_hub's own cache, which resumes, and knows the person's token."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise TransferError(f"{address} needs the package huggingface_hub: pip install huggingface_hub") from error
+    path, _, revision = address.removeprefix("hf://").partition("@")
+    owner, repository, file = path.split("/", 2)
+    try:
+        return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file, revision=revision or None))
+    except Exception as error:  # it raises types of its own, of requests, of httpx and of the system
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise TransferError(f"{address} could not be downloaded: {reason}") from error

@@ -1,0 +1,395 @@
+"""From images to class names, probabilities and features: plain torch, without a trainer.
+
+Test-time augmentation averages probabilities (of [embed][], features) over views of an image:
+
+* `none`: the evaluation transform that the weights were trained with, nothing else.
+* `flip`: that view and its mirror image.
+* `five-crop`: the four corners and the centre, at the weights' own input size. They are cut from the image resized as in training
+  where that leaves a margin; where it leaves none (the augmentation `paper`), from one resized to input size / 0.875.
+* `ten-crop`: those five and their mirror images.
+
+Several models answer by the mean of their probabilities; each sees the image as its own card says, decoded once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from fgzoo.data.card import DataCard
+from fgzoo.data.images import decode, from_pillow
+from fgzoo.data.transforms import Transform, default_resize, resize_transform
+from fgzoo.errors import CheckpointError, DataError, TrainingError, UntrainedError, UsageError
+
+if TYPE_CHECKING:
+    from fgzoo.methods.base import FineGrainedClassifier
+
+TestTime = Literal["none", "flip", "five-crop", "ten-crop"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+#: A file's path, a picture in memory, or an upright RGB uint8 (3, H, W).
+ImageLike: TypeAlias = str | Path | Image.Image | Tensor
+#: Normalised (B, 3, H, W) -> (B, D), what is averaged over views and models.
+Quantity: TypeAlias = "Callable[[FineGrainedClassifier, Tensor], Tensor]"
+
+
+class Prediction(NamedTuple):
+    """What one image shows.
+
+    Attributes:
+        classes: Class names, the most probable first.
+        probabilities: Their probabilities.
+        error: Why there is no answer, in one line; the other two are empty then.
+    """
+
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str | None = None
+
+
+class Answers(NamedTuple):
+    """One batch of answers.
+
+    Attributes:
+        values: (G, D), on the CPU, of the images that could be read, in their order.
+        errors: For every image of the batch why it could not be read, `None` where it could.
+    """
+
+    values: Tensor
+    errors: list[str | None]
+
+
+def predict(
+    models: Sequence[FineGrainedClassifier],
+    images: ImageLike | Sequence[ImageLike],
+    top_k: int = 5,
+    batch_size: int = 32,
+    tta: TestTime = "none",
+    num_workers: int = 0,
+    precision: Precision = "32-true",
+) -> Iterator[Prediction]:
+    """Classify images, one prediction each, in their order, while they are computed.
+
+    Args:
+        models: Trained models with the same class names, on one device; their probabilities are averaged.
+        images: Paths, PIL images, uint8 tensors (3, H, W), or a list of them.
+        top_k: How many classes to name, clipped to the number of classes.
+        batch_size: Images that pass the network at once; views of test-time augmentation pass one after the other.
+        tta: `none`, `flip`, `five-crop` or `ten-crop`.
+        num_workers: Loader processes; 0 reads in the process itself.
+        precision: `32-true`, `bf16-mixed` or `16-mixed`.
+
+    Yields:
+        One prediction an image.
+
+    Raises:
+        UntrainedError: A model has not been trained.
+        CheckpointError: The models' class names differ.
+        UsageError: An argument is out of its range, or an image is of another type.
+    """
+    if top_k < 1:
+        raise UsageError(f"predict: top_k is {top_k}; at least 1")
+    names = class_names(models)
+    for answers in compute(models, images, probabilities, batch_size, tta, num_workers, precision):
+        ranked, classes = answers.values.topk(min(top_k, len(names)), dim=1)
+        found = iter(zip(ranked.tolist(), classes.tolist(), strict=True))
+        for error in answers.errors:
+            yield Prediction(error=error) if error is not None else _named(*next(found), names)
+
+
+def embed(
+    models: Sequence[FineGrainedClassifier],
+    images: ImageLike | Sequence[ImageLike],
+    batch_size: int = 32,
+    tta: TestTime = "none",
+    num_workers: int = 0,
+    precision: Precision = "32-true",
+) -> Iterator[Answers]:
+    """The features of images, batch by batch, in their order.
+
+    Args:
+        models: One trained model; features of several have no common meaning.
+        images: See [predict][].
+        batch_size: See [predict][].
+        tta: The features are averaged over the views.
+        num_workers: See [predict][].
+        precision: See [predict][].
+
+    Yields:
+        Features (G, D) as in [FineGrainedClassifier.features][fgzoo.methods.base.FineGrainedClassifier.features].
+    """
+    if len(models) != 1:
+        raise UsageError(f"embed: features of {len(models)} models cannot be averaged; give one")
+    yield from compute(models, images, features, batch_size, tta, num_workers, precision)
+
+
+# ---------------------------------------------------------------------- what is computed
+
+
+def probabilities(model: FineGrainedClassifier, images: Tensor) -> Tensor:
+    """Class probabilities (B, K), in single precision whatever the network's."""
+    output = model(images)
+    return output.logits.float().softmax(dim=1)
+
+
+def features(model: FineGrainedClassifier, images: Tensor) -> Tensor:
+    """Features (B, D)."""
+    return model.features(images).float()
+
+
+def compute(
+    models: Sequence[FineGrainedClassifier],
+    images: ImageLike | Sequence[ImageLike],
+    quantity: Quantity,
+    batch_size: int = 32,
+    tta: TestTime = "none",
+    num_workers: int = 0,
+    precision: Precision = "32-true",
+) -> Iterator[Answers]:
+    """The mean of a quantity over models and views.
+
+    Args:
+        models: Trained models on one device.
+        images: See [predict][].
+        quantity: [probabilities][], [features][], or a function of one's own.
+        batch_size: See [predict][].
+        tta: See [predict][].
+        num_workers: See [predict][].
+        precision: See [predict][].
+
+    Yields:
+        One batch after the other.
+    """
+    _check_arguments(batch_size, tta, num_workers, precision)
+    cards = [card_of(model) for model in models]
+    ways = [(card.image_size, card.resize, card.resize_mode) for card in cards]
+    prepare = {way: views_transform(card, tta) for way, card in zip(ways, cards, strict=True)}
+    places = [list(prepare).index(way) for way in ways]
+    device = models[0].device
+    for views, errors in _batches(listed(images), list(prepare.values()), batch_size, num_workers, device.type == "cuda"):
+        if not views:
+            yield Answers(torch.empty(0, len(class_names(models))), errors)
+            continue
+        seen = [views[place] for place in places]
+        yield Answers(_mean(models, seen, quantity, mirrored=tta in ("flip", "ten-crop"), precision=precision), errors)
+
+
+@torch.inference_mode()
+def _mean(
+    models: Sequence[FineGrainedClassifier],
+    views: Sequence[Tensor],
+    quantity: Quantity,
+    mirrored: bool,
+    precision: Precision,
+) -> Tensor:
+    """Views (G, V, 3, S, S) uint8, one tensor a model -> (G, D)."""
+    device = models[0].device
+    half = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    answers = []
+    for model, of_model in zip(models, views, strict=True):
+        of_model = of_model.to(device, non_blocking=True)
+        with model.evaluating(), torch.autocast(device.type, half, enabled=precision != "32-true"):
+            for view in of_model.unbind(dim=1):
+                images = model.normalize(view.contiguous(memory_format=torch.channels_last))
+                answers.append(quantity(model, images))
+                if mirrored:
+                    answers.append(quantity(model, images.flip(-1)))
+    return (answers[0] if len(answers) == 1 else torch.stack(answers).mean(dim=0)).cpu()
+
+
+def _named(ranked: list[float], classes: list[int], names: Sequence[str]) -> Prediction:
+    if not all(math.isfinite(value) for value in ranked):
+        return Prediction(error="the network's answer is not finite; compute in precision 32-true")
+    return Prediction(tuple(names[index] for index in classes), tuple(ranked))
+
+
+# ---------------------------------------------------------------------- what models must have in common
+
+
+def card_of(model: FineGrainedClassifier) -> DataCard:
+    """The card of a trained model; an untrained one is refused."""
+    if not model.trained:
+        raise UntrainedError(
+            f"predict: this {type(model).__name__} has never been trained, and chance is no answer; train it, or fgzoo.load() a "
+            f"checkpoint"
+        )
+    if model.card is None:
+        raise CheckpointError(
+            "predict: these weights do not say which classes they know nor how images are prepared for them; set model.card"
+        )
+    return model.card
+
+
+def class_names(models: Sequence[FineGrainedClassifier]) -> list[str]:
+    """The class names that all models share.
+
+    Args:
+        models: Trained models.
+
+    Returns:
+        Names by class index.
+
+    Raises:
+        CheckpointError: They differ; names the first pair.
+    """
+    cards = [card_of(model) for model in models]
+    first = cards[0].class_names
+    for number, card in enumerate(cards[1:], start=2):
+        pairs = enumerate(zip_longest(first, card.class_names, fillvalue="absent"))
+        differing = [(index, one, other) for index, (one, other) in pairs if one != other]
+        if differing:
+            index, one, other = differing[0]
+            raise CheckpointError(
+                f"predict: checkpoints that answer together need the same classes; class {index} is '{one}' in the first "
+                f"({len(first)} classes) and '{other}' in number {number} ({len(card.class_names)} classes)"
+            )
+    return first
+
+
+# ---------------------------------------------------------------------- views of an image
+
+
+def views_transform(card: DataCard, tta: TestTime = "none") -> Transform:
+    """What makes the views of an image that are cut out; mirror images are made on the device.
+
+    Args:
+        card: How the weights' images were prepared.
+        tta: Test-time augmentation.
+
+    Returns:
+        uint8 (3, H, W) -> uint8 (V, 3, image_size, image_size); V is 5 for crops, else 1.
+    """
+    if tta in ("none", "flip"):
+        return partial(_one_view, card.transform())
+    resize = resize_transform(crop_resize(card), card.resize_mode)
+    return partial(_five_views, resize, card.image_size)
+
+
+def crop_resize(card: DataCard) -> int:
+    """Side to which images are resized before five crops: the card's own where it leaves a margin, else size / 0.875."""
+    return card.resize if card.resize > card.image_size else default_resize(card.image_size, "standard")
+
+
+def _one_view(transform: Transform, image: Tensor) -> Tensor:
+    return transform(image)[None]
+
+
+def _five_views(resize: Transform, size: int, image: Tensor) -> Tensor:
+    return torch.stack(v2.functional.five_crop(resize(image), [size, size]))
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    """Images as a list, whatever form they were given in.
+
+    Args:
+        images: One image, or several in a sequence or in a tensor (N, 3, H, W).
+
+    Returns:
+        The images.
+
+    Raises:
+        UsageError: One of them is of another type or shape; says which.
+    """
+    alone = isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor) and images.ndim != 4)
+    found: list[ImageLike] = [images] if alone else list(images)  # type: ignore[list-item, arg-type]
+    for number, image in enumerate(found):
+        if isinstance(image, Tensor):
+            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+                raise UsageError(
+                    f"images: number {number} is a {image.dtype} tensor of shape {tuple(image.shape)}; uint8 (3, H, W) is read"
+                )
+        elif not isinstance(image, str | Path | Image.Image):
+            raise UsageError(
+                f"images: number {number} is a {type(image).__name__}; paths, PIL images and uint8 tensors (3, H, W) are read"
+            )
+    return found
+
+
+class ImageViews(Dataset[tuple[list[Tensor], str | None]]):
+    """The views of each image, or the reason why there are none.
+
+    Args:
+        images: The images.
+        prepare: Transforms, see [views_transform][].
+    """
+
+    def __init__(self, images: Sequence[ImageLike], prepare: Sequence[Transform]) -> None:
+        self.images = images
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], str | None]:
+        try:
+            pixels = _read(self.images[index])
+            try:
+                return [prepare(pixels) for prepare in self.prepare], None
+            except (MemoryError, RuntimeError) as error:  # sides so unequal that the resized image does not fit
+                raise DataError(f"{tuple(pixels.shape)} pixels cannot be resized: {error}") from error
+        except DataError as error:
+            return [], " ".join(str(error).split())
+
+
+def _read(image: ImageLike) -> Tensor:
+    if isinstance(image, Tensor):
+        return image.cpu()
+    return from_pillow(image) if isinstance(image, Image.Image) else decode(Path(image))
+
+
+Views: TypeAlias = tuple[list[Tensor], list[str | None]]
+
+
+def _collate(samples: list[tuple[list[Tensor], str | None]]) -> Views:
+    """Views (G, V, 3, S, S) of the images that could be read, one tensor a transform (none without any); all errors."""
+    good = [views for views, error in samples if error is None]
+    return [torch.stack(views) for views in zip(*good, strict=True)], [error for _, error in samples]
+
+
+def _batches(
+    images: Sequence[ImageLike], prepare: Sequence[Transform], batch_size: int, num_workers: int, pinned: bool
+) -> Iterator[Views]:
+    """Batches in order; a loader process that dies is named as such."""
+    loader: DataLoader[tuple[list[Tensor], str | None]] = DataLoader(
+        ImageViews(images, prepare),
+        batch_size=batch_size,
+        num_workers=min(num_workers, math.ceil(len(images) / batch_size)),
+        collate_fn=_collate,
+        pin_memory=pinned,
+        generator=torch.Generator(),  # its own, so that the caller's random numbers stay as they are
+    )
+    batches = iter(loader)
+    for done in range(len(loader)):
+        try:
+            batch = next(batches)
+        except RuntimeError as error:
+            if not re.search(r"DataLoader worker \(pid", str(error)):
+                raise
+            raise TrainingError(
+                f"predict: a loader process ended by itself, most likely for want of memory, at or after image "
+                f"{done * batch_size + 1} of {len(images)}; lower --num-workers (0 reads in the process itself)"
+            ) from error
+        yield batch
+
+
+def _check_arguments(batch_size: int, tta: str, num_workers: int, precision: str) -> None:
+    if batch_size < 1:
+        raise UsageError(f"predict: batch_size is {batch_size}; at least 1")
+    if num_workers < 0:
+        raise UsageError(f"predict: num_workers is {num_workers}; at least 0, which reads in the process itself")
+    for name, value, known in (("tta", tta, get_args(TestTime)), ("precision", precision, get_args(Precision))):
+        if value not in known:
+            raise UsageError(f"predict: {name} '{value}' is none of {', '.join(known)}")

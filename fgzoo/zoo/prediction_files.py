@@ -1,0 +1,298 @@
+"""What `fgzoo predict` reads and writes: paths in, tables out, and how far it has come."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TextIO
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from fgzoo.data.folder import LITTER, SUFFIXES, find_images, natural_order
+from fgzoo.errors import UsageError
+from fgzoo.zoo.prediction import Answers, Prediction
+
+# ---------------------------------------------------------------------- in
+
+
+def image_paths(arguments: Sequence[str], stdin: TextIO) -> list[Path]:
+    """The image files that arguments mean, in the arguments' order.
+
+    A file stands for itself, whatever its name; a folder for the images below it, in natural order and without litter; a pattern
+    (`*`, `?`, `[...]`, `**` for folders at any depth) for the images and folders it matches; `-` for a list on standard input. A
+    path where nothing is, a folder without images and a pattern without matches stand for themselves and end as rows with an
+    error.
+
+    Args:
+        arguments: Paths, patterns, `-`.
+        stdin: Where `-` reads one path a line.
+
+    Returns:
+        The paths, as given or as found.
+
+    Raises:
+        UsageError: Folders, patterns and lists hold not one image.
+    """
+    found: list[Path] = []
+    named: list[str] = []
+    for argument in arguments:
+        named += _lines(stdin) if argument == "-" else [argument]
+    empty = 0
+    for name in named:
+        path = Path(name)
+        matches = _matches(name) if _is_pattern(path) else find_images(path) if path.is_dir() else [path]
+        empty += not matches
+        found += matches or [path]
+    if empty == len(named):  # true of an empty list, too
+        listed = ", ".join(f"'{argument}'" for argument in arguments[:3]) + (" ..." if len(arguments) > 3 else "")
+        raise UsageError(f"predict: no images in {listed}; files that end in {' '.join(SUFFIXES)} are looked for")
+    return found
+
+
+def _lines(stdin: TextIO) -> list[str]:
+    """One path a line, or as `find -print0` separates them."""
+    if isinstance(stdin, io.TextIOWrapper):
+        stdin.reconfigure(errors="surrogateescape")  # file names need not be valid UTF-8
+    text = stdin.read()
+    lines = text.split("\0") if "\0" in text else [line.removesuffix("\r") for line in text.split("\n")]
+    return [line for line in lines if line]
+
+
+def _is_pattern(path: Path) -> bool:
+    # Brackets are common in names, so what exists is no pattern.
+    return not path.exists() and glob.has_magic(str(path))
+
+
+def _matches(pattern: str) -> list[Path]:
+    matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207 - which refuses absolute patterns
+    found: list[Path] = []
+    for match in sorted(matches, key=lambda path: natural_order(path.as_posix())):
+        if any(part.lower() in LITTER for part in match.parts):  # hidden files match no pattern by themselves
+            continue
+        if match.is_dir():
+            found += find_images(match)
+        elif match.suffix.lower() in SUFFIXES:
+            found.append(match)
+    # `**` matches folders as well as the images in them.
+    return list(dict.fromkeys(found))
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name; `auto` is the first of CUDA, MPS and the CPU that there is.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:0`, `mps`.
+
+    Returns:
+        The device.
+
+    Raises:
+        UsageError: There is no such device here.
+    """
+    available = [("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)]
+    here = [kind for kind, there in available if there]
+    if name == "auto":
+        return torch.device(here[0])
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"predict: --device '{name}' is none of auto, cpu, cuda, cuda:0, mps") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in here or (device.index or 0) >= count:
+        raise UsageError(f"predict: --device {name} is not on this machine; it has {', '.join(here)}")
+    return device
+
+
+# ---------------------------------------------------------------------- out
+
+
+class Features(NamedTuple):
+    """The features of all images.
+
+    Shape:
+        - values: (N, D) float32; the rows of images that could not be read are NaN
+        - errors: why they could not, `None` for the others
+    """
+
+    values: np.ndarray[Any, np.dtype[np.float32]]
+    errors: list[str | None]
+
+
+def write_predictions(output: Path | None, paths: Sequence[Path], predictions: Iterable[Prediction], columns: int) -> None:
+    """Write predictions while they come.
+
+    Args:
+        output: A `.csv` or `.jsonl` file; `None`: a table on a terminal, CSV in a pipe.
+        paths: The images.
+        predictions: One an image.
+        columns: Classes a row.
+    """
+    rows = zip(paths, predictions, strict=True)
+    if output is not None and output.suffix.lower() == ".jsonl":
+        _write_jsonl(output, (_record(path, prediction) for path, prediction in rows))
+    elif output is None and sys.stdout.isatty():
+        _show(rows)
+    else:
+        header = ["path", *(f"{what}_{rank}" for rank in range(1, columns + 1) for what in ("class", "probability")), "error"]
+        _write_csv(output, header, (_cells(path, prediction, columns) for path, prediction in rows))
+
+
+def write_features(output: Path | None, paths: Sequence[Path], found: Features) -> None:
+    """Write features.
+
+    Args:
+        output: `.npy`: an array (N, D) alone; `.npz`: `features`, `paths` and `errors`; `.csv` with the columns path, f0, f1 ...
+            and error; `.jsonl` with the keys path, features and error; `None`: CSV on standard output.
+        paths: The images.
+        found: Their features.
+    """
+    kind = ".csv" if output is None else output.suffix.lower()
+    names = [str(path) for path in paths]
+    errors = [error or "" for error in found.errors]
+    if output is not None and kind in (".npy", ".npz"):
+        with whole(output) as part, part.open("wb") as binary:
+            if kind == ".npy":
+                np.save(binary, found.values)
+            else:
+                np.savez(binary, features=found.values, paths=np.array(names), errors=np.array(errors))
+        return
+    rows = zip(names, ([f"{x:.7g}" for x in row] for row in found.values.tolist()), found.errors, strict=True)
+    if output is not None and kind == ".jsonl":
+        keys = ("path", "features", "error")
+        bodies = ((name, [] if error else [float(x) for x in row], error) for name, row, error in rows)
+        _write_jsonl(output, (dict(zip(keys, body, strict=True)) for body in bodies))
+    else:
+        header = ["path", *(f"f{index}" for index in range(found.values.shape[1])), "error"]
+        _write_csv(output, header, ([name, *([""] * len(row) if error else row), error or ""] for name, row, error in rows))
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside another, which it replaces when it is whole; what goes wrong leaves the other as it was."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_csv(output: Path | None, header: list[str], rows: Iterable[list[str]]) -> None:
+    if output is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")
+        csv.writer(sys.stdout, lineterminator="\n").writerows([header])
+        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        return
+    # File names need not be valid UTF-8; their bytes come out as they are.
+    with whole(output) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerow(header)
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def _write_jsonl(output: Path, rows: Iterable[dict[str, Any]]) -> None:
+    # A byte that is no UTF-8 comes out as \udcXX, which is JSON's own way of writing it.
+    with whole(output) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _record(path: Path, prediction: Prediction) -> dict[str, Any]:
+    shares = [float(f"{share:.6g}") for share in prediction.probabilities]
+    return {"path": str(path), "classes": list(prediction.classes), "probabilities": shares, "error": prediction.error}
+
+
+def _cells(path: Path, prediction: Prediction, columns: int) -> list[str]:
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    answer = [cell for name, share in pairs for cell in (name, f"{share:.6g}")]
+    return [str(path), *(answer or [""] * (2 * columns)), prediction.error or ""]
+
+
+def _show(rows: Iterable[tuple[Path, Prediction]]) -> None:
+    """A table on the terminal."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("image", "class", "probability", "then"):
+        table.add_column(title, overflow="fold", justify="right" if title == "probability" else "left")
+    for path, (classes, shares, error) in rows:
+        name = str(path).encode(errors="replace").decode()
+        if error is not None:
+            table.add_row(Text(name), Text(error, style="red"))
+            continue
+        then = ", ".join(f"{other} {share:.1%}" for other, share in zip(classes[1:], shares[1:], strict=True))
+        table.add_row(Text(name), Text(classes[0], style="bold"), f"{shares[0]:.1%}", Text(then, style="dim"))
+    Console().print(table)
+
+
+# ---------------------------------------------------------------------- how far
+
+
+class Watch:
+    """Counts answers and seconds; on a terminal, shows a bar.
+
+    Args:
+        total: Number of images.
+
+    Attributes:
+        failed: Images without an answer so far.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.failed = 0
+        self.seconds = 0.0
+        self._console = Console(stderr=True, soft_wrap=True)
+        columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("predict", total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.seconds = time.perf_counter() - self._start
+        self._bar.stop()
+
+    def predictions(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """Count predictions on their way."""
+        for prediction in predictions:
+            self._count(prediction.error)
+            yield prediction
+
+    def features(self, batches: Iterable[Answers]) -> Features:
+        """Collect the batches, NaN where there is no answer."""
+        errors: list[str | None] = []
+        values: list[torch.Tensor] = []
+        for batch in batches:
+            for error in batch.errors:
+                self._count(error)
+            errors += batch.errors
+            values += [batch.values] if len(batch.values) else []
+        good = torch.cat(values).float().numpy() if values else np.empty((0, 0), np.float32)
+        found = np.full((len(errors), good.shape[1]), np.nan, np.float32)
+        found[[error is None for error in errors]] = good
+        return Features(found, errors)
+
+    def _count(self, error: str | None) -> None:
+        self.failed += error is not None
+        self._bar.advance(self._task)
+
+    def report(self) -> None:
+        """One line on stderr."""
+        bad = f"; {self.failed} could not be read" if self.failed else ""
+        rate = f"{self.total} images in {self.seconds:.1f} s ({self.total / max(self.seconds, 1e-9):.1f} images/s){bad}"
+        self._console.print(f"fgzoo: {rate}", highlight=False)

@@ -1,0 +1,248 @@
+"""The checkpoints that can be downloaded, as zoo.yaml lists them. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from fgzoo.errors import CheckpointError
+from fgzoo.methods import BUILT_IN
+from fgzoo.recipes import FOLDER as RECIPES
+
+#: The list that is part of the package.
+REGISTRY = Path(__file__).parent / "zoo.yaml"
+#: What a source may begin with; one without a scheme is a path in the repository.
+SCHEMES = ("https", "http", "hf", "file", "package")
+SUFFIX = ".safetensors"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_METRICS = ("top1", "top5", "macro", "nll", "ece")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint of the zoo.
+
+    Attributes:
+        name: What people type.
+        method: Name of the method.
+        backbone: Name of a timm network.
+        dataset: What it was trained on.
+        classes: Number of classes.
+        image_size: Side of the network's input in pixels.
+        metrics: By name (`top1`, `nll` ...): this file's `value`, the number of `seeds`, and over several seeds `mean` and `std`.
+        recipe: Names of the packaged recipes that trained it.
+        size: Length of the file in bytes.
+        sha256: Its hash.
+        sources: Where it lies, see zoo.yaml.
+        licence: Under what terms it may be used.
+    """
+
+    name: str
+    method: str
+    backbone: str
+    dataset: str
+    classes: int
+    image_size: int
+    metrics: dict[str, dict[str, float]]
+    recipe: str
+    size: int
+    sha256: str
+    sources: list[str]
+    licence: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+
+def list_checkpoints(glob: str = "*") -> list[str]:
+    """Names of the checkpoints that [load][fgzoo.load] downloads.
+
+    Args:
+        glob: A shell pattern, e.g. `*_cub`.
+
+    Returns:
+        Sorted names.
+    """
+    return sorted(name for name in read_registry() if fnmatch(name, glob))
+
+
+def find_entry(name: str) -> Entry:
+    """A checkpoint of the zoo by name.
+
+    Args:
+        name: One of [list_checkpoints][].
+
+    Returns:
+        Its entry.
+
+    Raises:
+        CheckpointError: There is none of this name.
+    """
+    entries = read_registry()
+    if name in entries:
+        return entries[name]
+    near = difflib.get_close_matches(name, entries, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "`fgzoo list checkpoints` names those there are"
+    raise CheckpointError(f"download: the zoo has no checkpoint '{name}'; {hint}")
+
+
+def read_registry(path: Path | None = None) -> dict[str, Entry]:
+    """Read and validate the list of checkpoints.
+
+    Args:
+        path: A YAML file; by default the packaged one.
+
+    Returns:
+        Entries by name.
+
+    Raises:
+        CheckpointError: The file, or one of its entries, is not what it should be.
+    """
+    path = path or REGISTRY
+    entries: dict[str, Entry] = {}
+    for number, raw in enumerate(_read(path)["checkpoints"], start=1):
+        entry = _read_entry(raw, f"zoo: {path}, entry {number}")
+        if entry.name in entries:
+            raise CheckpointError(f"zoo: {path}, entry {number}: a second checkpoint named '{entry.name}'")
+        entries[entry.name] = entry
+    return entries
+
+
+def base_url(path: Path | None = None) -> str | None:
+    """The address at which released files lie: `FGZOO_ZOO_URL`, else what the list of checkpoints says.
+
+    Args:
+        path: A YAML file; by default the packaged one.
+
+    Returns:
+        The address without a slash at its end; `None` where there is none.
+
+    Raises:
+        CheckpointError: It is no address.
+    """
+    given = os.environ.get("FGZOO_ZOO_URL")
+    path = path or REGISTRY
+    where, url = ("FGZOO_ZOO_URL", given) if given else (f"zoo: {path}: base_url", _read(path)["base_url"])
+    if url is None:
+        return None
+    if not isinstance(url, str) or not _is_address(url):
+        raise CheckpointError(f"{where}: {url!r} is no address; it must begin with https://, http:// or file:///")
+    return url.rstrip("/")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"zoo: {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or set(content) != {"base_url", "checkpoints"}:
+        raise CheckpointError(f"zoo: {path} must hold `base_url` and `checkpoints`, and nothing else")
+    if not isinstance(content["checkpoints"], list):
+        raise CheckpointError(f"zoo: {path}: `checkpoints` must be a list")
+    return content
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname
+    except ValueError:
+        return False
+    return parts.path.startswith("/") and not host if parts.scheme == "file" else parts.scheme in ("http", "https") and bool(host)
+
+
+def _read_entry(raw: Any, where: str) -> Entry:
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{where}: must be a mapping of fields, is {raw!r}")
+    if isinstance(raw.get("name"), str):
+        where = f"{where} ({raw['name']})"
+    known = [field.name for field in fields(Entry)]
+    for key in raw:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise CheckpointError(f"{where}: no field '{key}'; " + (f"did you mean '{near[0]}'?" if near else str(known)))
+    for key in known:
+        if key not in raw:
+            raise CheckpointError(f"{where}: the field '{key}' is missing")
+        complaint = _complaint(key, raw[key])
+        if complaint:
+            raise CheckpointError(f"{where}: {key}: {raw[key]!r} {complaint}")
+    return Entry(**raw)
+
+
+def _complaint(key: str, value: Any) -> str | None:
+    """What is wrong with a field's value; `None` where nothing is."""
+    if key in ("classes", "image_size", "size"):
+        # `type`, because True is an int, too.
+        return None if type(value) is int and value > 0 else "is no positive whole number"
+    if key == "metrics":
+        return _metrics_complaint(value)
+    if key == "sources":
+        if not isinstance(value, list) or not value:
+            return "is no list of at least one source"
+        return next((complaint for source in value if (complaint := _source_complaint(source))), None)
+    if not isinstance(value, str) or not value.strip():
+        return "is no text"
+    if key == "name" and not _NAME.fullmatch(value):
+        return "must consist of a-z, 0-9, '.', '_' and '-'"
+    if key == "sha256" and not re.fullmatch(r"[0-9a-f]{64}", value):
+        return "must be 64 digits 0-9, a-f"
+    if key == "method" and value not in BUILT_IN:
+        return f"is no method; known: {', '.join(BUILT_IN)}"
+    if key == "recipe":
+        missing = [name for name in value.split() if not (RECIPES / f"{name}.yaml").is_file()]
+        return f"names no packaged recipe '{missing[0]}'" if missing else None
+    return None
+
+
+def _metrics_complaint(metrics: Any) -> str | None:
+    if not isinstance(metrics, dict) or "top1" not in metrics:
+        return "must hold at least top1"
+    for name, numbers in metrics.items():
+        if name not in _METRICS:
+            return f"has no metric '{name}'; known: {', '.join(_METRICS)}"
+        if not isinstance(numbers, dict) or type(numbers.get("seeds")) is not int or numbers["seeds"] < 1:
+            return f"must give `seeds` for {name}, a positive whole number"
+        wanted = {"value", "seeds"} if numbers["seeds"] == 1 else {"value", "seeds", "mean", "std"}
+        if set(numbers) != wanted:
+            return f"must give {', '.join(sorted(wanted))} for {name}, and nothing else, as it has {numbers['seeds']} seed(s)"
+        for key in wanted - {"seeds"}:
+            number = numbers[key]
+            real = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+            if not real or number < 0 or (name != "nll" and number > 1):
+                return f"has {number!r} as {key} of {name}, which must be a " + ("number" if name == "nll" else "fraction of one")
+    return None
+
+
+def _source_complaint(source: Any) -> str | None:
+    if not isinstance(source, str) or not source:
+        return f"holds {source!r}, which is no text"
+    scheme, colon, rest = source.partition(":")
+    if not colon:
+        scheme, rest = "", source
+    elif scheme not in SCHEMES:
+        return f"holds '{source}': no source begins with '{scheme}:', only {', '.join(f'{known}:' for known in SCHEMES)}"
+    if scheme in ("http", "https", "file"):
+        if not _is_address(source):
+            return f"holds '{source}', which is no whole address"
+        rest = urlsplit(source).path
+    if scheme == "hf":
+        rest = rest.partition("@")[0]
+        if not rest.startswith("//") or len(PurePosixPath(rest[2:]).parts) < 3:
+            return f"holds '{source}'; expected hf://OWNER/REPOSITORY/FILE"
+    if scheme in ("", "package") and (rest.startswith("/") or "\\" in rest or ".." in PurePosixPath(rest).parts):
+        return f"holds '{source}', which leads out of the " + ("package" if scheme else "repository")
+    if not rest.endswith(SUFFIX):
+        return f"holds '{source}', which names no {SUFFIX} file"
+    return None
