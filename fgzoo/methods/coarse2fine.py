@@ -118,10 +118,10 @@ class Coarse2FineNetwork(nn.Module):
         num_classes: int,
         num_maps: int = 32,
         init: AttentionInit = "orthogonal",
-        fine: Fine = "mask",
+        fine: Fine = "crop",
         detach_attention: bool = False,
         region_theta: float | None = 0.5,
-        keep_views: bool = False,
+        keep_views: bool = True,
         feature_scale: float = 100.0,
         center_rate: float = 0.05,
         crop_theta: tuple[float, float] = (0.4, 0.6),
@@ -267,14 +267,14 @@ class Coarse2Fine(FineGrainedClassifier):
         init: Of the attention layer: `orthogonal` rows, which is Coarse2Fine's, or torch's `default`.
         attention_stride: Attention and features come from the backbone's deepest level of at most this stride. `None`: 16 for
             `inception_v3`, which is WS-DAN's Mixed_6e; of any other backbone the last level.
-        fine: What the fine pass sees: the image times the `mask`, or a `crop` by the mask's moments. `none`: there is no fine
+        fine: What the fine pass sees: a `crop` by the mask's moments, or the image times the `mask`. `none`: there is no fine
             pass and no second stage.
         detach_attention: Cut the gradient from the mask to the coarse pass.
         region_weight: Weight, in stage 1, of the mask's binary cross-entropy with the box round the mean attention map; no
             gradient of it reaches the attention. 0: the inverse mapping stands still until stage 2. Our decision.
         region_theta: The share of the mean map's maximum that bounds that box; its padding is `test_padding`. Our decision.
         keep_views: Stage 2 adds the fine pass to the parent's passes, crop and drop in training and crop in testing, where
-            otherwise it replaces them. Our decision.
+            otherwise it replaces them. Our decision: without them the second stage overfits (see `small_machine.py remedies`).
         feature_scale: Factor of the unit-length features before the classifier (100 in WS-DAN's code).
         center_weight: Weight of the distance to the class centres.
         center_rate: beta, the rate at which the centres move (0.05 in WS-DAN's code).
@@ -309,11 +309,11 @@ class Coarse2Fine(FineGrainedClassifier):
         num_maps: int = 32,
         init: AttentionInit = "orthogonal",
         attention_stride: int | None = None,
-        fine: Fine = "mask",
+        fine: Fine = "crop",
         detach_attention: bool = False,
         region_weight: float = 1.0,
         region_theta: float = 0.5,
-        keep_views: bool = False,
+        keep_views: bool = True,
         feature_scale: float = 100.0,
         center_weight: float = 1.0,
         center_rate: float = 0.05,
@@ -324,7 +324,7 @@ class Coarse2Fine(FineGrainedClassifier):
         test_padding: float = 0.05,
         decoder_widths: Sequence[int] = (64, 32, 16, 8),
         mask_bias: float = 2.0,
-        mask_weight: float = 0.01,
+        mask_weight: float = 0.1,
         fine_share: float = 1 / 3,
         fine_backbone_rate: float = 0.1,
         fine_head_rate: float = 1.0,

@@ -20,7 +20,8 @@ from fgzoo.nn.backbone import Backbone, Level
 from fgzoo.nn.output import MethodOutput
 from fgzoo.testing import evaluation_mode, example_batch
 
-SMALL: dict[str, Any] = {"num_maps": 4, "decoder_widths": (8, 4)}
+#: Stage 1 here is a coarse and a fine pass and nothing else, unless a test says otherwise.
+SMALL: dict[str, Any] = {"num_maps": 4, "decoder_widths": (8, 4), "fine": "mask", "keep_views": False}
 
 
 def make(stage: int | None = None, **arguments: Any) -> Coarse2Fine:
