@@ -39,7 +39,7 @@ from fgzoo.data.synthetic import SyntheticBirds
 from fgzoo.demo import data_of
 from fgzoo.errors import UsageError
 from fgzoo.interpret import metrics
-from fgzoo.methods import BUILT_IN
+from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
 from fgzoo.recipes import list_recipes
@@ -295,15 +295,15 @@ def judge(run: Path, options: argparse.Namespace) -> dict[str, Any]:
     source, judged = Source(run, model, options), Judge(model, options)
     for done, batch in enumerate(source.batches(source.records(options.limit)), start=1):
         judged.place(batch)
-        sys.stderr.write(f"\r{method_name(model)}: places, batch {done} ")
+        sys.stderr.write(f"\r{name_of(model)}: places, batch {done} ")
     perturbed = options.perturbed if options.limit is None else min(options.perturbed, options.limit)
     for done, batch in enumerate(source.batches(source.records(perturbed)), start=1):
         judged.need(batch)
         judged.weights(batch)
-        sys.stderr.write(f"\r{method_name(model)}: needs and weights, batch {done} ")
+        sys.stderr.write(f"\r{name_of(model)}: needs and weights, batch {done} ")
     sys.stderr.write("\n")
     return {
-        "method": method_name(model),
+        "method": name_of(model),
         "run": run.name,
         "backbone": model.backbone,
         "fingerprint": source.listing.fingerprint(),
@@ -316,15 +316,10 @@ def judge(run: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def method_name(model: FineGrainedClassifier) -> str:
-    """The name in `fgzoo list` that fits the model's arguments best; its class's name where none does."""
-    path = f"{type(model).__module__}.{type(model).__qualname__}"
-    fitting = {
-        name: len(fixed)
-        for name, (cls, fixed) in BUILT_IN.items()
-        if cls == path and all(model.hparams.get(key) == value for key, value in fixed.items())
-    }
-    return max(fitting, key=lambda name: fitting[name]) if fitting else type(model).__name__
+def name_of(model: FineGrainedClassifier) -> str:
+    """The model's name in `fgzoo list`; its class's name where it has none."""
+    cls = type(model)
+    return method_name(f"{cls.__module__}.{cls.__qualname__}", model.hparams).rpartition(".")[2]
 
 
 # ---------------------------------------------------------------------- numbers

@@ -18,8 +18,11 @@ VERBS = {
     "validate": "score a checkpoint on the validation split",
     "test": "score a checkpoint on the test split",
     "predict": "class names and probabilities of your own images, from a checkpoint",
+    "explain": "where a checkpoint looked in your own images: a page and PNG files",
+    "export": "a checkpoint as an ONNX or torch.export file that runs without fgzoo",
     "list": "name methods, recipes, data sets and checkpoints",
     "download": "fetch checkpoints of the zoo, verified",
+    "publish": "a tested run as a checkpoint that others load by name, with its model card",
     "data": "info | verify | prepare: what a data set needs, whether it is whole, and fetching it",
 }
 
@@ -67,14 +70,18 @@ def _dispatch(arguments: list[str]) -> int:
     if verb in ("fit", "validate", "test"):
         return _train(verb, arguments[1:])
     from fgzoo import tools
+    from fgzoo.zoo import commands
 
     components: dict[str, Callable[[list[str]], int]] = {
         "list": tools.list_command,
         "download": tools.download_command,
+        "publish": tools.publish_command,
         "data": tools.data_command,
-        "predict": tools.predict_command,
+        "predict": commands.predict_command,
+        "explain": commands.explain_command,
+        "export": commands.export_command,
     }
-    if verb == "predict":
+    if verb in ("predict", "explain", "export"):
         _surroundings()
     return components[verb](arguments[1:])
 

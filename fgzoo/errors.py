@@ -18,6 +18,10 @@ class CheckpointError(UsageError):
     """A checkpoint cannot be read, cannot be trusted, or belongs to something else."""
 
 
+class ExportError(UsageError):
+    """A network cannot be exported, or the exported file does not answer as the network does."""
+
+
 class TrainingError(Exception):
     """A run cannot go on, though nothing about its arguments is wrong in itself: one readable line, exit status 1."""
 

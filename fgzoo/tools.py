@@ -1,13 +1,12 @@
-"""`fgzoo list`, `fgzoo download`, `fgzoo data` and `fgzoo predict`: plain functions behind a parser each."""
+"""`fgzoo list`, `fgzoo download`, `fgzoo publish` and `fgzoo data`: plain functions behind a parser each."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentParser, auto_cli
 from rich.console import Console
@@ -62,6 +61,37 @@ def download_command(arguments: list[str]) -> int:
     for name in names:
         sys.stdout.write(f"{fetch_checkpoint(name)}\n")
         sys.stdout.flush()
+    return 0
+
+
+def publish_command(arguments: list[str]) -> int:
+    """Run `fgzoo publish`."""
+    parser = _parser_class("fgzoo publish")(
+        prog="fgzoo publish",
+        description="Turn a tested run into a checkpoint that others load by name: NAME.safetensors, which is scored before it "
+        "is kept, its model card NAME.md, and its entry in a list of checkpoints.",
+    )
+    add = parser.add_argument
+    add("run", type=Path, help="The run's folder, after `fgzoo fit` and `fgzoo test`.")
+    add("--name", required=True, help="What people will type: a-z, 0-9, '.', '_', '-'.")
+    add("--output", type=Path, default=Path(), help="Folder of the file and its card (default: this one).")
+    add("--registry", type=Path, help="The list of checkpoints that gets the entry (default: zoo.yaml in the output folder).")
+    add("--seeds", type=Path, nargs="*", default=[], metavar="RUN", help="Tested runs of other seeds, for mean and spread.")
+    add("--dtype", choices=("float32", "float16"), default="float32", help="float16 halves the file (default: float32).")
+    add("--licence", help="Of the weights, e.g. CC-BY-NC-4.0 (default for the synthetic birds: Apache-2.0).")
+    add("--source", nargs="*", default=[], metavar="ADDRESS", help="Where the file will be found (default: where it is written).")
+    given = parser.parse_args(arguments)
+    from fgzoo.zoo.publish import publish
+
+    made = publish(
+        given.run, given.name, given.output, given.registry, given.seeds, given.dtype, given.licence, given.source
+    )  # fmt: skip
+    top1 = made.entry.metrics["top1"]["value"]
+    Console(soft_wrap=True).print(
+        f"{made.file}: {made.entry.size / 1e6:.2f} MB, top-1 {100 * top1:.1f} %. Card: {made.card}. Entry in {made.registry}",
+        highlight=False,
+        markup=False,
+    )
     return 0
 
 
@@ -235,129 +265,3 @@ def prepare(name: Dataset, root: Path) -> int:
     fetch_dataset(name, root)
     Console().print(f"{name} lies in {root}", highlight=False)
     return 0
-
-
-# ---------------------------------------------------------------------- predict
-
-#: Where predictions and features can be written to, by suffix; read before torch is imported.
-PREDICTION_FILES = (".csv", ".jsonl")
-FEATURE_FILES = (".npy", ".npz", ".csv", ".jsonl")
-
-
-class _PredictParser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"predict: {message} (see `fgzoo predict --help`)")
-
-
-def predict_command(arguments: list[str]) -> int:
-    """Run `fgzoo predict`."""
-    # Options may stand between the images, too.
-    given = _predict_parser().parse_intermixed_args(arguments)
-    _check_output(given.output, given.embed)
-    if given.embed and given.also:
-        raise UsageError("predict: --embed takes one checkpoint, because features of several have no common meaning")
-    return predict(given)
-
-
-def _predict_parser() -> _PredictParser:
-    parser = _PredictParser(
-        prog="fgzoo predict",
-        description="Classes and probabilities of images, a row each; a file that cannot be read is a row with its error.",
-        epilog="Exit status: 0, or 1 where not one image could be read. Without --output: a table on a terminal, CSV in a pipe.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("checkpoint", help="a checkpoint file, a run's folder, or `last` or `best` of the newest run below runs/")
-    add(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help="a file, a folder (every image below it), a quoted pattern such as 'photos/**/*.jpg', or - for a list of paths, one "
-        "a line, on standard input",
-    )
-    add("--also", action="append", default=[], metavar="CHECKPOINT", help="one more; probabilities are averaged (repeatable)")
-    add("--output", type=Path, metavar="FILE", help="a .csv or .jsonl file; with --embed also .npy or .npz")
-    add("--top-k", type=_at_least(1), default=5, metavar="K", help="classes to name, at most all of them (default: 5)")
-    add(
-        "--tta",
-        choices=("none", "flip", "five-crop", "ten-crop"),
-        default="none",
-        help="average over the image and its mirror image, over the four corners and the centre, or over those five and their "
-        "mirror images (default: none)",
-    )
-    add("--embed", action="store_true", help="features of the backbone instead of classes; they need --output or a pipe")
-    add("--batch-size", type=_at_least(1), default=32, metavar="N", help="images that pass the network at once (default: 32)")
-    add("--num-workers", type=_at_least(0), metavar="N", help="loader processes (default: one per core, at most 8)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0 or mps (default: auto)")
-    add("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true", help="default: 32-true")
-    add(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="a package whose classes a checkpoint may name (repeatable)",
-    )
-    return parser
-
-
-def _at_least(low: int) -> Any:
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"{value} is less than {low}")
-        return value
-
-    return integer
-
-
-def _check_output(output: Path | None, features: bool) -> None:
-    """Refuse an output that cannot be written before anything is computed."""
-    if output is None:
-        if features and sys.stdout.isatty():
-            raise UsageError("predict: --embed gives numbers by the thousand; write them by --output FILE, or into a pipe")
-        return
-    known = FEATURE_FILES if features else PREDICTION_FILES
-    if output.suffix.lower() not in known:
-        hint = " (features, by --embed)" if output.suffix.lower() in FEATURE_FILES else ""
-        raise UsageError(f"predict: --output {output}{hint}: the file's name ends in none of {', '.join(known)}")
-    if output.is_dir():
-        raise UsageError(f"predict: --output {output} is a folder; give a file in it")
-    output.parent.mkdir(parents=True, exist_ok=True)
-
-
-def predict(given: argparse.Namespace) -> int:
-    """Classify images, or take their features, and write them.
-
-    Args:
-        given: The arguments of `fgzoo predict`.
-
-    Returns:
-        0, or 1 where not one image could be read.
-    """
-    from fgzoo.data.datamodule import default_workers
-    from fgzoo.training.run import find_checkpoint
-    from fgzoo.zoo import prediction, prediction_files
-    from fgzoo.zoo.checkpoint import load
-
-    paths = prediction_files.image_paths(given.images, sys.stdin)
-    device = prediction_files.find_device(given.device)
-    sources = [find_checkpoint(said, Path("runs")) for said in (given.checkpoint, *given.also)]
-    models = [load(source, given.trust).to(device) for source in sources]
-    how = {
-        "batch_size": given.batch_size,
-        "tta": given.tta,
-        "num_workers": default_workers("folder") if given.num_workers is None else given.num_workers,
-        "precision": given.precision,
-    }
-    with prediction_files.Watch(len(paths)) as watch:
-        if given.embed:
-            answers = prediction.embed(models, list(paths), **how)
-            prediction_files.write_features(given.output, paths, watch.features(answers))
-        else:
-            columns = min(given.top_k, len(prediction.class_names(models)))
-            predictions = prediction.predict(models, list(paths), given.top_k, **how)
-            prediction_files.write_predictions(given.output, paths, watch.predictions(predictions), columns)
-    watch.report()
-    return 1 if watch.failed == len(paths) else 0

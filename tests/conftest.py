@@ -55,7 +55,15 @@ def _own_place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeyp
     """A working folder and a home that no other test sees, and none of the person's own settings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-    for name in ("FGZOO_CACHE", "FGZOO_DATA", "FGZOO_OFFLINE", "FGZOO_ZOO_URL", "FGZOO_RUN_FOLDER", "PL_GLOBAL_SEED"):
+    for name in (
+        "FGZOO_CACHE",
+        "FGZOO_DATA",
+        "FGZOO_OFFLINE",
+        "FGZOO_REGISTRY",
+        "FGZOO_ZOO_URL",
+        "FGZOO_RUN_FOLDER",
+        "PL_GLOBAL_SEED",
+    ):
         # Set first: what a test's code puts there is then taken away again.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

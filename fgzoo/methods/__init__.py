@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ __all__ = [
     "available",
     "find_method",
     "import_path",
+    "method_name",
 ]
 
 
@@ -73,6 +75,24 @@ def available() -> dict[str, tuple[str, dict[str, Any]]]:
         point.name: (point.value.replace(":", "."), {}) for point in entry_points(group="fgzoo.methods")
     }
     return {**found, **BUILT_IN}
+
+
+def method_name(path: str, arguments: Mapping[str, Any]) -> str:
+    """The name under which a model is listed: of those that fit its class and arguments the one that fixes most.
+
+    Args:
+        path: Path of the model's class.
+        arguments: Its arguments.
+
+    Returns:
+        A name of [available][]; the class's path where none fits.
+    """
+    fitting = {
+        name: len(fixed)
+        for name, (cls, fixed) in available().items()
+        if cls == path and all(arguments.get(key) == value for key, value in fixed.items())
+    }
+    return max(fitting, key=lambda name: fitting[name]) if fitting else path
 
 
 def find_method(name: str) -> tuple[type[FineGrainedClassifier], dict[str, Any]]:

@@ -269,6 +269,8 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         """
         with self.evaluating(), torch.no_grad():
             output: MethodOutput = self.network(images, targets)
+        if output.attention.shape[1] == 0:  # a network without maps
+            return output.attention.new_zeros(len(images), 0, *images.shape[-2:])
         return F.interpolate(output.attention, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
     def map_names(self, count: int) -> list[str]:
@@ -606,11 +608,11 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         """Collect the metrics of a batch."""
         self._evaluate(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect the metrics of a batch."""
-        self._evaluate(batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Collect the metrics of a batch, and hand on what single images were given: `logits`, `targets` and `index`."""
+        return self._evaluate(batch)
 
-    def _evaluate(self, batch: Batch) -> None:
+    def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
         images, targets, index = self._prepare(batch)
         output = self(images, None, self.sample_keys(index))
         logits = output.logits.float()
@@ -621,6 +623,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
                 hits = MeanMetric() if name not in self._head_hits else self._head_hits[name]
                 self._head_hits[name] = hits.to(logits.device)
                 hits.update((head.argmax(dim=1) == targets).float(), weight=(targets != IGNORED).float())
+        return {"logits": logits, "targets": targets, "index": index}
 
     def on_validation_epoch_start(self) -> None:
         """Forget the counts of earlier rounds; refuse to score what was never trained, unless it is being trained."""

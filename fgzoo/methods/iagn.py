@@ -101,7 +101,7 @@ class VectorNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """Normalise (B, C)."""
-        if len(input) == 1:
+        if self.training and len(input) == 1:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(input)
 
@@ -311,7 +311,7 @@ class IAGNNetwork(nn.Module):
         heads = self._heads(maps)
         logits = self._scored(heads)
         if self.test_crop:
-            theta = torch.full((len(images),), TEST_THETA, device=images.device)
+            theta = torch.full((images.shape[0],), TEST_THETA, device=images.device)
             evidence = self._evidence(self.fused, maps, logits.argmax(dim=1))
             boxes = attention_boxes(normalize_map(evidence), theta, TEST_PADDING)
             closer = self._heads(self._maps(crop_boxes(images, boxes)))

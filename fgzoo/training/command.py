@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
+import shlex
 import time
 import warnings
 from argparse import ArgumentError
@@ -27,7 +27,7 @@ from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.training.arguments import RecipeFile, check_one_method, complete, values_of
-from fgzoo.training.callbacks import EpochLines, ReproducibleSteps, RunRecord, checkpoints
+from fgzoo.training.callbacks import EpochLines, ImageScores, ReproducibleSteps, RunRecord, checkpoints
 from fgzoo.training.faults import EndOnSigterm, FiniteLoss, WholeCheckpoints, name_dead_worker
 from fgzoo.training.messages import MisconfiguredError, explain_parser_error, file_that_says, get_parameter_names
 from fgzoo.training.run import (
@@ -49,12 +49,13 @@ class TrainingCLI(LightningCLI):
 
     Args:
         verb: `fit`, `validate` or `test`.
-        arguments: What followed the verb.
+        arguments: What was typed after the verb.
         console: Where to say what was done.
     """
 
     def __init__(self, verb: str, arguments: list[str], console: Console) -> None:
         self.verb = verb
+        self.typed = shlex.join(["fgzoo", verb, *arguments])
         self.console = console
         self.run_folder = Path()
         self.checkpoint: Path | None = None
@@ -73,7 +74,7 @@ class TrainingCLI(LightningCLI):
                 "enable_model_summary": False,
             },
             parser_kwargs={"prog": "fgzoo", "exit_on_error": False},
-            args=[verb, *arguments],
+            args=[verb, *complete(verb, arguments)],
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -211,7 +212,7 @@ class TrainingCLI(LightningCLI):
             settings = self.config["fit"].clone()
             settings.output = settings.resume = None
             text = self._parser("fit").dump(settings, skip_unset=False, skip_link_targets=False)
-            text = f"# {' '.join(['fgzoo', *sys.argv[1:]])}\n{text}"
+            text = f"# {self.typed}\n{text}"
         callbacks: list[Callback] = [
             RunRecord(self.run_folder, text),
             ReproducibleSteps(self.datamodule.seed),
@@ -220,6 +221,8 @@ class TrainingCLI(LightningCLI):
         quick = bool(config.get("fast_dev_run"))
         if self.verb == "fit":
             callbacks += [FiniteLoss(), EndOnSigterm()]
+        if self.verb == "test" and not quick:
+            callbacks.append(ImageScores(self.run_folder))
         if self.verb == "fit" and not quick:
             callbacks += checkpoints(self.run_folder, validates)
         if self.verb == "fit" and not validates:
@@ -314,7 +317,7 @@ def run(verb: str, arguments: list[str]) -> int:
     quieten()
     import_methods()
     try:
-        cli = TrainingCLI(verb, complete(verb, arguments), console)
+        cli = TrainingCLI(verb, arguments, console)
         cli.close()
     finally:
         os.environ.pop(RUN_VARIABLE, None)

@@ -176,7 +176,7 @@ def compute(
     prepare = {way: views_transform(card, tta) for way, card in zip(ways, cards, strict=True)}
     places = [list(prepare).index(way) for way in ways]
     device = models[0].device
-    for views, errors in _batches(listed(images), list(prepare.values()), batch_size, num_workers, device.type == "cuda"):
+    for views, errors in batches(listed(images), list(prepare.values()), batch_size, num_workers, device.type == "cuda"):
         if not views:
             yield Answers(torch.empty(0, len(class_names(models))), errors)
             continue
@@ -216,16 +216,16 @@ def _named(ranked: list[float], classes: list[int], names: Sequence[str]) -> Pre
 # ---------------------------------------------------------------------- what models must have in common
 
 
-def card_of(model: FineGrainedClassifier) -> DataCard:
-    """The card of a trained model; an untrained one is refused."""
+def card_of(model: FineGrainedClassifier, verb: str = "predict") -> DataCard:
+    """The card of a trained model; an untrained one is refused, in the verb's name."""
     if not model.trained:
         raise UntrainedError(
-            f"predict: this {type(model).__name__} has never been trained, and chance is no answer; train it, or fgzoo.load() a "
+            f"{verb}: this {type(model).__name__} has never been trained, and chance is no answer; train it, or fgzoo.load() a "
             f"checkpoint"
         )
     if model.card is None:
         raise CheckpointError(
-            "predict: these weights do not say which classes they know nor how images are prepared for them; set model.card"
+            f"{verb}: these weights do not say which classes they know nor how images are prepared for them; set model.card"
         )
     return model.card
 
@@ -359,10 +359,28 @@ def _collate(samples: list[tuple[list[Tensor], str | None]]) -> Views:
     return [torch.stack(views) for views in zip(*good, strict=True)], [error for _, error in samples]
 
 
-def _batches(
-    images: Sequence[ImageLike], prepare: Sequence[Transform], batch_size: int, num_workers: int, pinned: bool
+def batches(
+    images: Sequence[ImageLike],
+    prepare: Sequence[Transform],
+    batch_size: int,
+    num_workers: int,
+    pinned: bool,
+    verb: str = "predict",
 ) -> Iterator[Views]:
-    """Batches in order; a loader process that dies is named as such."""
+    """Read images in batches, in order; a loader process that dies is named as such.
+
+    Args:
+        images: The images.
+        prepare: Transforms, see [views_transform][].
+        batch_size: Images a batch.
+        num_workers: Loader processes; 0 reads in the process itself.
+        pinned: Whether batches lie in memory that a GPU reads directly.
+        verb: Who complains.
+
+    Yields:
+        The views (G, V, 3, S, S) of the images that could be read, one tensor a transform (none without any), and why the others
+        could not, `None` for those that could.
+    """
     loader: DataLoader[tuple[list[Tensor], str | None]] = DataLoader(
         ImageViews(images, prepare),
         batch_size=batch_size,
@@ -371,25 +389,30 @@ def _batches(
         pin_memory=pinned,
         generator=torch.Generator(),  # its own, so that the caller's random numbers stay as they are
     )
-    batches = iter(loader)
+    loaded = iter(loader)
     for done in range(len(loader)):
         try:
-            batch = next(batches)
+            batch = next(loaded)
         except RuntimeError as error:
             if not re.search(r"DataLoader worker \(pid", str(error)):
                 raise
             raise TrainingError(
-                f"predict: a loader process ended by itself, most likely for want of memory, at or after image "
+                f"{verb}: a loader process ended by itself, most likely for want of memory, at or after image "
                 f"{done * batch_size + 1} of {len(images)}; lower --num-workers (0 reads in the process itself)"
             ) from error
         yield batch
 
 
-def _check_arguments(batch_size: int, tta: str, num_workers: int, precision: str) -> None:
+def check_reading(batch_size: int, num_workers: int, verb: str = "predict") -> None:
+    """Refuse sizes that nothing can be read with, in the verb's name."""
     if batch_size < 1:
-        raise UsageError(f"predict: batch_size is {batch_size}; at least 1")
+        raise UsageError(f"{verb}: batch_size is {batch_size}; at least 1")
     if num_workers < 0:
-        raise UsageError(f"predict: num_workers is {num_workers}; at least 0, which reads in the process itself")
+        raise UsageError(f"{verb}: num_workers is {num_workers}; at least 0, which reads in the process itself")
+
+
+def _check_arguments(batch_size: int, tta: str, num_workers: int, precision: str) -> None:
+    check_reading(batch_size, num_workers)
     for name, value, known in (("tta", tta, get_args(TestTime)), ("precision", precision, get_args(Precision))):
         if value not in known:
             raise UsageError(f"predict: {name} '{value}' is none of {', '.join(known)}")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TextIO
+from typing import Any, NamedTuple, Protocol, Self, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from fgzoo.zoo.prediction import Answers, Prediction
 # ---------------------------------------------------------------------- in
 
 
-def image_paths(arguments: Sequence[str], stdin: TextIO) -> list[Path]:
+def image_paths(arguments: Sequence[str], stdin: TextIO, verb: str = "predict") -> list[Path]:
     """The image files that arguments mean, in the arguments' order.
 
     A file stands for itself, whatever its name; a folder for the images below it, in natural order and without litter; a pattern
@@ -40,6 +40,7 @@ def image_paths(arguments: Sequence[str], stdin: TextIO) -> list[Path]:
     Args:
         arguments: Paths, patterns, `-`.
         stdin: Where `-` reads one path a line.
+        verb: Who complains.
 
     Returns:
         The paths, as given or as found.
@@ -59,7 +60,7 @@ def image_paths(arguments: Sequence[str], stdin: TextIO) -> list[Path]:
         found += matches or [path]
     if empty == len(named):  # true of an empty list, too
         listed = ", ".join(f"'{argument}'" for argument in arguments[:3]) + (" ..." if len(arguments) > 3 else "")
-        raise UsageError(f"predict: no images in {listed}; files that end in {' '.join(SUFFIXES)} are looked for")
+        raise UsageError(f"{verb}: no images in {listed}; files that end in {' '.join(SUFFIXES)} are looked for")
     return found
 
 
@@ -91,11 +92,12 @@ def _matches(pattern: str) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, verb: str = "predict") -> torch.device:
     """The device of a name; `auto` is the first of CUDA, MPS and the CPU that there is.
 
     Args:
         name: `auto`, `cpu`, `cuda`, `cuda:0`, `mps`.
+        verb: Who complains.
 
     Returns:
         The device.
@@ -110,10 +112,10 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"predict: --device '{name}' is none of auto, cpu, cuda, cuda:0, mps") from error
+        raise UsageError(f"{verb}: --device '{name}' is none of auto, cpu, cuda, cuda:0, mps") from error
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type not in here or (device.index or 0) >= count:
-        raise UsageError(f"predict: --device {name} is not on this machine; it has {', '.join(here)}")
+        raise UsageError(f"{verb}: --device {name} is not on this machine; it has {', '.join(here)}")
     return device
 
 
@@ -239,24 +241,34 @@ def _show(rows: Iterable[tuple[Path, Prediction]]) -> None:
 # ---------------------------------------------------------------------- how far
 
 
+class _Answer(Protocol):
+    @property
+    def error(self) -> str | None:
+        """Why there is no answer."""
+
+
+Answer = TypeVar("Answer", bound=_Answer)
+
+
 class Watch:
     """Counts answers and seconds; on a terminal, shows a bar.
 
     Args:
         total: Number of images.
+        verb: What the bar is called.
 
     Attributes:
         failed: Images without an answer so far.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, verb: str = "predict") -> None:
         self.total = total
         self.failed = 0
         self.seconds = 0.0
         self._console = Console(stderr=True, soft_wrap=True)
-        columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task("predict", total=total)
+        self._task = self._bar.add_task(verb, total=total)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -267,8 +279,8 @@ class Watch:
         self.seconds = time.perf_counter() - self._start
         self._bar.stop()
 
-    def predictions(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-        """Count predictions on their way."""
+    def predictions(self, predictions: Iterable[Answer]) -> Iterator[Answer]:
+        """Count predictions, or explanations, on their way."""
         for prediction in predictions:
             self._count(prediction.error)
             yield prediction

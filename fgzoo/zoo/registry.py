@@ -34,13 +34,13 @@ class Entry:
 
     Attributes:
         name: What people type.
-        method: Name of the method.
+        method: Name of the method, or the path of a class of one's own.
         backbone: Name of a timm network.
         dataset: What it was trained on.
         classes: Number of classes.
         image_size: Side of the network's input in pixels.
         metrics: By name (`top1`, `nll` ...): this file's `value`, the number of `seeds`, and over several seeds `mean` and `std`.
-        recipe: Names of the packaged recipes that trained it.
+        recipe: Names of the packaged recipes that trained it, and of files of one's own (`mine.yaml`).
         size: Length of the file in bytes.
         sha256: Its hash.
         sources: Where it lies, see zoo.yaml.
@@ -98,25 +98,76 @@ def find_entry(name: str) -> Entry:
 
 
 def read_registry(path: Path | None = None) -> dict[str, Entry]:
-    """Read and validate the list of checkpoints.
+    """Read and validate lists of checkpoints.
 
     Args:
-        path: A YAML file; by default the packaged one.
+        path: A YAML file; by default the packaged one, and those that `FGZOO_REGISTRY` names (separated as in `PATH`).
 
     Returns:
         Entries by name.
 
     Raises:
-        CheckpointError: The file, or one of its entries, is not what it should be.
+        CheckpointError: A file, or one of its entries, is not what it should be, or two share a name.
     """
-    path = path or REGISTRY
+    own = [Path(name).expanduser() for name in os.environ.get("FGZOO_REGISTRY", "").split(os.pathsep) if name]
     entries: dict[str, Entry] = {}
-    for number, raw in enumerate(_read(path)["checkpoints"], start=1):
-        entry = _read_entry(raw, f"zoo: {path}, entry {number}")
-        if entry.name in entries:
-            raise CheckpointError(f"zoo: {path}, entry {number}: a second checkpoint named '{entry.name}'")
-        entries[entry.name] = entry
+    for file in [path] if path else [REGISTRY, *own]:
+        for number, raw in enumerate(_read(file)["checkpoints"], start=1):
+            entry = _read_entry(raw, f"zoo: {file}, entry {number}")
+            if entry.name in entries:
+                raise CheckpointError(f"zoo: {file}, entry {number}: a second checkpoint named '{entry.name}'")
+            entries[entry.name] = entry
     return entries
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no checkpoint can have.
+
+    Args:
+        name: The name.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    complaint = _complaint("name", name)
+    if complaint:
+        raise CheckpointError(f"zoo: the name {name!r} {complaint}")
+
+
+def check_entry(entry: Entry) -> None:
+    """Refuse an entry that the list could not be read with.
+
+    Args:
+        entry: The entry.
+
+    Raises:
+        CheckpointError: A field is not what it should be; names it.
+    """
+    _read_entry(entry.as_dict(), "zoo: the new entry")
+
+
+def add_entry(path: Path, entry: Entry) -> None:
+    """Write an entry into a list of checkpoints, in the order of names; what stands above the list stays as it is.
+
+    Args:
+        path: A YAML file; made where there is none.
+        entry: The entry; one of the same name is replaced.
+
+    Raises:
+        CheckpointError: The file is not what it should be, or cannot be written.
+    """
+    check_entry(entry)
+    entries = {**read_registry(path), entry.name: entry} if path.exists() else {entry.name: entry}
+    head = path.read_text(encoding="utf-8").partition("\ncheckpoints:")[0] if path.exists() else "base_url: null"
+    listed = [entries[name].as_dict() for name in sorted(entries)]
+    body = yaml.safe_dump({"checkpoints": listed}, sort_keys=False, allow_unicode=True, width=120)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(f"{head}\n{body}", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(f"zoo: {path} cannot be written ({error.strerror or error})") from error
 
 
 def base_url(path: Path | None = None) -> str | None:
@@ -198,10 +249,11 @@ def _complaint(key: str, value: Any) -> str | None:
         return "must consist of a-z, 0-9, '.', '_' and '-'"
     if key == "sha256" and not re.fullmatch(r"[0-9a-f]{64}", value):
         return "must be 64 digits 0-9, a-f"
-    if key == "method" and value not in BUILT_IN:
+    if key == "method" and value not in BUILT_IN and "." not in value:  # the path of a class of one's own has a dot
         return f"is no method; known: {', '.join(BUILT_IN)}"
     if key == "recipe":
-        missing = [name for name in value.split() if not (RECIPES / f"{name}.yaml").is_file()]
+        own = [name for name in value.split() if name.endswith(".yaml")]
+        missing = [name for name in value.split() if name not in own and not (RECIPES / f"{name}.yaml").is_file()]
         return f"names no packaged recipe '{missing[0]}'" if missing else None
     return None
 

@@ -19,7 +19,7 @@ from fgzoo.data import aircraft, cub, download
 from fgzoo.data.download import Archive, fetch
 from fgzoo.errors import DataError, UsageError
 from tests.builders import make_aircraft, make_cub
-from tests.server import CONTENT, Server, serving
+from tests.server import CONTENT, Server, be_impatient, serving
 
 
 @pytest.fixture
@@ -34,19 +34,8 @@ def offered(server: Server, behaviour: str, content: bytes = CONTENT) -> Archive
 
 
 @pytest.fixture(autouse=True)
-def impatient_and_local(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "ATTEMPTS", 3)
-    monkeypatch.setattr(download, "TIMEOUT", 0.5)
-    monkeypatch.setattr(download, "PAUSE", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    connect = socket.socket.connect
-
-    def local_only(self: socket.socket, address: object) -> None:
-        if not (isinstance(address, tuple) and address[0] == "127.0.0.1"):
-            raise OSError(f"a test must not connect to {address}")
-        connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", local_only)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_impatient(monkeypatch)
 
 
 def remains(folder: Path) -> set[str]:

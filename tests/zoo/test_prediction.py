@@ -31,24 +31,9 @@ from fgzoo.zoo import prediction, prediction_files
 from tests import command
 from tests.builders import encode, make_cub, picture, save
 from tests.command import Result, fgzoo, fit
-from tests.small import SMALL
+from tests.small import CARD, NAMES, small
 
-NAMES = ["Cardinal", "Crow", "Gull", "Ovenbird"]
-#: No margin round the crop, as for the augmentation `paper`.
-CARD = DataCard("folder", NAMES, 64, 64, "squash", "bilinear", "pillow", "0" * 16)
 ON_CPU = ("--device", "cpu", "--num-workers", 0)
-
-
-def small(name: str = "baseline", card: DataCard = CARD, seed: int = 0) -> FineGrainedClassifier:
-    """A model that counts as trained."""
-    torch.manual_seed(seed)
-    arguments = SMALL.get(name, {})
-    model = create_model(name, len(NAMES), "test_efficientnet", pretrained=False, **arguments)
-    model.card, model.trained = card, True
-    if name == "baseline":
-        with torch.no_grad():
-            model.network.classifier.weight.mul_(300)  # type: ignore[operator, union-attr] # so that images differ by percents
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,188 @@
+"""What a trained model says of images, where it looked, and Grad-CAM of the same class beside it.
+
+Everything lies in the frame that the network saw: the image after the weights' own evaluation transform, and maps of its size.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fgzoo.errors import UsageError
+from fgzoo.interpret.metrics import grad_cam
+from fgzoo.nn.backbone import Backbone
+from fgzoo.zoo.prediction import ImageLike, batches, card_of, check_reading, listed, views_transform
+
+if TYPE_CHECKING:
+    from fgzoo.methods.base import FineGrainedClassifier
+
+
+class Explanation(NamedTuple):
+    """What a model says of one image, and why it may.
+
+    Attributes:
+        classes: Class names, the most probable first.
+        probabilities: Their probabilities.
+        explained: The class that the maps explain.
+        share: Its probability.
+        image: (3, H, W) uint8, as the network saw it.
+        maps: (S, H, W) in [0, 1], the method's own, from coarse to fine; S may be 0.
+        names: Names of the maps.
+        cam: (H, W) in [0, 1], Grad-CAM of the same class; `None` where the network offers nothing to differentiate.
+        error: Why there is no answer, in one line; everything else is empty then.
+    """
+
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    explained: str = ""
+    share: float = 0.0
+    image: Tensor = torch.empty(3, 0, 0, dtype=torch.uint8)
+    maps: Tensor = torch.empty(0, 0, 0)
+    names: tuple[str, ...] = ()
+    cam: Tensor | None = None
+    error: str | None = None
+
+
+def explain(
+    model: FineGrainedClassifier,
+    images: ImageLike | Sequence[ImageLike],
+    top_k: int = 5,
+    explained: str | None = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+) -> Iterator[Explanation]:
+    """Classify images and say where the model looked, one explanation each, in their order, while they are computed.
+
+    Args:
+        model: A trained model.
+        images: Paths, PIL images, uint8 tensors (3, H, W), or a list of them.
+        top_k: How many classes to name, clipped to the number of classes.
+        explained: The class to explain, by name; `None`: each image's most probable one. Methods whose maps do not depend on a
+            class show the same maps for all.
+        batch_size: Images that pass the network at once.
+        num_workers: Loader processes; 0 reads in the process itself.
+
+    Returns:
+        One explanation an image. An image that cannot be read has its `error` filled.
+
+    Raises:
+        UntrainedError: The model has not been trained.
+        UsageError: An argument is out of its range, or the model's maps are not what they should be.
+    """
+    if top_k < 1:
+        raise UsageError(f"explain: top_k is {top_k}; at least 1")
+    check_reading(batch_size, num_workers, "explain")
+    card = card_of(model, "explain")
+    target = None if explained is None else class_index(card.class_names, explained)
+    prepare = [views_transform(card)]
+    read = batches(listed(images), prepare, batch_size, num_workers, model.device.type == "cuda", "explain")
+    return (one for views, errors in read for one in _explanations(model, views, errors, top_k, target))
+
+
+def class_index(names: Sequence[str], name: str) -> int:
+    """Which class a name means.
+
+    Args:
+        names: Class names by index.
+        name: One of them.
+
+    Returns:
+        Its index.
+
+    Raises:
+        UsageError: There is no such class; names the nearest.
+    """
+    if name in names:
+        return list(names).index(name)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean '{near[0]}'?" if near else f"; there are {len(names)}, the first is '{names[0]}'"
+    raise UsageError(f"explain: no class '{name}' in this checkpoint{hint}")
+
+
+def _explanations(
+    model: FineGrainedClassifier, views: list[Tensor], errors: list[str | None], top_k: int, target: int | None
+) -> Iterator[Explanation]:
+    """The explanations of one batch; views: none, or one tensor (G, 1, 3, H, W)."""
+    good = iter(_batch(model, views[0][:, 0], top_k, target) if views else [])
+    for error in errors:
+        yield next(good) if error is None else Explanation(error=error)
+
+
+def _batch(model: FineGrainedClassifier, pixels: Tensor, top_k: int, target: int | None) -> list[Explanation]:
+    """Images (B, 3, H, W) uint8 -> B explanations."""
+    assert model.card is not None
+    known = model.card.class_names
+    inputs = model.normalize(pixels.to(model.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+    # A hook on a part of a compiled network would not be called.
+    with model.evaluating(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad():
+            shares = model(inputs).logits.float().softmax(dim=1)
+        classes = shares.argmax(dim=1) if target is None else torch.full_like(shares[:, 0], target, dtype=torch.long)
+        maps, names = own_maps(model, inputs, classes)
+        cams = comparison(model, inputs, classes)
+    ranked, order = (found.tolist() for found in shares.topk(min(top_k, len(known)), dim=1))
+    explanations = []
+    for index, (pixel, place) in enumerate(zip(pixels, classes.tolist(), strict=True)):
+        cam = None if cams is None else cams[index]
+        if not torch.isfinite(shares[index]).all() or not torch.isfinite(maps[index]).all():
+            explanations.append(Explanation(error="the network's answer is not finite; nothing can be drawn"))
+            continue
+        answer = tuple(known[rank] for rank in order[index]), tuple(ranked[index]), known[place], float(shares[index, place])
+        explanations.append(Explanation(*answer, pixel, maps[index], names, cam))
+    return explanations
+
+
+def own_maps(model: FineGrainedClassifier, images: Tensor, classes: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """The method's maps in the images' resolution, and their names.
+
+    Args:
+        model: The model.
+        images: (B, 3, H, W), normalised.
+        classes: (B,), the classes to explain.
+
+    Returns:
+        (B, S, H, W) in [0, 1], on the CPU, and S names.
+
+    Raises:
+        UsageError: explain() or map_names() of a method of one's own gives something else.
+    """
+    maps = model.explain(images, classes).detach().float()
+    name = type(model).__name__
+    if maps.ndim != 4 or len(maps) != len(images):
+        wanted = f"({len(images)}, S, {images.shape[2]}, {images.shape[3]})"
+        raise UsageError(f"explain: {name}.explain() gives maps of shape {tuple(maps.shape)}, not {wanted}")
+    count = maps.shape[1]
+    names = tuple(model.map_names(count)) if count else ()
+    if len(names) != count:
+        raise UsageError(f"explain: {name}.map_names({count}) gives {len(names)} names")
+    if count and maps.shape[2:] != images.shape[2:]:
+        maps = F.interpolate(maps, size=images.shape[2:], mode="bilinear", align_corners=False)
+    return maps.clamp(0, 1).cpu(), names
+
+
+def comparison(model: FineGrainedClassifier, images: Tensor, classes: Tensor) -> Tensor | None:
+    """Grad-CAM at the last level of the backbone that sees the whole image first.
+
+    Args:
+        model: The model, in evaluation mode.
+        images: (B, 3, H, W), normalised.
+        classes: (B,), the classes to explain.
+
+    Returns:
+        (B, H, W) in [0, 1], on the CPU; `None` where there is no backbone, or no gradient reaches it.
+    """
+    layer = next((module for module in model.network.modules() if isinstance(module, Backbone)), None)
+    if layer is None:
+        return None
+    try:
+        cams = grad_cam(lambda inputs: model(inputs).logits.float(), layer, images, classes)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # what autograd raises where the logits do not depend on the features
+        return None
+    return torch.nan_to_num(cams).clamp(0, 1).cpu()

@@ -1,0 +1,186 @@
+"""Explanations as one HTML page that needs nothing else: no network, no other file, no fonts but the reader's own.
+
+The page holds each image once and each map as a small grey picture; the reader's browser draws the maps over the image as
+[overlay][fgzoo.interpret.overlays.overlay] does. An image's pictures are decoded when it comes into view, so that a page of a
+thousand images opens at once. A content security policy forbids every request and every script but the page's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import inspect
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image, features
+from torch import Tensor
+
+import fgzoo
+from fgzoo.interpret.explanation import Explanation
+from fgzoo.methods import method_name
+from fgzoo.zoo.prediction import card_of
+from fgzoo.zoo.prediction_files import whole
+
+if TYPE_CHECKING:
+    from fgzoo.methods.base import FineGrainedClassifier
+
+#: Where the pictures of all images go.
+PICTURES = "{{pictures}}"
+#: Quality of the embedded image, and of the maps, which are smooth.
+IMAGE_QUALITY, MAP_QUALITY = 82, 70
+
+
+def write_page(
+    path: Path,
+    model: FineGrainedClassifier,
+    names: Sequence[str | Path],
+    explanations: Iterable[Explanation],
+    checkpoint: str = "",
+    explained: str | None = None,
+) -> Path:
+    """Write explanations as a page while they come; an older page stays until the new one is whole.
+
+    Args:
+        path: The HTML file.
+        model: The model that explains.
+        names: How to call the images, for example their paths.
+        explanations: One an image, as [explain][fgzoo.interpret.explanation.explain] gives them.
+        checkpoint: What the model was loaded from.
+        explained: The class that all maps explain; `None`: each image's most probable one.
+
+    Returns:
+        The file.
+    """
+    values = _values(model, checkpoint, explained)
+    before, after = (fill(part, values) for part in _packaged("page.html").split(PICTURES))
+    entries = []
+    with whole(path) as part, part.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+        file.write(before)
+        for number, (name, found) in enumerate(zip(names, explanations, strict=True)):
+            entries.append(_entry(str(name), found))
+            if found.error is None:
+                _write_data(file, f"photo-{number}", _pictures(found))
+        _write_data(file, "index", {"colours": _colours(), "photos": entries})
+        file.write(after)
+    return path
+
+
+# ---------------------------------------------------------------------- data
+
+
+def _entry(name: str, found: Explanation) -> dict[str, Any]:
+    """What the page says of an image."""
+    # A name need not be valid UTF-8.
+    entry: dict[str, Any] = {"path": name.encode(errors="replace").decode()}
+    if found.error is not None:
+        return entry | {"error": found.error}
+    shares = [round(share, 4) for share in found.probabilities]
+    answer = {"classes": found.classes, "shares": shares, "explained": found.explained, "share": round(found.share, 4)}
+    return entry | answer | {"maps": found.names, "cam": found.cam is not None}
+
+
+def _pictures(found: Explanation) -> dict[str, Any]:
+    """What the page shows of an image, as data URIs."""
+    image = Image.fromarray(found.image.permute(1, 2, 0).numpy())
+    cam = None if found.cam is None else _map_uri(found.cam)
+    return {"image": data_uri(image, IMAGE_QUALITY), "maps": [_map_uri(own) for own in found.maps], "cam": cam}
+
+
+def _map_uri(attention: Tensor) -> str:
+    return data_uri(Image.fromarray((255 * attention.numpy()).round().astype(np.uint8)), MAP_QUALITY)
+
+
+def data_uri(picture: Image.Image, quality: int) -> str:
+    """A picture as a data URI: WebP, or JPEG where Pillow lacks WebP.
+
+    Args:
+        picture: RGB or grey.
+        quality: From 0 to 100.
+
+    Returns:
+        The URI.
+    """
+    kind = "webp" if features.check("webp") else "jpeg"
+    stream = io.BytesIO()
+    picture.save(stream, kind, quality=quality)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _colours() -> str:
+    """The 256 colours of maps, six hexadecimal digits each."""
+    table = (255 * colormaps["inferno"](np.arange(256))[:, :3]).round().astype(np.uint8)
+    return table.tobytes().hex()
+
+
+def _write_data(file: TextIO, name: str, value: object) -> None:
+    """A block of data; no name in it can end the block or begin another element."""
+    text = json.dumps(value, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    file.write(f'<script type="application/json" id="{name}">{text}</script>\n')
+
+
+# ---------------------------------------------------------------------- page
+
+
+def _values(model: FineGrainedClassifier, checkpoint: str, explained: str | None) -> dict[str, str]:
+    """What the page says besides the images, by the template's names."""
+    style, script = (_packaged(name) for name in ("page.css", "page.js"))
+    facts = _facts(model, checkpoint)
+    chips = [f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(said)}</dd></div>" for what, said in facts.items()]
+    about = inspect.getdoc(type(model)) or ""
+    which = "each image's most probable class" if explained is None else f"the class {explained}"
+    return {
+        "style": style,
+        "script": script,
+        "style_hash": _hash(style),
+        "script_hash": _hash(script),
+        "title": html.escape(facts["Method"]),
+        "facts": "".join(chips),
+        "about": html.escape(about.partition("\n")[0]),
+        "which": html.escape(which),
+    }
+
+
+def _facts(model: FineGrainedClassifier, checkpoint: str) -> dict[str, str]:
+    card = card_of(model, "explain")
+    cls = type(model)
+    return {
+        "Checkpoint": checkpoint or "in memory",
+        "Method": method_name(f"{cls.__module__}.{cls.__qualname__}", dict(model.hparams)),
+        "Backbone": model.backbone,
+        "Data set": f"{card.dataset}, {len(card.class_names)} classes",
+        "Input": f"{card.image_size} × {card.image_size} pixels",
+        "fgzoo": fgzoo.__version__,
+    }
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Put values where a template says `{{name}}`; what is put in is not looked at again.
+
+    Args:
+        template: The text.
+        values: Values by name; a name without a value stays.
+
+    Returns:
+        The filled text.
+    """
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values.get(match[1], match[0]), template)
+
+
+def _packaged(name: str) -> str:
+    return (files("fgzoo.interpret") / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """By which a content security policy knows a script or a style sheet."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,128 @@
+"""Explanations as PNG files: a folder an image, with the image, each map over it, Grad-CAM, and a sheet of all."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from fgzoo.interpret.explanation import Explanation
+from fgzoo.interpret.overlays import overlay
+from fgzoo.zoo.prediction_files import whole
+
+#: Longest part of an image's name that its folder takes over.
+STEM = 48
+#: Side of a sheet's tiles, and room round them, in pixels.
+TILE, GAP, LINE = 224, 12, 20
+#: Most tiles in a row of a sheet.
+COLUMNS = 6
+
+
+def write_pictures(folder: Path, paths: Sequence[Path], explanations: Iterable[Explanation]) -> Iterator[Explanation]:
+    """Write the PNG files of explanations while they come, and pass them on.
+
+    Args:
+        folder: Where to make a folder for each image that could be read.
+        paths: The images.
+        explanations: One an image.
+
+    Yields:
+        The explanations, when their files are written.
+    """
+    for number, (path, found) in enumerate(zip(paths, explanations, strict=True), start=1):
+        if found.error is None:
+            own = folder / folder_name(number, len(paths), path)
+            own.mkdir(parents=True, exist_ok=True)
+            _write_one(own, path, found)
+        yield found
+
+
+def folder_name(number: int, count: int, path: Path) -> str:
+    """The name of an image's folder: its number, and what every file system takes of its name.
+
+    Args:
+        number: The image's place, from 1.
+        count: How many images there are.
+        path: The image.
+
+    Returns:
+        For example `007_grey_bird`.
+    """
+    return f"{number:0{max(3, len(str(count)))}d}_{safe(path.stem)}"
+
+
+def safe(name: str) -> str:
+    """Letters, digits, `-`, `_` and inner dots of a name; anything else becomes `_`."""
+    return re.sub(r"[^\w.-]+", "_", name)[:STEM].strip("._") or "image"
+
+
+def tiles(found: Explanation) -> list[tuple[str, Image.Image]]:
+    """The pictures of one explanation with their names: the image, its maps over it, Grad-CAM over it.
+
+    Args:
+        found: The explanation of an image that could be read.
+
+    Returns:
+        Names and pictures, all of the size that the network saw.
+    """
+    shown = [("image", Image.fromarray(found.image.permute(1, 2, 0).numpy()))]
+    shown += [(name, drawn(found.image, own)) for name, own in zip(found.names, found.maps, strict=True)]
+    return shown if found.cam is None else [*shown, ("Grad-CAM", drawn(found.image, found.cam))]
+
+
+def drawn(image: Tensor, attention: Tensor) -> Image.Image:
+    """A map (H, W) over its image (3, H, W)."""
+    return Image.fromarray((255 * overlay(image, attention)).round().astype(np.uint8))
+
+
+def sheet(title: str, pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """All pictures of an image on one, with their names below a title.
+
+    Args:
+        title: One or more lines.
+        pictures: Names and pictures.
+
+    Returns:
+        The sheet.
+    """
+    font = ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 14)
+    lines = title.splitlines()
+    columns = min(COLUMNS, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    top, high = GAP + LINE * len(lines), LINE + TILE + GAP
+    page = Image.new("RGB", (GAP + columns * (TILE + GAP), top + rows * high), "white")
+    draw = ImageDraw.Draw(page)
+    for row, line in enumerate(lines):
+        draw.text((GAP, GAP // 2 + row * LINE), _fitting(line, font, page.width - 2 * GAP), "black", font)
+    for index, (name, picture) in enumerate(pictures):
+        x, y = GAP + index % columns * (TILE + GAP), top + index // columns * high
+        draw.text((x, y), _fitting(name, font, TILE), "#444444", font)
+        page.paste(picture.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y + LINE))
+    return page
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, or as much of it as there is room for."""
+    text = text[:width].encode(errors="replace").decode()  # no character is narrower than a pixel
+    while len(text) > 1 and font.getlength(text) > width:
+        text = f"{text[:-2]}…"
+    return text
+
+
+def _write_one(folder: Path, path: Path, found: Explanation) -> None:
+    pictures = tiles(found)
+    for index, (name, picture) in enumerate(pictures):
+        _save(folder / f"{index:02d}_{safe(name)}.png", picture)
+    answers = ", ".join(f"{name} {share:.1%}" for name, share in zip(found.classes, found.probabilities, strict=True))
+    _save(folder / "sheet.png", sheet(f"{path.name}\n{answers}; explained: {found.explained} ({found.share:.1%})", pictures))
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    with whole(path) as part:
+        picture.save(part, "PNG")

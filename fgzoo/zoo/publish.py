@@ -1,0 +1,261 @@
+"""From a run to a checkpoint that others load by name: the file, its registry entry and its model card."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import shlex
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
+
+import pooch
+import yaml
+
+from fgzoo.cli import main
+from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.methods import method_name
+from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.training.run import CONFIG, METRICS
+from fgzoo.zoo.checkpoint import LAST, load, read_checkpoint
+from fgzoo.zoo.download import CHECKOUT, PACKAGE
+from fgzoo.zoo.model_card import METRICS as LISTED
+from fgzoo.zoo.model_card import Training, model_card
+from fgzoo.zoo.registry import SUFFIX, Entry, add_entry, check_entry, check_name
+from fgzoo.zoo.safetensors import save_safetensors
+
+#: Where a run keeps what it cost, its data's counts and notes, and its surroundings.
+COST, DATA, ENVIRONMENT = "cost.json", "data.json", "environment.json"
+#: Options that concern only the machine they were typed on.
+LEFT_OUT = ("--output", "--data.num_workers", "--data.cache", "--data.cache_folder", "--trainer.default_root_dir")
+#: Settings of the data that change where and how fast images are read, not what is learnt.
+OF_THE_MACHINE = ("root", "num_workers", "cache", "cache_folder", "cache_limit_gb")
+#: A file whose accuracy differs more from its run's recorded one holds other weights, or was scored on other images.
+TOLERANCE = 0.01
+
+
+class Published(NamedTuple):
+    """What [publish][] wrote."""
+
+    file: Path
+    card: Path
+    registry: Path
+    entry: Entry
+
+
+def publish(
+    run: Path,
+    name: str,
+    output: Path = Path(),
+    registry: Path | None = None,
+    seeds: Sequence[Path] = (),
+    dtype: Literal["float32", "float16"] = "float32",
+    licence: str | None = None,
+    sources: Sequence[str] = (),
+) -> Published:
+    """Turn a tested run into `NAME.safetensors`, `NAME.md` and an entry of a registry; the file is scored before it is kept.
+
+    Args:
+        run: The run's folder, after `fgzoo fit` and `fgzoo test`.
+        name: What people will type: a-z, 0-9, `.`, `_`, `-`.
+        output: Folder of the file and its card.
+        registry: The list that gets the entry; by default zoo.yaml in `output`. An entry of the same name is replaced.
+        seeds: Further tested runs of the same settings and other seeds, for mean and spread.
+        dtype: `float16` halves the file; the card says what it changed.
+        licence: Of the weights. Only for the synthetic birds there is a default.
+        sources: Where the file will be found, see zoo.yaml; by default where it lies now.
+
+    Returns:
+        Where everything is.
+
+    Raises:
+        UsageError: The run has not been tested, the seeds' settings differ, or the licence is missing.
+        CheckpointError: The file cannot be written, or does not score as its run did.
+    """
+    check_name(name)
+    recorded = [_recorded(folder) for folder in (run, *seeds)]
+    _check_alike(run, seeds)
+    model = load(run / LAST)
+    assert model.card is not None
+    if licence is None and model.card.dataset != "birds":
+        raise UsageError("publish: --licence is missing: under what terms may these weights be used? (e.g. CC-BY-NC-4.0)")
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output, prefix=".publish-") as temporary:
+        scored, confused, part = _store_and_score(model, run, name, Path(temporary), dtype)
+        change = scored["top1"] - recorded[0]["top1"]
+        if abs(change) > TOLERANCE:
+            raise CheckpointError(
+                f"publish: {name}{SUFFIX} ({dtype}) has {100 * scored['top1']:.2f} % top-1 where {run} recorded "
+                f"{100 * recorded[0]['top1']:.2f} %; the weights or the data have changed since, or {dtype} is too coarse"
+            )
+        file = output / f"{name}{SUFFIX}"
+        entry = _entry(model, run, part, name, scored, recorded, licence or "Apache-2.0", list(sources) or [_place_of(file)])
+        check_entry(entry)
+        before = recorded[0] if dtype == "float16" else None
+        page = output / f"{name}.md"
+        (Path(temporary) / page.name).write_text(
+            model_card(entry, model.card, _training(run, dtype, before, confused)), encoding="utf-8"
+        )
+        part.replace(file)
+        (Path(temporary) / page.name).replace(page)
+    registry = registry or output / "zoo.yaml"
+    add_entry(registry, entry)
+    return Published(file, page, registry, entry)
+
+
+# ---------------------------------------------------------------------- the runs
+
+
+def _recorded(run: Path) -> dict[str, float]:
+    """The test metrics of a run's last checkpoint."""
+    if not (run / LAST).is_file() or not (run / CONFIG).is_file():
+        raise UsageError(f"publish: {run} is no finished run's folder (it needs {LAST} and {CONFIG})")
+    place = read_checkpoint(run / LAST)
+    with (run / METRICS).open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("test/top1") and int(row["epoch"]) == place["epoch"]]
+    if not rows:
+        raise UsageError(f"publish: {run} has no test metrics of its last checkpoint; run `fgzoo test --ckpt_path {run}` first")
+    return _test_metrics(rows[-1])
+
+
+def _test_metrics(row: dict[str, str]) -> dict[str, float]:
+    return {name: float(row[f"test/{name}"]) for name in LISTED}
+
+
+def _check_alike(run: Path, seeds: Sequence[Path]) -> None:
+    """Runs that are averaged differ in their seed and nothing else that matters."""
+
+    def settings(folder: Path) -> tuple[dict[str, Any], Any, Any]:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        data = {key: value for key, value in config["data"].items() if key not in OF_THE_MACHINE}
+        model = {key: value for key, value in config["model"]["init_args"].items() if key != "backbone_weights"}
+        return data, (config["model"]["class_path"], model), config["trainer"]["max_epochs"]
+
+    used = [yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["seed_everything"] for folder in (run, *seeds)]
+    if len(set(used)) < len(used):
+        raise UsageError(f"publish: the runs' seeds are {', '.join(map(str, used))}; each must be another")
+    for folder in seeds:
+        if settings(folder) != settings(run):
+            raise UsageError(f"publish: {folder} is no further seed of {run}: its data, model or epochs differ")
+
+
+def _store_and_score(
+    model: FineGrainedClassifier, run: Path, name: str, folder: Path, dtype: Literal["float32", "float16"]
+) -> tuple[dict[str, float], list[tuple[str, str, int]], Path]:
+    """Write the file into a folder that looks like its run's, and test it as a person would."""
+    part = folder / LAST.parent / f"{name}{SUFFIX}"
+    if "backbone_weights" in model.hparams:
+        model.hparams["backbone_weights"] = None  # a path of the machine it was trained on
+    save_safetensors(model, part, dtype)
+    shutil.copyfile(run / CONFIG, folder / CONFIG)
+    if main(["test", "--ckpt_path", str(part)]):
+        raise CheckpointError(f"publish: {name}{SUFFIX} could not be scored")
+    with (folder / METRICS).open(newline="") as file:
+        metrics = _test_metrics(list(csv.DictReader(file))[-1])
+    with (folder / "test_confused.csv").open(newline="", encoding="utf-8") as file:
+        confused = [(row["true"], row["predicted"], int(row["images"])) for row in csv.DictReader(file)]
+    return metrics, confused, part
+
+
+# ---------------------------------------------------------------------- what is said of them
+
+
+def _entry(
+    model: FineGrainedClassifier,
+    run: Path,
+    part: Path,
+    name: str,
+    scored: dict[str, float],
+    recorded: Sequence[dict[str, float]],
+    licence: str,
+    sources: list[str],
+) -> Entry:
+    card = model.card
+    assert card is not None
+    cls = type(model)
+    return Entry(
+        name=name,
+        method=method_name(f"{cls.__module__}.{cls.__qualname__}", model.hparams),
+        backbone=model.backbone,
+        dataset=card.dataset,
+        classes=model.num_classes,
+        image_size=card.image_size,
+        metrics={key: _numbers(value, [one[key] for one in recorded]) for key, value in scored.items()},
+        recipe=" ".join(_configs(run)),
+        size=part.stat().st_size,
+        sha256=pooch.file_hash(str(part), alg="sha256"),
+        sources=sources,
+        licence=licence,
+    )
+
+
+def _numbers(value: float, runs: Sequence[float]) -> dict[str, float]:
+    numbers = {"value": round(value, 6), "seeds": len(runs)}
+    if len(runs) > 1:
+        numbers |= {"mean": round(statistics.mean(runs), 6), "std": round(statistics.stdev(runs), 6)}
+    return numbers
+
+
+def _typed(run: Path) -> list[str]:
+    """What was typed, as the first line of the run's config says."""
+    first = (run / CONFIG).read_text(encoding="utf-8").partition("\n")[0]
+    return shlex.split(first.removeprefix("#"))
+
+
+def _configs(run: Path) -> list[str]:
+    """The recipes that were merged: names, or names of files of one's own."""
+    said = [after for token, after in itertools.pairwise(_typed(run)) if token == "--config"]
+    return [Path(name).name if name.endswith(".yaml") else name for name in said]
+
+
+def _command(run: Path) -> str:
+    """What was typed, without what concerns only the machine it was typed on."""
+    kept: list[str] = []
+    tokens = iter(_typed(run))
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        if name in LEFT_OUT:
+            if not equals:
+                next(tokens, None)
+        elif name == "--data.root":
+            if not equals:
+                next(tokens, None)
+            kept += [name, "DATA"]
+        else:
+            local = value if equals else token
+            short = Path(local).name if Path(local).is_absolute() else local
+            kept.append(f"{name}={short}" if equals else short)
+    return shlex.join(kept)
+
+
+def _training(run: Path, dtype: str, before: dict[str, float] | None, confused: Sequence[tuple[str, str, int]]) -> Training:
+    data = json.loads((run / DATA).read_text(encoding="utf-8"))
+    cost = json.loads((run / COST).read_text(encoding="utf-8"))
+    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    model = config["model"]["init_args"]
+    settings = {
+        "Seed": config["seed_everything"],
+        "epochs": cost["epochs"],
+        "batch": f"{config['data']['batch_size']} x {cost['processes']}",
+        "optimizer": f"{model['optimizer']}, {model['schedule']}, learning rate {model['lr']:g}",
+        "precision": config["trainer"]["precision"],
+    }
+    environment = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+    return Training(_command(run), data["images"], data["notes"], environment, cost, settings, dtype, before, confused)
+
+
+def _place_of(file: Path) -> str:
+    """Where a file lies, in the words of a registry."""
+    path = file.resolve()
+    if path.is_relative_to(PACKAGE):
+        return f"package:{path.relative_to(PACKAGE).as_posix()}"
+    if path.is_relative_to(CHECKOUT) and (CHECKOUT / "pyproject.toml").is_file():
+        return path.relative_to(CHECKOUT).as_posix()
+    return path.as_uri()
+
+
+__all__ = ["Published", "publish"]

@@ -1,0 +1,498 @@
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.onnx._internal.exporter import _registration
+
+import fgzoo as package
+from fgzoo import FineGrainedClassifier, MethodOutput
+from fgzoo.data.card import DataCard
+from fgzoo.errors import CheckpointError, ExportError, UntrainedError, UsageError
+from fgzoo.testing import evaluation_mode
+from fgzoo.zoo import export as exporting
+from fgzoo.zoo.export import Answers, Format, checkpoint_name, compare, export, probes
+from fgzoo.zoo.safetensors import save_safetensors
+from tests.builders import encode, picture
+from tests.command import fgzoo
+from tests.small import SMALL
+
+NAMES = ["Cardinal", "Crow", "Gull", "Möwe", "Ovenbird"]
+CARD = DataCard("cub", NAMES, 64, 72, "squash", "bilinear", "pillow", "0123456789abcdef")
+REPOSITORY = Path(package.__file__).parents[1]
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+#: What README shows of running a file without torch; until it does, this.
+EXAMPLE = next(
+    (block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "onnxruntime" in block),
+    """\
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession("cub-rra-000.onnx")
+about = json.loads(session.get_modelmeta().custom_metadata_map["fgzoo"])
+
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+side, crop = about["resize"], about["crop"]
+size = [side if about["resize_mode"] == "squash" else side * length // min(image.size) for length in image.size]
+x, y = (round((length - crop) / 2) for length in size)
+image = image.resize(size, Image.Resampling.BILINEAR).crop((x, y, x + crop, y + crop))
+pixels = (np.asarray(image, np.float32) / 255 - np.float32(about["mean"])) / np.float32(about["std"])
+logits, attention = session.run(["logits", "attention"], {"images": pixels.transpose(2, 0, 1)[None]})
+
+probabilities = np.exp(logits[0] - logits[0].max())
+for k in np.argsort(-probabilities)[:5]:
+    print(f"{probabilities[k] / probabilities.sum():.4f}  {about['class_names'][k]}")
+""",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_registry() -> Any:
+    """Torch collects its table of operations at every export, which takes longer than a tiny network."""
+    collect = functools.cache(_registration.ONNXRegistry.from_torchlib.__func__)  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_registration.ONNXRegistry, "from_torchlib", classmethod(collect))
+        yield
+
+
+def trained(name: str = "baseline", backbone: str = "tiny_vgg", **arguments: Any) -> FineGrainedClassifier:
+    """A model with random weights that counts as trained."""
+    torch.manual_seed(0)
+    model = package.create_model(name, len(NAMES), backbone, pretrained=False, **{**SMALL.get(name, {}), **arguments})
+    return counted(evaluation_mode(model))
+
+
+def counted(model: FineGrainedClassifier, card: DataCard = CARD) -> FineGrainedClassifier:
+    model.trained, model.card = True, card
+    return model.eval()
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both formats of one model are made of one trace."""
+    for name in ("evaluation_network", "trace"):
+        monkeypatch.setattr(exporting, name, functools.cache(getattr(exporting, name)))
+
+
+def run_onnx(path: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], dict[str, Any]]:
+    """The file by onnxruntime alone, and what it says of itself."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert [value.name for value in session.get_inputs()] == ["images"]
+    assert session.get_inputs()[0].shape == ["batch", 3, 64, 64]
+    assert all(output.shape[0] == "batch" for output in session.get_outputs())
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        return dict(zip(names, map(torch.from_numpy, session.run(None, {"images": images.numpy()})), strict=True))
+
+    return run, json.loads(session.get_modelmeta().custom_metadata_map["fgzoo"])
+
+
+def run_program(path: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], dict[str, Any]]:
+    files = {"fgzoo.json": ""}
+    program = torch.export.load(path, extra_files=files)
+    return program.module(), json.loads(files["fgzoo.json"])
+
+
+# ---------------------------------------------------------------------- every method, both formats
+
+
+@pytest.mark.usefixtures("traced_once")
+@pytest.mark.parametrize("name", package.list_models())
+def test_every_method_answers_alike_in_both_formats_for_any_batch(name: str, tmp_path: Path) -> None:
+    model = trained(name)
+    # Read back and compared with torch on batches of 1, 2 and 5.
+    _, outputs = export(model, tmp_path / "model.pt2", "torch-export")
+    assert [(output.output, output.difference, output.images) for output in outputs] == [("logits", 0, 8), ("attention", 0, 8)]
+    about, outputs = export(model, tmp_path / "model.onnx")
+    assert [output.output for output in outputs] == list(about["outputs"]) == ["logits", "attention"]
+    assert all(output.difference <= output.allowed for output in outputs)
+    assert about["method"] == name
+    run, _ = run_onnx(tmp_path / "model.onnx")
+    for batch in (1, 2, 5):
+        images = probes(batch, 64, seed=10 + batch)
+        with torch.no_grad():
+            expected = model(images)
+        found = run(images)
+        assert torch.allclose(found["logits"], expected.logits, atol=1e-4, rtol=1e-4)
+        assert torch.allclose(found["attention"], expected.attention, atol=1e-3)
+    for file in tmp_path.iterdir():
+        assert str(REPOSITORY).encode() not in file.read_bytes()
+
+
+def test_a_file_says_what_one_must_know_to_run_it(onnx_file: Path) -> None:
+    about = run_onnx(onnx_file)[1]
+    outputs = about.pop("outputs")
+    assert list(outputs) == ["logits", "attention"]
+    assert about.pop("torch") == torch.__version__
+    assert about.pop("input").startswith("images, (batch, 3, image_size, image_size) float32")
+    assert about.pop("opset") == next(x.version for x in onnx.load(onnx_file).opset_import if x.domain == "")
+    assert about == {
+        "checkpoint": "birds", "method": "baseline", "class": "fgzoo.methods.baseline.Baseline", "backbone": "test_resnet",
+        "dataset": "cub", "fingerprint": "0123456789abcdef", "class_names": NAMES, "image_size": 64, "resize": 72,
+        "resize_mode": "squash", "interpolation": "bilinear", "antialias": True, "crop": 64, "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5], "fgzoo": package.__version__,
+    }  # fmt: skip
+
+
+def test_a_file_is_valid_onnx_and_one_file(onnx_file: Path) -> None:
+    onnx.checker.check_model(str(onnx_file), full_check=True)
+    assert [path.name for path in onnx_file.parent.iterdir() if path.name.startswith("birds")] == ["birds.onnx"]
+
+
+# ---------------------------------------------------------------------- without torch
+
+
+@pytest.fixture(scope="module")
+def sure() -> FineGrainedClassifier:
+    """A model whose answers differ from image to image by percents."""
+    model = trained(backbone="test_resnet")
+    with torch.no_grad():
+        model.network.classifier.weight.mul_(30)  # type: ignore[operator, union-attr]
+    return model
+
+
+@pytest.fixture(scope="module")
+def onnx_file(sure: FineGrainedClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command line writes."""
+    folder = tmp_path_factory.mktemp("exported")
+    save_safetensors(sure, folder / "weights.safetensors")
+    result = fgzoo("export", folder / "weights.safetensors", "--output", folder / "birds.onnx")
+    assert result.status == 0, result.err
+    assert result.out == f"{folder / 'birds.onnx'}\n"
+    said = (
+        r"fgzoo: [\d.]+ MB, opset \d+; against torch on 8 random images: logits differ by at most [\d.e-]+ \(allowed [\d.e-]+\)"
+    )
+    assert re.match(said, result.err)
+    assert result.err.count("\n") == 1
+    # The name is the checkpoint's, not the file's.
+    return with_about(folder / "birds.onnx", checkpoint="birds")
+
+
+def with_about(path: Path, **changes: Any) -> Path:
+    """The file with other values in its description."""
+    proto = onnx.load(path)
+    about = {**json.loads(proto.metadata_props[0].value), **changes}
+    onnx.helper.set_model_props(proto, {"fgzoo": json.dumps(about)})
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "form"), [("squash", (90, 131), "JPEG"), ("shortest", (211, 150), "JPEG"), ("shortest", (75, 300), "PNG")]
+)
+def test_the_example_runs_without_torch_and_answers_as_predict_does(
+    mode: str, size: tuple[int, int], form: str, sure: FineGrainedClassifier, onnx_file: Path, tmp_path: Path
+) -> None:
+    (name,) = re.findall(r'InferenceSession\("(.+?)"', EXAMPLE)
+    (tmp_path / name).write_bytes(onnx_file.read_bytes())
+    with_about(tmp_path / name, resize_mode=mode)
+    (tmp_path / "photo.jpg").write_bytes(encode(picture(3, width=size[0], height=size[1]), form))
+    code = "import sys\nsys.modules['torch'] = sys.modules['fgzoo'] = None\n" + EXAMPLE
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    sure.card = replace(CARD, resize_mode=mode)
+    expected = sure.predict(tmp_path / "photo.jpg")[0]
+    assert found[0][1] == expected.classes[0]
+    by_class = dict(zip(expected.classes, expected.probabilities, strict=True))
+    assert {cls: float(share) for share, cls in found} == pytest.approx(by_class, abs=3e-3)
+
+
+@pytest.mark.parametrize("mode", ["squash", "shortest"])
+def test_pillow_resizes_as_training_did_to_two_levels_of_256(mode: str) -> None:
+    for seed, size in enumerate([(500, 375), (331, 500), (100, 90), (64, 640)]):
+        image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+        ours = replace(CARD, resize_mode=mode).transform()(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1))
+        wide = [72 if mode == "squash" else 72 * length // min(size) for length in size]
+        x, y = (round((length - 64) / 2) for length in wide)
+        theirs = image.resize(wide, Image.Resampling.BILINEAR).crop((x, y, x + 64, y + 64))
+        difference = ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs).astype(int)
+        assert abs(difference).max() <= 2
+        assert abs(difference).mean() < 0.3
+
+
+# ---------------------------------------------------------------------- methods of one's own
+
+
+class BareNetwork(nn.Module):
+    """No maps; a root of what may be exactly zero."""
+
+    def __init__(self, num_classes: int, twist: str) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(3, num_classes)
+        self.twist = twist
+
+    def forward(self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None) -> MethodOutput:
+        means = images.mean(dim=(2, 3)) * torch.tensor([1.0, 0.0, 1.0])
+        logits = self.classifier(means / (means.abs() + 1e-12).sqrt())
+        if self.twist == "looks" and bool(logits.sum() > 0):
+            logits = 2 * logits
+        if self.twist == "counts":
+            logits = logits / len(images)
+        if self.twist == "deviates" and torch.compiler.is_exporting():
+            logits = logits + 0.125
+        return MethodOutput(logits, {"bare": logits}, images.new_zeros(images.shape[0], 0, 1, 1))
+
+
+class Bare(FineGrainedClassifier):
+    def __init__(self, num_classes: int, twist: str = "none") -> None:
+        super().__init__(num_classes, "tiny_vgg", False)
+        self.twist = twist
+
+    def build_network(self) -> nn.Module:
+        return BareNetwork(self.num_classes, self.twist)
+
+
+def bare(twist: str = "none") -> FineGrainedClassifier:
+    torch.manual_seed(0)
+    return counted(Bare(len(NAMES), twist))
+
+
+def test_a_method_without_maps_has_logits_alone_and_roots_of_zero_stay(tmp_path: Path) -> None:
+    about, outputs = export(bare(), tmp_path / "bare.onnx")
+    assert [output.output for output in outputs] == list(about["outputs"]) == ["logits"]
+    images = probes(4, 64, seed=9)
+    with torch.no_grad():
+        assert torch.allclose(run_onnx(tmp_path / "bare.onnx")[0](images)["logits"], bare()(images).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("twist", "said"),
+    [("looks", "Could not guard on data-dependent expression"), ("counts", r"its forward fixes the batch \(len\(images\) does")],
+)
+def test_a_method_that_decides_by_what_it_sees_or_by_the_batch_is_named(twist: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"BareNetwork cannot be traced for any batch: {said}") as caught:
+        export(bare(twist), tmp_path / "bare.onnx")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_answers_otherwise_does_not_replace_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "bare.pt2"
+    path.write_text("yesterday's")
+    with pytest.raises(ExportError, match=r"logits differ from torch's on 8 of 8 random images, by up to 0\.12, where 0\.0"):
+        export(bare("deviates"), path, "torch-export")
+    assert path.read_text() == "yesterday's"
+    assert [file.name for file in tmp_path.iterdir()] == ["bare.pt2"]
+
+
+@pytest.mark.parametrize("how", ["compile", "recompute_backbone"])
+def test_how_a_network_trained_does_not_matter_and_the_model_stays(how: str, tmp_path: Path) -> None:
+    # Not run before, so that nothing is compiled here.
+    model = counted(package.create_model("baseline", len(NAMES), "test_resnet", pretrained=False, **{how: True})).train()
+    _, outputs = export(model, tmp_path / "model.pt2", "torch-export")
+    assert all(output.difference == 0 for output in outputs)
+    assert all(module.training for module in model.network.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+# ---------------------------------------------------------------------- what counts as alike
+
+
+class Thresholds(nn.Module):
+    """Logits that jump where an image's first pixel is positive; the first images of a batch lie exactly there."""
+
+    def __init__(self, on_the_edge: int) -> None:
+        super().__init__()
+        self.on_the_edge = on_the_edge
+
+    def forward(self, images: Tensor) -> MethodOutput:
+        pixel = images[:, 0, 0, 0]
+        # What the probe itself had, so that nudges alone remain.
+        edge = pixel - probes(len(images), 8, seed=len(images))[:, 0, 0, 0]
+        value = torch.where(torch.arange(len(images)) < self.on_the_edge, edge, pixel)
+        logits = torch.stack([(value > 0).float(), images.mean(dim=(1, 2, 3))], dim=1)
+        return MethodOutput(logits, {}, images.new_zeros(len(images), 0, 1, 1))
+
+
+def test_where_roundings_decide_in_torch_itself_a_file_may_decide_otherwise() -> None:
+    network = Answers(Thresholds(on_the_edge=1))
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        return network(images + 1e-7)  # type: ignore[no-any-return]
+
+    (parity,) = compare(network, run, 8)
+    assert (parity.unsteady, parity.unsteady_difference) == (3, 1.0)
+    assert 0 < parity.difference < 1e-6
+    assert "and by 1.0e+00 on 3 images where roundings move torch's own" in str(parity)
+
+
+def test_where_roundings_decide_most_answers_nothing_can_be_compared() -> None:
+    network = Answers(Thresholds(on_the_edge=3))
+    with pytest.raises(ExportError, match="on 6 of 8 random images roundings decide the network's own logits"):
+        compare(network, network, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x + 1e-3, r"differ from torch's on 8 of 8 random images, by up to 0\.001, where 0\.0001 is allowed"),
+        (lambda x: x * float("nan"), "differ from torch's on 8 of 8 random images, by up to nan"),
+        (lambda x: torch.cat([x[:-1], x[-1:] + 1]), r"differ from torch's on 3 of 8 random images, by up to 1, where"),
+        (lambda x: x[:1], r"shapes \[\(1, 2\), \(1, 2\), \(1, 2\)\], torch's \[\(1, 2\), \(2, 2\), \(5, 2\)\]"),
+    ],
+    ids=["a little", "nan", "one image", "shape"],
+)
+def test_other_answers_are_refused(change: Callable[[Tensor], Tensor], said: str) -> None:
+    network = Answers(Thresholds(on_the_edge=0))
+    with pytest.raises(ExportError, match=said):
+        compare(network, lambda images: {"logits": change(network(images)["logits"])}, 8)
+
+
+def test_a_file_that_fails_on_a_batch_is_named() -> None:
+    def run(images: Tensor) -> dict[str, Tensor]:
+        raise RuntimeError("Got invalid dimensions for input\nand more")
+
+    with pytest.raises(ExportError, match=r"does not run on a batch of 1: Got invalid dimensions for input; nothing was written"):
+        compare(Answers(Thresholds(0)), run, 8)
+
+
+# ---------------------------------------------------------------------- what is refused before anything is computed
+
+
+def test_untrained_weights_are_not_exported(tmp_path: Path) -> None:
+    model = package.create_model("baseline", 5, "tiny_vgg", pretrained=False)
+    with pytest.raises(UntrainedError, match="export: this Baseline has never been trained"):
+        export(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_do_not_know_their_classes_are_refused(tmp_path: Path) -> None:
+    model = bare()
+    model.card = None
+    with pytest.raises(CheckpointError, match="export: these weights do not say which classes"):
+        export(model, tmp_path / "model.onnx")
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    model = bare()
+    with torch.no_grad():
+        model.network.classifier.bias[1] = float("nan")  # type: ignore[union-attr, operator]
+    with pytest.raises(CheckpointError, match=r"network\.classifier\.bias holds a value that is no finite number"):
+        export(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_beyond_what_onnx_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "LARGEST_ONNX", 10)
+    with pytest.raises(ExportError, match=r"an ONNX file holds less than 2; take --format torch-export"):
+        export(bare(), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "said"),
+    [
+        ("model.pt2", "onnx", r"model\.pt2 must end with \.onnx"),
+        ("model.onnx", "torch-export", r"model\.onnx must end with \.pt2"),
+        ("model", "onnx", r"must end with \.onnx"),
+        ("folder.onnx", "onnx", "is a folder; give a file in it"),
+        ("model.onnx", "tflite", "format 'tflite' is none of onnx, torch-export"),
+    ],
+)
+def test_another_name_is_refused(name: str, form: Format, said: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(UsageError, match=said):
+        export(bare(), tmp_path / name, form)
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+
+    def none(name: str, *rest: Any) -> Any:
+        return None if name in ("onnxscript", "onnxruntime") else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", none)
+    with pytest.raises(UsageError, match=r"onnxscript and onnxruntime not installed; pip install 'fgzoo\[export\]'"):
+        export(bare(), tmp_path / "model.onnx")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match=r"file/below cannot be made \(Not a directory\)"):
+        export(bare(), tmp_path / "file" / "below" / "model.onnx")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_that_is_not_ones_own_is_named(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o555)
+    with pytest.raises(ExportError, match="theirs cannot be written to"):
+        export(bare(), tmp_path / "theirs" / "model.onnx")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    path.write_text("yesterday's")
+    (tmp_path / f".model.pt2.{os.getpid()}.part").symlink_to("/dev/full")
+    with pytest.raises(ExportError, match=r"cannot be written \(No space left on device\); what was there before is as it was"):
+        export(bare(), path, "torch-export")
+    assert path.read_text() == "yesterday's"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
+
+
+def test_an_interruption_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    save_safetensors(trained(), tmp_path / "weights.safetensors")
+    monkeypatch.setattr(exporting, "compare", interrupt)
+    assert fgzoo("export", "weights.safetensors", "--format", "torch-export").status == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere.ckpt"], "no file or run folder 'nowhere.ckpt'"),
+        (["weights.safetensors", "--format", "tflite"], "invalid choice: 'tflite'"),
+        (["weights.safetensors", "--output", "model.pt2"], "must end with .onnx"),
+        ([], "the following arguments are required: checkpoint"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    save_safetensors(trained(), tmp_path / "weights.safetensors")
+    result = fgzoo("export", *arguments)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert said in result.err
+
+
+def test_a_file_is_called_after_its_checkpoint(tmp_path: Path) -> None:
+    save_safetensors(trained(), tmp_path / "weights.safetensors")
+    result = fgzoo("export", "weights.safetensors", "--format", "torch-export")
+    assert (result.status, result.out) == (0, "weights.pt2\n"), result.err
+    assert run_program(Path("weights.pt2"))[1]["checkpoint"] == "weights"
+
+
+def test_a_run_gives_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "cub-rra" / "000"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    assert checkpoint_name("last", folder / "checkpoints" / "last.ckpt") == "cub-rra-000"
+    assert checkpoint_name("best", folder / "checkpoints" / "best.ckpt") == "cub-rra-000-best"
+    named = folder.rename(tmp_path / "mine")
+    assert checkpoint_name("mine", named / "checkpoints" / "last.ckpt") == "mine"
+    assert checkpoint_name("cub-rra", tmp_path / "cache" / "0123.safetensors") == "cub-rra"

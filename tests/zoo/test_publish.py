@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fgzoo import load
+from fgzoo.zoo.publish import publish
+from fgzoo.zoo.registry import list_checkpoints, read_registry
+from tests.builders import make_cub, save
+from tests.command import Result, fgzoo, fit, metrics
+
+LICENCE = ("--licence", "CC-BY-NC-4.0")
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two tested runs that differ in their seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    root = make_cub(folder / "data")
+    for seed in (0, 1):
+        run = folder / f"seed{seed}"
+        assert fit(root, "--output", run, "--seed_everything", seed).status == 0
+        assert fgzoo("test", "--ckpt_path", run).status == 0
+    return [folder / "seed0", folder / "seed1"]
+
+
+def published(run: Path, *more: object, name: str = "mine") -> Result:
+    return fgzoo("publish", run, "--name", name, "--output", "zoo", *LICENCE, *more)
+
+
+def test_a_run_becomes_a_checkpoint_that_is_loaded_by_name(tested: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    result = published(tested[0])
+    assert result.status == 0, result.err
+    assert "mine" not in list_checkpoints()
+    monkeypatch.setenv("FGZOO_REGISTRY", "zoo/zoo.yaml")
+    assert "mine" in list_checkpoints()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(load("mine")(images).logits, load(tested[0])(images).logits)
+
+
+def test_verbs_take_the_name(tested: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    published(tested[0])
+    monkeypatch.setenv("FGZOO_REGISTRY", "zoo/zoo.yaml")
+    save(Path("photo.jpg"), 0)
+    assert fgzoo("predict", "mine", "photo.jpg", "--output", "answers.csv", "--num-workers", 0).status == 0
+    with Path("answers.csv").open(newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == ["photo.jpg"]
+
+
+def test_the_entry_holds_what_the_test_measured(tested: list[Path]) -> None:
+    published(tested[0])
+    entry = read_registry(Path("zoo/zoo.yaml"))["mine"]
+    measured = metrics(tested[0])[-1]
+    assert {name: numbers["value"] for name, numbers in entry.metrics.items()} == pytest.approx(
+        {name: float(measured[f"test/{name}"]) for name in ("top1", "top5", "macro", "nll", "ece")}, abs=1e-5
+    )
+    assert (entry.method, entry.recipe, entry.size) == ("baseline", "cub", Path("zoo/mine.safetensors").stat().st_size)
+
+
+def test_seeds_give_mean_and_spread(tested: list[Path]) -> None:
+    assert published(tested[0], "--seeds", tested[1]).status == 0
+    nll = read_registry(Path("zoo/zoo.yaml"))["mine"].metrics["nll"]
+    values = [float(metrics(run)[-1]["test/nll"]) for run in tested]
+    assert (nll["seeds"], nll["mean"], nll["std"]) == (
+        2, pytest.approx(statistics.mean(values), abs=1e-5), pytest.approx(statistics.stdev(values), abs=1e-5)
+    )  # fmt: skip
+    assert nll["value"] == pytest.approx(values[0], abs=1e-5)
+
+
+def test_half_precision_says_what_it_changed(tested: list[Path]) -> None:
+    published(tested[0], name="whole")
+    assert published(tested[0], "--dtype", "float16", name="half").status == 0
+    assert Path("zoo/half.safetensors").stat().st_size < 0.6 * Path("zoo/whole.safetensors").stat().st_size
+    assert "against the weights as trained: " in Path("zoo/half.md").read_text()
+    assert "against the weights as trained: " not in Path("zoo/whole.md").read_text()
+
+
+def test_the_card_tells_what_one_must_know_and_nothing_of_the_machine(tested: list[Path]) -> None:
+    published(tested[0])
+    card = Path("zoo/mine.md").read_text()
+    for section in ("Use", "Training data", "Recipe", "Metrics", "Confused most often", "Limits", "Licence", "Citation", "File"):
+        assert f"\n## {section}\n" in card
+    assert "fgzoo fit --config cub --model baseline --data.root DATA" in card
+    assert "CC-BY-NC-4.0" in card
+    for text in (card, Path("zoo/mine.safetensors").read_bytes().decode(errors="replace")):
+        assert str(tested[0].parent) not in text
+
+
+def test_publishing_again_replaces_the_entry_and_keeps_the_rest(tested: list[Path]) -> None:
+    published(tested[0])
+    published(tested[0], name="other")
+    registry = Path("zoo/zoo.yaml")
+    registry.write_text("# ours\n" + registry.read_text())
+    published(tested[1])
+    assert registry.read_text().startswith("# ours\n")
+    entries = read_registry(registry)
+    assert list(entries) == ["mine", "other"]
+    assert entries["mine"].sha256 != entries["other"].sha256
+
+
+def test_an_untested_run_is_refused(tested: list[Path], tmp_path: Path) -> None:
+    run = shutil.copytree(tested[0], tmp_path / "run")
+    rows = [row for row in metrics(run) if "test/top1" not in row]
+    with (run / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    result = published(run)
+    assert result.status == 2
+    assert "run `fgzoo test --ckpt_path" in result.err
+    assert not list(Path("zoo").glob("*")) if Path("zoo").exists() else True
+
+
+def test_a_file_that_scores_otherwise_than_its_run_is_refused(tested: list[Path], tmp_path: Path) -> None:
+    run = shutil.copytree(tested[0], tmp_path / "run")
+    told = metrics(run)[-1]["test/top1"]
+    text = (run / "metrics.csv").read_text()
+    (run / "metrics.csv").write_text(text.replace(told, f"{(float(told) + 0.5) % 1:.4f}"))
+    result = published(run)
+    assert result.status != 0
+    assert "the weights or the data have changed since" in result.err
+    assert not list(Path("zoo").glob("*.*"))
+
+
+def test_runs_of_other_settings_are_no_seeds(tested: list[Path], tmp_path: Path) -> None:
+    other = shutil.copytree(tested[1], tmp_path / "other")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["model"]["init_args"]["lr"] = 0.5
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "is no further seed" in published(tested[0], "--seeds", other).err
+    assert "each must be another" in published(tested[0], "--seeds", tested[0]).err
+
+
+def test_weights_of_others_photographs_need_a_licence(tested: list[Path]) -> None:
+    result = fgzoo("publish", tested[0], "--name", "mine")
+    assert result.status == 2
+    assert "--licence is missing" in result.err
+
+
+@pytest.mark.parametrize("name", ["Mine", "a/b", "", "../x"])
+def test_a_name_that_nobody_could_type_is_refused(name: str, tested: list[Path]) -> None:
+    result = published(tested[0], name=name)
+    assert result.status != 0
+    assert "name" in result.err
+    assert not list(Path().rglob("*.safetensors"))
+
+
+def test_a_method_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from fgzoo.methods import Baseline\nclass Mine(Baseline):\n    pass\n"
+    (tmp_path / "ownpackage.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    root = make_cub(tmp_path / "data")
+    assert fit(root, "--output", "run", model="ownpackage.Mine").status == 0
+    assert fgzoo("test", "--ckpt_path", "run").status == 0
+    made = publish(Path("run"), "mine", Path("zoo"), licence="CC-BY-4.0")
+    assert made.entry.method == "ownpackage.Mine"
+    assert json.loads(json.dumps(made.entry.as_dict())) == read_registry(made.registry)["mine"].as_dict()
