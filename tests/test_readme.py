@@ -18,6 +18,8 @@ from fgzoo.recipes import find_recipe
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+USE = next(block for block in BLOCKS if "create_model" in block)
+OWN = next(block for block in BLOCKS if "check_method" in block)
 COMMANDS = [
     line.partition("#")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -28,15 +30,15 @@ TARGETS = {line.partition(":")[0] for line in (README.parent / "Makefile").read_
 
 def test_python_use_gives_the_shapes_it_names() -> None:
     scope: dict[str, object] = {}
-    exec(BLOCKS[0], scope)
-    for expression, shape in re.findall(r"^((?:output|model)\.[^#]+?)\s+# \(([\d, ]+)\)", BLOCKS[0], flags=re.MULTILINE):
+    exec(USE, scope)
+    for expression, shape in re.findall(r"^((?:output|model)\.[^#]+?)\s+# \(([\d, ]+)\)", USE, flags=re.MULTILINE):
         assert tuple(eval(expression, scope).shape) == tuple(int(side) for side in shape.split(","))  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """README's own method, saved as it says."""
-    (tmp_path / "peak.py").write_text(BLOCKS[1])
+    (tmp_path / "peak.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     yield tmp_path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
-from fgzoo.data.dataset import sample_seed
+from fgzoo.data.dataset import IGNORED, sample_seed
+from fgzoo.data.records import Record
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.training.report import write_report
-from fgzoo.training.run import CONFIG, RunLogger, environment, peak_memory, write_json
+from fgzoo.training.report import write_probabilities, write_report
+from fgzoo.training.run import CONFIG, PROBABILITIES, RunLogger, environment, peak_memory, write_json
 from fgzoo.zoo.checkpoint import BEST, LAST
 
 
@@ -119,6 +121,50 @@ class RunRecord(Callback):
         # Validation may be set to come less often than once in the whole run.
         if trainer.is_global_zero and pl_module.card is not None and counts.sum() > 0:
             write_report(self.folder, split, counts, pl_module.card.class_names)
+
+
+class ImageScores(Callback):
+    """Writes what `test` gave every image, in the order of the test split, see [write_probabilities][].
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.logits = torch.empty(0)
+        self.seen = torch.empty(0)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make room for every image of the split."""
+        assert isinstance(pl_module, FineGrainedClassifier)
+        images = len(_test_records(trainer))
+        self.logits = torch.zeros(images, pl_module.num_classes, device=pl_module.device)
+        self.seen = torch.zeros(images, device=pl_module.device)
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Put a batch where its images are in the split; what only fills a process up has no place."""
+        counts = outputs["targets"] != IGNORED
+        index = outputs["index"][counts]
+        self.logits[index] = outputs["logits"][counts]
+        self.seen[index] = 1
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the processes' images together: each has been in one of them, and is zero in the others."""
+        logits = trainer.strategy.reduce(self.logits, reduce_op="sum").cpu()
+        seen = trainer.strategy.reduce(self.seen, reduce_op="sum").cpu() > 0
+        if trainer.is_global_zero:
+            records = [record for record, there in zip(_test_records(trainer), seen.tolist(), strict=True) if there]
+            targets = torch.tensor([record.target for record in records])
+            names = [record.name for record in records]
+            write_probabilities(self.folder / PROBABILITIES, logits[seen], targets, names)
+
+
+def _test_records(trainer: L.Trainer) -> Sequence[Record]:
+    records: Sequence[Record] = trainer.datamodule.splits["test"]  # type: ignore[attr-defined]
+    return records
 
 
 def checkpoints(folder: Path, validates: bool) -> list[Callback]:

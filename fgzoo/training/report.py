@@ -1,4 +1,4 @@
-"""Confusion matrix and per-class report, as CSV and PNG."""
+"""Confusion matrix and per-class report, as CSV and PNG; and what every single image was given."""
 
 from __future__ import annotations
 
@@ -43,6 +43,31 @@ def write_report(folder: Path, split: str, confusion: Tensor, class_names: Seque
     _draw_confusion(paths["confusion.png"], counts, class_names, split)
     _draw_per_class(paths["per_class.png"], rows, split)
     return list(paths.values())
+
+
+def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:
+    """Write what every image was given, in one move.
+
+    `numpy.load(path)` holds `names`, the images as their data set lists them; `targets`, their classes; `predicted`, the classes
+    with the largest logits; `probabilities`, (N, K) in half precision, so that nearly equal ones may have become equal.
+
+    Args:
+        path: An `.npz` file.
+        logits: (N, K).
+        targets: (N,) classes.
+        names: N names.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        np.savez_compressed(
+            file,
+            names=np.array(names),
+            targets=targets.numpy().astype(np.int32),
+            predicted=logits.argmax(dim=1).numpy().astype(np.int32),
+            probabilities=logits.softmax(dim=1).numpy().astype(np.float16),
+        )
+    part.replace(path)
 
 
 def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[list[str | int]]:

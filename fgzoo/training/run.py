@@ -25,6 +25,7 @@ from fgzoo.zoo.checkpoint import BEST, LAST
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
+PROBABILITIES = "test_probabilities.npz"
 
 
 def next_folder(base: Path) -> Path:

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from fgzoo.training.run import PROBABILITIES
 from tests.command import same_weights
 from tests.training.toys import loader, make, trainer
 from tests.training.two_ranks import METHODS, TEST_IMAGES, TOYS, gradients, method, scores
@@ -103,6 +105,17 @@ def test_two_ranks_score_what_one_process_scores(folder: Path, tmp_path: Path, n
             # Counts are exact; means of floats are summed in another order.
             exact = key.startswith("test/top") or key == "test/macro"
             assert together[key] == (value if exact else pytest.approx(value, rel=1e-5, abs=1e-6)), key
+
+
+@pytest.mark.parametrize("images", TEST_IMAGES.values())
+def test_two_ranks_write_every_image_once_and_in_order(folder: Path, tmp_path: Path, images: int) -> None:
+    scores("rra", tmp_path, images)
+    alone, together = (np.load(place / f"rra {images}" / PROBABILITIES) for place in (tmp_path, folder))
+    assert together["names"].tolist() == alone["names"].tolist()
+    assert len(together["names"]) == images
+    assert together["targets"].tolist() == alone["targets"].tolist()
+    assert together["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-3)
+    assert np.unique(alone["probabilities"], axis=0).shape[0] == images
 
 
 @pytest.mark.parametrize("name", METHODS)

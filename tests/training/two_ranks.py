@@ -17,7 +17,7 @@ from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.synthetic import Birds
 from fgzoo.methods import available, find_method
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.training.callbacks import ReproducibleSteps
+from fgzoo.training.callbacks import ImageScores, ReproducibleSteps
 from tests.small import SMALL
 from tests.training.toys import CLASSES, Staged, Steps, loader, make, trainer
 
@@ -76,10 +76,11 @@ def gradients(name: str, folder: Path, batch_size: int, first: int = 0, every: i
 
 
 def scores(name: str, folder: Path, test_images: int, **how: Any) -> dict[str, float]:
-    """Test metrics of untrained weights, which a test can only be talked into."""
+    """Test metrics of untrained weights, which a test can only be talked into, and each image's in the folder."""
     model = method(name)
     model.trained = True
-    return dict(trainer(folder, **how).test(model, datamodule=birds(test_images), verbose=False)[0])
+    each = ImageScores(folder / f"{name} {test_images}")
+    return dict(trainer(folder, callbacks=[each], **how).test(model, datamodule=birds(test_images), verbose=False)[0])
 
 
 def fit(name: str, folder: Path, workers: int = 0, resume: str | None = None, **how: Any) -> dict[str, Tensor]:

@@ -330,11 +330,11 @@ def test_where_roundings_decide_in_torch_itself_a_file_may_decide_otherwise() ->
     network = Answers(Thresholds(on_the_edge=1))
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        return network(images + 1e-7)  # type: ignore[no-any-return]
+        return network(images + 1e-6)  # type: ignore[no-any-return]
 
     (parity,) = compare(network, run, 8)
     assert (parity.unsteady, parity.unsteady_difference) == (3, 1.0)
-    assert 0 < parity.difference < 1e-6
+    assert 0 < parity.difference < 2e-6
     assert "and by 1.0e+00 on 3 images where roundings move torch's own" in str(parity)
 
 
