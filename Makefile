@@ -8,7 +8,7 @@ METHOD ?= rra
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check format bench clean
+.PHONY: help install demo test test-fast check format bench table clean
 
 help:  ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ format: install  ## Let ruff mend what it can
 
 bench: install  ## Measure the data pipeline on generated images
 	$(BIN)/python benchmarks/data_loading.py
+
+table: install  ## Write the tables of accuracy, README's too, from benchmarks/results/accuracy
+	$(BIN)/python benchmarks/accuracy.py table
 
 clean:  ## Remove the environment, caches and build products (not runs)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

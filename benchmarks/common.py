@@ -10,11 +10,13 @@ import contextlib
 import inspect
 import itertools
 import json
+import os
 import platform
 import re
 import shlex
 import socket
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -230,6 +232,22 @@ def reset_peak(device: torch.device) -> None:
 
 
 # ---------------------------------------------------------------------- processes, arguments, results
+
+
+def fgzoo(arguments: Sequence[str], folder: Path, threads: int) -> None:
+    """Run the command line in a process of its own, its output into the log of the run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        log.write(f"$ {shlex.join(['fgzoo', *arguments])}\n")
+        log.flush()
+        command = [sys.executable, "-m", "fgzoo", *arguments]
+        if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=process_environment(threads)).returncode:
+            raise SystemExit(f"failed: see {folder / 'log.txt'}")
+
+
+def process_environment(threads: int) -> dict[str, str]:
+    """The environment of a process with so many threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def free_port() -> int:

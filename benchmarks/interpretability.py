@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import RESULTS, deliver, heading, machine, table
-from small_machine import fgzoo
+from common import RESULTS, deliver, fgzoo, heading, machine, table
 from torch import Tensor
 from torchvision import tv_tensors
 

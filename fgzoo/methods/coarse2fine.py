@@ -274,7 +274,7 @@ class Coarse2Fine(FineGrainedClassifier):
             gradient of it reaches the attention. 0: the inverse mapping stands still until stage 2. Our decision.
         region_theta: The share of the mean map's maximum that bounds that box; its padding is `test_padding`. Our decision.
         keep_views: Stage 2 adds the fine pass to the parent's passes, crop and drop in training and crop in testing, where
-            otherwise it replaces them. Our decision: without them the second stage overfits (see `small_machine.py remedies`).
+            otherwise it replaces them. Our decision: without them the second stage overfits (`benchmarks/plans/remedies.yaml`).
         feature_scale: Factor of the unit-length features before the classifier (100 in WS-DAN's code).
         center_weight: Weight of the distance to the class centres.
         center_rate: beta, the rate at which the centres move (0.05 in WS-DAN's code).

@@ -38,32 +38,8 @@ CARD = DataCard("cub", NAMES, 64, 72, "squash", "bilinear", "pillow", "012345678
 REPOSITORY = Path(package.__file__).parents[1]
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-#: What README shows of running a file without torch; until it does, this.
-EXAMPLE = next(
-    (block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "onnxruntime" in block),
-    """\
-import json
-
-import numpy as np
-import onnxruntime
-from PIL import Image, ImageOps
-
-session = onnxruntime.InferenceSession("cub-rra-000.onnx")
-about = json.loads(session.get_modelmeta().custom_metadata_map["fgzoo"])
-
-image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
-side, crop = about["resize"], about["crop"]
-size = [side if about["resize_mode"] == "squash" else side * length // min(image.size) for length in image.size]
-x, y = (round((length - crop) / 2) for length in size)
-image = image.resize(size, Image.Resampling.BILINEAR).crop((x, y, x + crop, y + crop))
-pixels = (np.asarray(image, np.float32) / 255 - np.float32(about["mean"])) / np.float32(about["std"])
-logits, attention = session.run(["logits", "attention"], {"images": pixels.transpose(2, 0, 1)[None]})
-
-probabilities = np.exp(logits[0] - logits[0].max())
-for k in np.argsort(-probabilities)[:5]:
-    print(f"{probabilities[k] / probabilities.sum():.4f}  {about['class_names'][k]}")
-""",
-)
+#: What README shows of running a file without torch.
+EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "onnxruntime" in block)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,507 @@
+"""The accuracy benchmark: plans, cells that are run once whoever runs them, the bootstrap, and tables made of committed files."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fgzoo.errors import UsageError
+from fgzoo.methods import find_method
+from fgzoo.training.messages import get_parameter_names
+from tests.command import fgzoo
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+NAMES = ("bootstrap", "common", "accuracy_plan", "accuracy_runs", "accuracy_table", "accuracy")
+PLAN = """
+title: A small plan
+fit: --config {dataset} --model {method} --config small
+datasets: {cub: {classes: 3, train_images: 40}}
+variants:
+  - {name: short, arguments: --data.image_size 64 --data.resize 72 --trainer.max_epochs 4, seeds: [0, 1]}
+rows:
+  - {label: Baseline, method: baseline}
+  - {label: RRA's parent, method: rra-parent}
+  - {label: RRA, method: rra, arguments: --model.steps 3, parent: RRA's parent}
+compare: [RRA]
+ensemble: [RRA's parent, RRA]
+"""
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    """The scripts as modules; they import each other by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        before = {name: sys.modules.pop(name, None) for name in NAMES}
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
+        for name, module in before.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small_plan.yaml"
+    path.write_text(PLAN)
+    return path
+
+
+def counted(bench: Any, passes: float = 2.0) -> Any:
+    """Costs that need no counting."""
+    costs = bench.accuracy_plan.Costs()
+    costs.of = lambda cell: bench.accuracy_plan.Cost(1.0, 0.5, 1.0 if cell.method == "baseline" else passes, 0.5)
+    return costs
+
+
+def cells_of(bench: Any, plan_file: Path) -> Any:
+    return bench.accuracy_plan.cells_of(bench.accuracy_plan.read_plan(str(plan_file)), counted(bench))
+
+
+# ---------------------------------------------------------------------- plans
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("method: rra-parent", "method: rrra", "rows: 2: model: no method 'rrra'; did you mean 'rra'?"),
+        ("title: A small plan", "title: [A small", "no YAML"),
+        ("parent: RRA's parent", "parnt: RRA's parent", "rows: 3: no key 'parnt'; did you mean 'parent'?"),
+        ("parent: RRA's parent", "parent: RRAs parent", "parent: no row has the label 'RRAs parent'; did you mean"),
+        ("seeds: [0, 1]", "seeds: 2", "variants: 1: seeds: expected a list of int, got '2'"),
+        ("title: A small plan", "", "the plan: 'title' is missing"),
+        ("compare: [RRA]", "compare: [SRBN]", "compare: no row has the label 'SRBN'"),
+        ("classes: 3", "classes: many", "datasets: cub: classes: expected int, got 'many'"),
+        (PLAN, "- a list", "the plan: expected keys and values"),
+        ("--model {method}", "--model", "every option needs one value"),
+        (" --config small", "", "short, nothing says how many epochs"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_is_said_in_one_line(
+    bench: Any, plan_file: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
+) -> None:
+    assert old in PLAN
+    text = PLAN.replace(old, new, 1)
+    if said.startswith("short"):
+        text, said = text.replace(" --trainer.max_epochs 4", ""), said.removeprefix("short, ")
+    plan_file.write_text(text)
+    assert bench.accuracy.main(["run", str(plan_file), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_plan_that_is_not_there_names_those_that_are(bench: Any) -> None:
+    with pytest.raises(UsageError, match="plans are ablations, cars60, cub50, full"):
+        bench.accuracy_plan.read_plan("cub60")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((BENCHMARKS / "plans").glob("*.yaml"))])
+def test_arguments_of_the_plans_are_arguments_of_the_methods(bench: Any, name: str) -> None:
+    cells = bench.accuracy_plan.cells_of(bench.accuracy_plan.read_plan(name), counted(bench))
+    assert len({cell.name for cell in cells}) == len(cells)
+    known = {method: get_parameter_names(find_method(method)[0]) for method in {cell.method for cell in cells}}
+    for cell in cells:
+        assert cell.settings["model"]["init_args"].keys() <= known[cell.method]
+        assert cell.epochs > 0
+
+
+def test_cells_are_what_a_person_types(bench: Any, plan_file: Path) -> None:
+    cell = next(cell for cell in cells_of(bench, plan_file) if (cell.label, cell.seed) == ("RRA", 1))
+    where = bench.accuracy_runs.Where(Path("/runs"), {"cub": Path("/data/cub")}, {"": Path("/w.safetensors")})
+    typed = "fit --config cub --model rra --config small --data.image_size 64 --data.resize 72 --trainer.max_epochs 4"
+    typed += " --model.steps 3 --seed_everything 1"
+    given = f"{typed} --data.root /data/cub --model.backbone_weights /w.safetensors".split()
+    assert bench.accuracy_runs.fit_arguments(cell, where) == given
+    shown = f"fgzoo {typed} --data.root PATH --model.backbone_weights PATH"
+    assert bench.accuracy_runs.shown_command(cell, where) == shown
+
+
+def test_settings_are_those_of_the_command_line(bench: Any, plan_file: Path) -> None:
+    cell = cells_of(bench, plan_file)[-1]
+    result = fgzoo("fit", *cell.typed, "--print_config")
+    resolved = yaml.safe_load(result.out)
+    assert (cell.epochs, cell.size) == (resolved["trainer"]["max_epochs"], resolved["data"]["image_size"])
+    assert cell.backbone == resolved["model"]["init_args"]["backbone"]
+    for name, value in cell.settings["model"]["init_args"].items():
+        assert resolved["model"]["init_args"][name] == value
+
+
+def test_the_baseline_runs_for_as_many_passes(bench: Any, plan_file: Path) -> None:
+    labels = [(cell.label, cell.epochs) for cell in cells_of(bench, plan_file) if cell.seed == 0]
+    assert labels == [("Baseline", 4), ("RRA's parent", 4), ("RRA", 4), ("Baseline, 8 epochs", 8)]
+
+
+def test_the_baseline_takes_a_compared_method_s_backbone(bench: Any) -> None:
+    cells = bench.accuracy_plan.cells_of(bench.accuracy_plan.read_plan("full"), counted(bench))
+    found = {(cell.backbone, cell.epochs) for cell in cells if cell.method == "baseline"}
+    assert {("resnet50", 60), ("vgg19", 90), ("vgg19", 180), ("inception_v3", 120), ("inception_v3", 240)} <= found
+
+
+def test_folds_validate_once_and_test_nothing(bench: Any) -> None:
+    cells = bench.accuracy_plan.cells_of(bench.accuracy_plan.read_plan("search"), counted(bench))
+    assert {cell.fold for cell in cells} == {0, 1}
+    assert "--data.folds 2 --data.fold 1 --trainer.check_val_every_n_epoch 15" in " ".join(cells[1].typed)
+    per_method = {method: sum(cell.method == method for cell in cells) for method in {cell.method for cell in cells}}
+    assert set(per_method.values()) == {8}  # as many trials for every method
+
+
+def test_passes_are_counted_and_remembered(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "costs.json"
+    arguments = {"num_maps": 4}
+    cost = bench.accuracy_plan.Costs(path).count("wsdan", "test_efficientnet", arguments, 64, 3)
+    assert cost.passes == pytest.approx(3, abs=0.1)  # the image, a crop, an image without a region
+    monkeypatch.setattr(bench.accuracy_plan, "count", None)
+    assert bench.accuracy_plan.Costs(path).count("wsdan", "test_efficientnet", arguments, 64, 3) == cost
+
+
+# ---------------------------------------------------------------------- running
+
+
+class Runner:
+    """Takes the place of `fgzoo` in a process of its own; leaves the files that a run leaves."""
+
+    def __init__(self, log: Path, fails: int = 0, seconds: float = 0.0) -> None:
+        self.log = log
+        self.fails = fails
+        self.seconds = seconds
+
+    def __call__(self, typed: list[str], log: Path, where: Any, claim: Any, gpu: str | None, stop: Any) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{gpu} {' '.join(typed)}\n")
+        time.sleep(self.seconds)
+        folder = log.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if typed[0] == "fit":
+            (folder / "config.yaml").write_text("trainer: {precision: 32-true}\ndata: {root: /home/me/cub}\n")
+            if self.fails:
+                self.fails -= 1
+                raise sys.modules["accuracy_runs"].CellError("a loss that is no number")
+            epochs = 4 if "--resume" not in typed else 2
+            cost = {"seconds": 10.0, "epochs": epochs, "peak_memory_gib": 1.5, "device": "cpu"}
+            environment = {"gpus": [], "processor": "P", "packages": {"torch": "2"}, "git": "abc", "command": ["/bin/x", "fit"]}
+            data = {"fingerprint": "f" * 16, "class_names": ["a", "b", "c"]}
+            for name, content in (("cost", cost), ("environment", environment), ("data", data)):
+                (folder / f"{name}.json").write_text(json.dumps(content))
+            (folder / "metrics.csv").write_text("epoch,step,train/loss\n3,9,0.5\n")
+            return
+        draw = np.random.default_rng(abs(hash(folder.name)) % 1000)
+        targets, probabilities = np.arange(30) % 3, draw.dirichlet([1, 1, 1], 30).astype(np.float16)
+        predicted = probabilities.argmax(axis=1)
+        np.savez(folder / "test_probabilities.npz", targets=targets, predicted=predicted, probabilities=probabilities)
+        top1 = (predicted == targets).mean()
+        scores = f"{top1},1,{top1},1.5,0.1"
+        head = "epoch,step,test/top1,test/top5,test/macro,test/nll,test/ece"
+        (folder / "metrics.csv").write_text(f"{head}\n3,9,{scores}\n")
+
+    @property
+    def calls(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.is_file() else []
+
+
+@pytest.fixture
+def runner(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    runner = Runner(tmp_path / "calls.txt")
+    monkeypatch.setattr(bench.accuracy_runs, "_process", runner)
+    monkeypatch.setattr(bench.accuracy, "Costs", lambda path: counted(bench))
+    return runner
+
+
+def run(bench: Any, plan_file: Path, *more: str) -> int:
+    root = plan_file.parent / "cub"
+    root.mkdir(exist_ok=True)
+    folders = ["--runs", str(plan_file.parent / "runs"), "--results", str(plan_file.parent / "results")]
+    status: int = bench.accuracy.main(["run", str(plan_file), "--root", f"cub={root}", *folders, *more])
+    return status
+
+
+def test_a_plan_runs_every_cell_once_and_keeps_its_results(bench: Any, plan_file: Path, runner: Runner) -> None:
+    assert run(bench, plan_file) == 0
+    assert len(runner.calls) == 2 * 8  # a fit and a test each
+    results = plan_file.parent / "results"
+    with (results / "small_plan.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == [
+        label for label in ("Baseline", "RRA's parent", "RRA", "Baseline, 8 epochs") for _ in (0, 1)
+    ]
+    kept = bench.accuracy_table.read_predictions(results / "small_plan.npz")
+    right = kept[f"predicted/{rows[0]['cell']}"] == kept["targets/" + "f" * 16]
+    assert float(rows[0]["top1"]) == pytest.approx(right.mean())
+    assert {f"ensemble/short/cub/{seed}" for seed in (0, 1)} <= kept.keys()
+    record = (results / "small_plan" / f"{rows[0]['cell']}.json").read_text()
+    assert json.loads(record)["config"]["data"]["root"] == "PATH"
+    assert str(plan_file.parent) not in record + (results / "small_plan.csv").read_text()
+    assert run(bench, plan_file) == 0
+    assert len(runner.calls) == 16  # nothing was left to do
+
+
+def test_only_and_seeds_choose_cells(bench: Any, plan_file: Path, runner: Runner) -> None:
+    assert run(bench, plan_file, "--only", "RRA*", "--seeds", "1") == 0
+    fits = [call for call in runner.calls if " fit " in call]
+    assert len(fits) == 2
+    assert all("--seed_everything 1" in call and "--model rra" in call for call in fits)
+
+
+def test_devices_are_shared_out(bench: Any, plan_file: Path, runner: Runner) -> None:
+    runner.seconds = 0.05
+    assert run(bench, plan_file, "--devices", "0,3") == 0
+    assert {call.partition(" ")[0] for call in runner.calls} == {"0", "3"}
+
+
+def test_cells_of_committed_results_are_not_run_again(bench: Any, plan_file: Path, runner: Runner) -> None:
+    run(bench, plan_file)
+    shutil.rmtree(plan_file.parent / "runs")
+    assert run(bench, plan_file) == 0
+    assert len(runner.calls) == 16
+
+
+def test_a_broken_cell_is_resumed(bench: Any, plan_file: Path, runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    runner.fails = 1
+    assert run(bench, plan_file, "--only", "RRA", "--seeds", "0") == 1
+    assert "failed: a loss that is no number" in capsys.readouterr().out
+    assert run(bench, plan_file, "--only", "RRA", "--seeds", "0") == 0
+    assert [call.split()[1:3] for call in runner.calls][1][1] == "--resume"
+    with (plan_file.parent / "results" / "small_plan.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert row["train_seconds"] == "20"  # ten seconds for two of four epochs
+
+
+def test_dry_run_says_what_would_be_typed_and_how_long(
+    bench: Any, plan_file: Path, runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(bench, plan_file, "--dry-run", "--images-per-second", "0.01") == 0
+    said = capsys.readouterr().out
+    assert said.count("fgzoo fit --config cub --model") == 8
+    # 40 images, 4 epochs: 16,000 s a pass; twice 1 + 2 + 2 + 2 of them.
+    assert "About 62.2 hours of training in all" in said
+    assert runner.calls == []
+
+
+def test_a_choice_without_cells_is_refused(
+    bench: Any, plan_file: Path, runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(bench, plan_file, "--only", "none") == 2
+    assert "--only, --seeds: they leave no cell" in capsys.readouterr().err
+
+
+def test_a_data_set_without_a_folder_is_asked_for(bench: Any, plan_file: Path) -> None:
+    with pytest.raises(UsageError, match="--root cub=PATH"):
+        bench.accuracy_runs.check(cells_of(bench, plan_file), bench.accuracy_runs.Where(Path("runs")))
+
+
+def test_two_processes_run_each_cell_once(bench: Any, plan_file: Path, runner: Runner) -> None:
+    runner.seconds = 0.05
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=run, args=(bench, plan_file, "--jobs", "2")) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    fits = [call for call in runner.calls if " fit " in call]
+    assert len(fits) == len(set(fits)) == 8
+    run(bench, plan_file)
+    assert len((plan_file.parent / "results" / "small_plan.csv").read_text().splitlines()) == 9
+    assert len(runner.calls) == 16
+
+
+@pytest.fixture
+def command(tmp_path: Path, bench: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `python -m fgzoo` runs in this folder."""
+    monkeypatch.setattr(bench.accuracy, "Costs", lambda path: counted(bench))
+    (tmp_path / "fgzoo").mkdir()
+    return tmp_path / "fgzoo" / "__main__.py"
+
+
+def test_sigterm_ends_the_training_and_frees_its_cell(bench: Any, plan_file: Path, command: Path) -> None:
+    command.write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(100)\n")
+
+    def stop() -> None:
+        while not Path("begun").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run(bench, plan_file) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [path.suffix for path in (plan_file.parent / "runs").glob("*") if path.suffix == ".claim"] == []
+
+
+def test_a_failure_is_told_by_the_log_s_last_word(
+    bench: Any, plan_file: Path, command: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.write_text("import sys\nprint('fgzoo: data: there is no /home/me/cub')\nprint('more')\nsys.exit(2)\n")
+    assert run(bench, plan_file, "--seeds", "0", "--only", "RRA") == 1
+    assert "failed: data: there is no PATH" in capsys.readouterr().out
+
+
+def dead_process() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def claim_file(tmp_path: Path) -> Path:
+    return tmp_path / "cell.claim"
+
+
+def claimed(bench: Any, path: Path, age: float = 0.0, **owner: Any) -> bool:
+    """Whether somebody else's claim can be taken."""
+    mine = bench.accuracy_runs.Claim(path, stale=600)
+    path.write_text(json.dumps({**mine.owner, **owner}))
+    os.utime(path, (time.time() - age, time.time() - age))
+    taken: bool = mine.take()
+    mine.release()
+    return taken
+
+
+def test_claims_of_the_living_hold_and_those_of_the_dead_do_not(bench: Any, claim_file: Path) -> None:
+    dead, living = dead_process(), os.getppid()
+    assert not claimed(bench, claim_file, pid=living, age=9999)
+    assert claimed(bench, claim_file, pid=dead)
+    assert not claimed(bench, claim_file, pid=dead, child=living)  # its training goes on without it
+    assert not claimed(bench, claim_file, host="elsewhere", pid=dead, age=500)
+    assert claimed(bench, claim_file, host="elsewhere", pid=dead, age=700)
+
+
+def test_one_of_many_takes_a_dead_claim(bench: Any, claim_file: Path) -> None:
+    claim_file.write_text(json.dumps({**bench.accuracy_runs.Claim(claim_file, 600).owner, "pid": dead_process()}))
+    taken: list[bool] = []
+    threads = [threading.Thread(target=lambda: taken.append(bench.accuracy_runs.Claim(claim_file, 600).take())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(taken) == 1
+
+
+def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(bench: Any, claim_file: Path) -> None:
+    mine = bench.accuracy_runs.Claim(claim_file, stale=600)
+    assert mine.take()
+    claim_file.write_text(json.dumps({"host": "elsewhere", "pid": 1, "child": None}))
+    mine.release()
+    assert claim_file.exists()
+
+
+# ---------------------------------------------------------------------- statistics
+
+
+def test_bootstrap_is_the_literal_one(bench: Any) -> None:
+    draw = np.random.default_rng(1)
+    first, second = draw.random((3, 41)) < 0.8, draw.random((3, 41)) < 0.7
+    found = bench.bootstrap.paired_difference(first, second, resamples=1200, seed=5)
+    images = np.random.default_rng(5).integers(0, 41, (1200, 41))
+    seeds = np.random.default_rng(6).integers(0, 3, (1200, 3))
+    means = []
+    for number in range(1200):
+        total = 0
+        for seed in seeds[number]:
+            for image in images[number]:
+                total += int(first[seed, image]) - int(second[seed, image])
+        means.append(total / (3 * 41))
+    assert found.mean == pytest.approx(first.mean() - second.mean())
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+
+
+def test_bootstrap_refuses_what_is_not_paired(bench: Any) -> None:
+    with pytest.raises(ValueError, match="equal and not empty"):
+        bench.bootstrap.paired_difference(np.ones((2, 5), bool), np.ones((1, 5), bool))
+
+
+def test_equal_models_do_not_differ(bench: Any) -> None:
+    hits = np.random.default_rng(0).random((2, 30)) < 0.5
+    assert bench.bootstrap.paired_difference(hits, hits, resamples=100) == (0, 0, 0)
+
+
+def test_agreement_counts_shared_mistakes(bench: Any) -> None:
+    assert bench.bootstrap.agreement(np.array([[0, 1, 2, 2]]), np.array([[0, 2, 2, 2]])) == 0.75
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def test_tables_pair_methods_with_baseline_and_parent(bench: Any, plan_file: Path, runner: Runner) -> None:
+    run(bench, plan_file)
+    results = plan_file.parent / "results"
+    plan, rows = bench.accuracy_plan.read_plan(str(plan_file)), bench.accuracy_table.read_rows(results / "small_plan.csv")
+    kept = bench.accuracy_table.read_predictions(results / "small_plan.npz")
+    text = bench.accuracy_table.report(plan, rows, kept)
+    top1 = {label: [float(row["top1"]) for row in rows if row["label"] == label] for label in ("RRA", "Baseline", "RRA's parent")}
+    line = next(line for line in text.splitlines() if line.startswith("| RRA |"))
+    for other in ("Baseline", "RRA's parent"):
+        assert f"| {100 * (np.mean(top1['RRA']) - np.mean(top1[other])):+.1f} [" in line
+    assert f"{100 * np.mean(top1['RRA']):.1f} ± {100 * np.std(top1['RRA'], ddof=1):.1f}" in line
+    passes = text.partition("### Equal passes")[2]
+    assert "| RRA | " in passes
+    assert " | 4 | 8 | 8 | " in passes  # epochs, passes, the baseline's epochs
+    assert "RRA's parent and RRA" in text
+    assert "Probabilities of RRA's parent, RRA averaged" in text
+    # Without what single images were given there is a difference and no interval.
+    assert "[" not in next(
+        line for line in bench.accuracy_table.report(plan, rows, {}).splitlines() if line.startswith("| RRA |")
+    )
+
+
+def test_committed_tables_are_those_of_the_committed_results(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.accuracy.main(["table", "--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_changed_readme_is_noticed(bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{bench.accuracy_table.BEGIN}\n79.9\n{bench.accuracy_table.END}\nafter\n")
+    empty = ["--readme", str(readme), "--results", str(tmp_path / "none")]
+    assert bench.accuracy.main(["table", "--check", *empty]) == 1
+    assert "README.md: not as its results are; run make table" in capsys.readouterr().out
+    assert bench.accuracy.main(["table", *empty]) == 0
+    assert bench.accuracy.main(["table", "--check", *empty]) == 0
+    assert readme.read_text().startswith("before\n")
+    assert readme.read_text().endswith("after\n")
+    readme.write_text("no markers")
+    assert bench.accuracy.main(["table", *empty]) == 2
+
+
+def test_no_folder_of_a_machine_is_committed() -> None:
+    for path in (BENCHMARKS / "results" / "accuracy").rglob("*.*"):
+        if path.suffix in (".csv", ".json", ".md"):
+            text = path.read_text()
+            assert not any(f"{sign}{name}/" in text for sign in " \"'=" for name in ("/home", "/root", "/work", "/tmp")), path
+
+
+# ---------------------------------------------------------------------- for real
+
+
+@pytest.mark.timeout(900)  # two processes that import torch, perhaps on cores that others use
+def test_the_smoke_plan_runs(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.accuracy, "Costs", lambda path: counted(bench))
+    chosen = ["run", "smoke", "--only", "RRA", "--seeds", "0", "--threads", "1"]
+    folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    assert bench.accuracy.main([*chosen, *folders]) == 0
+    (row,) = bench.accuracy_table.read_rows(tmp_path / "results" / "smoke.csv")
+    assert 0 <= float(row["top1"]) <= 1
+    assert row["split"] == "test"
+    kept = bench.accuracy_table.read_predictions(tmp_path / "results" / "smoke.npz")
+    assert (kept[f"predicted/{row['cell']}"] == kept[f"targets/{row['fingerprint']}"]).mean() == pytest.approx(float(row["top1"]))
+    assert not list((tmp_path / "runs").glob("*.claim"))
+    record = json.loads((tmp_path / "results" / "smoke" / f"{row['cell']}.json").read_text())
+    assert record["config"]["trainer"]["max_epochs"] == 1
+    assert str(tmp_path) not in json.dumps(record)
