@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import random
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -95,6 +96,7 @@ class Source:
         self.model = model
         self.card = model.card
         self.batch_size: int = options.batch_size
+        self.seed: int = options.seed
         data = self._data(run, options)
         self.card.check_classes(data.card)
         self.listing: Listing = data.listing
@@ -110,10 +112,11 @@ class Source:
         return FGVCDataModule(options.data, root=options.root, **shape)
 
     def records(self, limit: int | None) -> tuple[Record, ...]:
-        """At most `limit` test images, spread evenly over the split."""
+        """At most `limit` test images, drawn by the seed; every n-th image would miss classes that take turns."""
         records = self.listing.test
-        count = len(records) if limit is None else min(limit, len(records))
-        return tuple(records[index * len(records) // count] for index in range(count))
+        if limit is None or limit >= len(records):
+            return records
+        return tuple(records[index] for index in sorted(random.Random(self.seed).sample(range(len(records)), limit)))
 
     def batches(self, records: Sequence[Record]) -> Iterator[Batch]:
         """The records' images and truths."""
@@ -491,7 +494,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, default=Path("runs/interpretability"), help="where to train")
     parser.add_argument("--data", choices=["birds", "cub"], default="birds")
     parser.add_argument("--root", type=Path, help="folder of CUB-200-2011")
-    parser.add_argument("--limit", type=int, help="test images, spread evenly; by default all")
+    parser.add_argument("--limit", type=int, help="test images, drawn by the seed; by default all")
     parser.add_argument("--perturbed", type=int, default=120, help="images for the metrics that take many passes")
     parser.add_argument("--explain", choices=["predicted", "true"], default="predicted", help="the class to explain")
     parser.add_argument("--tolerance", type=float, default=15, help="of the pointing game, in pixels at 224")
@@ -499,7 +502,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=40)
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process, or of a training")
-    parser.add_argument("--seed", type=int, default=0, help="of training, new weights and bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="of training, new weights, drawn images and bootstrap")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}/interpretability.md and .json")
     return parser
 

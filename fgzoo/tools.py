@@ -173,13 +173,13 @@ def _checkpoint_table(rows: dict[str, dict[str, Any]]) -> Table:
     """What one chooses by; `--json` has the rest."""
     if not rows:
         return _plain_table("checkpoints", {"none": "no checkpoint of such a name"})
-    table = Table(title="checkpoints", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table = Table(title="checkpoints", title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     table.add_column("name", no_wrap=True)
     for column in ("top-1 %", "of seeds", "MB"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("data", style="dim", no_wrap=True)
-    for column in ("pixels", "backbone", "licence"):
-        table.add_column(column, style="dim", justify="right" if column == "pixels" else "left", overflow="fold")
+    for column in ("px", "backbone", "licence"):
+        table.add_column(column, style="dim", justify="right" if column == "px" else "left", overflow="fold")
     for name, row in rows.items():
         top1 = row["metrics"]["top1"]
         several = top1["seeds"] > 1

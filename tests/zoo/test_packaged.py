@@ -1,0 +1,67 @@
+"""The checkpoints that lie inside the package: on a fresh install, offline, they answer as well as their entries say."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fgzoo import load
+from fgzoo.data.synthetic import Birds, SyntheticBirds
+from fgzoo.zoo.registry import SUFFIX, read_registry
+from tests.command import fgzoo
+
+PACKAGED = {name: entry for name, entry in read_registry().items() if entry.sources[0].startswith("package:")}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FGZOO_OFFLINE", "1")
+
+
+def test_the_baseline_and_the_four_methods_are_there() -> None:
+    assert {entry.method for entry in PACKAGED.values()} == {"baseline", "rra", "iagn", "coarse2fine", "srbn"}
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_each_is_small_and_has_a_card(name: str) -> None:
+    entry = PACKAGED[name]
+    assert entry.size <= 2_500_000
+    folder = Path(load.__code__.co_filename).parent
+    assert (folder / f"{name}{SUFFIX}").stat().st_size == entry.size
+    assert entry.sha256 in (folder / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_each_is_as_good_as_its_entry_says(name: str) -> None:
+    model, birds, count = load(name), SyntheticBirds(Birds()), 60
+    records = birds.listing().test[:count]  # five of each class
+    answers = model.predict([birds.read(record) for record in records], top_k=1)
+    assert model.card is not None
+    hits = [answer.classes[0] == model.card.class_names[record.target] for answer, record in zip(answers, records, strict=True)]
+    claimed = PACKAGED[name].metrics["top1"]["value"]
+    # Three standard errors of a sample of this size.
+    assert sum(hits) / count == pytest.approx(claimed, abs=3 * math.sqrt(claimed * (1 - claimed) / count))
+
+
+def test_predict_answers_at_once() -> None:
+    birds = SyntheticBirds(Birds())
+    record = birds.listing().test[0]
+    Image.fromarray(birds.read(record).permute(1, 2, 0).numpy()).save("bird.png")
+    assert fgzoo("predict", "baseline_birds", "bird.png", "--output", "answers.csv", "--num-workers", 0).status == 0
+    with Path("answers.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["class_1"] in birds.listing().class_names
+    assert row["error"] == ""
+
+
+def test_explain_answers_at_once() -> None:
+    torch.manual_seed(0)
+    birds = SyntheticBirds(Birds())
+    Image.fromarray(birds.read(birds.listing().test[0]).permute(1, 2, 0).numpy()).save("bird.png")
+    assert fgzoo("explain", "rra_birds", "bird.png", "--output", "looked", "--num-workers", 0).status == 0
+    assert "step 1 of 10" in Path("looked/index.html").read_text()
