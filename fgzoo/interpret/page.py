@@ -25,10 +25,10 @@ from PIL import Image, features
 from torch import Tensor
 
 import fgzoo
+from fgzoo.files import whole
 from fgzoo.interpret.explanation import Explanation
 from fgzoo.methods import method_name
 from fgzoo.zoo.prediction import card_of
-from fgzoo.zoo.prediction_files import whole
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier

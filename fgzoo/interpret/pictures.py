@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fgzoo.files import whole
 from fgzoo.interpret.explanation import Explanation
 from fgzoo.interpret.overlays import overlay
-from fgzoo.zoo.prediction_files import whole
 
 #: Longest part of an image's name that its folder takes over.
 STEM = 48

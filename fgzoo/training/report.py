@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from fgzoo.files import whole
+
 #: More class names than this do not fit beside a picture.
 NAMED_CLASSES = 60
 
@@ -58,8 +60,7 @@ def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequ
         names: N names.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
+    with whole(path) as part, part.open("wb") as file:
         np.savez_compressed(
             file,
             names=np.array(names),
@@ -67,7 +68,6 @@ def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequ
             predicted=logits.argmax(dim=1).numpy().astype(np.int32),
             probabilities=logits.softmax(dim=1).numpy().astype(np.float16),
         )
-    part.replace(path)
 
 
 def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[list[str | int]]:

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import fgzoo
 from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.files import whole
 from fgzoo.zoo.checkpoint import BEST, LAST
 
 CONFIG = "config.yaml"
@@ -158,12 +159,10 @@ class RunLogger(Logger):
             return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{METRICS}.part"
-        with temporary.open("w", newline="") as file:
+        with whole(self.folder / METRICS) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        temporary.replace(self.folder / METRICS)
 
 
 def _is_test(row: dict[str, str]) -> bool:
@@ -245,9 +244,8 @@ def _processor() -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    with whole(path) as part:
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_new(folder: Path) -> None:

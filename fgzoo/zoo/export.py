@@ -28,6 +28,7 @@ from torch.export import ExportedProgram
 
 import fgzoo
 from fgzoo.errors import CheckpointError, ExportError, UsageError
+from fgzoo.files import whole
 from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
@@ -35,7 +36,6 @@ from fgzoo.training.run import run_of
 from fgzoo.zoo.checkpoint import BEST
 from fgzoo.zoo.commands import EXPORTED
 from fgzoo.zoo.prediction import card_of
-from fgzoo.zoo.prediction_files import whole
 
 Format = Literal["onnx", "torch-export"]
 #: The outputs by name, images first: (B, 3, S, S) -> {name: (B, ...)}.

@@ -6,11 +6,9 @@ import csv
 import glob
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, TextIO, TypeVar
@@ -24,6 +22,7 @@ from rich.text import Text
 
 from fgzoo.data.folder import LITTER, SUFFIXES, find_images, natural_order
 from fgzoo.errors import UsageError
+from fgzoo.files import whole
 from fgzoo.zoo.prediction import Answers, Prediction
 
 # ---------------------------------------------------------------------- in
@@ -180,17 +179,6 @@ def write_features(output: Path | None, paths: Sequence[Path], found: Features) 
     else:
         header = ["path", *(f"f{index}" for index in range(found.values.shape[1])), "error"]
         _write_csv(output, header, ([name, *([""] * len(row) if error else row), error or ""] for name, row, error in rows))
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside another, which it replaces when it is whole; what goes wrong leaves the other as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_csv(output: Path | None, header: list[str], rows: Iterable[list[str]]) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from fgzoo.errors import CheckpointError
+from fgzoo.files import whole
 from fgzoo.methods import BUILT_IN
 from fgzoo.recipes import FOLDER as RECIPES
 
@@ -161,12 +162,10 @@ def add_entry(path: Path, entry: Entry) -> None:
     head = path.read_text(encoding="utf-8").partition("\ncheckpoints:")[0] if path.exists() else "base_url: null"
     listed = [entries[name].as_dict() for name in sorted(entries)]
     body = yaml.safe_dump({"checkpoints": listed}, sort_keys=False, allow_unicode=True, width=120)
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(f"{head}\n{body}", encoding="utf-8")
-        part.replace(path)
+        with whole(path) as part:
+            part.write_text(f"{head}\n{body}", encoding="utf-8")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise CheckpointError(f"zoo: {path} cannot be written ({error.strerror or error})") from error
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fgzoo.errors import CheckpointError, UntrainedError
+from fgzoo.files import whole
 from fgzoo.methods.base import FineGrainedClassifier
 
 SUFFIX = ".safetensors"
@@ -102,16 +103,13 @@ def _as_json(value: Any, where: str) -> str:
 
 def _write_whole(path: Path, content: bytes) -> None:
     """Write beside the file and move into place, so that it is whole at every moment."""
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with whole(path) as part, part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise CheckpointError(
             f"checkpoint: {path} cannot be written ({error.strerror or error}); what was there before is as it was"
         ) from error

@@ -301,7 +301,7 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
 def test_a_full_disk_leaves_the_old_file(saved: Path, tmp_path: Path) -> None:
     before = saved.read_bytes()
-    (tmp_path / ".model.safetensors.part").symlink_to("/dev/full")
+    (tmp_path / f".model.safetensors.{os.getpid()}.part").symlink_to("/dev/full")
     model = trained()
     model.card = replace(CARD, dataset="other")
     with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\); what was there before"):
