@@ -1,7 +1,8 @@
-"""What README shows works as it stands there."""
+"""What the READMEs show works as it stands there."""
 
 from __future__ import annotations
 
+import csv
 import importlib
 import re
 import shlex
@@ -11,20 +12,23 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fgzoo.cli import main
+from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.recipes import find_recipe
 
-README = Path(__file__).parents[1] / "README.md"
+REPOSITORY = Path(__file__).parents[1]
+README = REPOSITORY / "README.md"
 TEXT = README.read_text(encoding="utf-8")
+#: The front page and the pages of folders that it leads to.
+PAGES = [README, *sorted((REPOSITORY / "fgzoo").glob("*/README.md")), REPOSITORY / "benchmarks" / "README.md"]
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 USE = next(block for block in BLOCKS if "create_model" in block)
 OWN = next(block for block in BLOCKS if "check_method" in block)
-COMMANDS = [
-    line.partition("#")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL)
-    for line in block.splitlines()
-]
+SHELL = re.findall(r"```sh\n(.*?)```", "\n".join(page.read_text(encoding="utf-8") for page in PAGES), flags=re.DOTALL)
+COMMANDS = [line.partition("#")[0].strip() for block in SHELL for line in block.splitlines()]
+PHOTOS = next(block for block in SHELL if "--data.root photos" in block)
 TARGETS = {line.partition(":")[0] for line in (README.parent / "Makefile").read_text().splitlines() if ":" in line}
 
 
@@ -58,6 +62,26 @@ def test_the_method_of_your_own_goes_through_the_verbs(peak: Path) -> None:
     assert "test/top1" in (peak / "run" / "metrics.csv").read_text()
 
 
+def test_your_own_photos_are_trained_on_and_explained(tmp_path: Path) -> None:
+    birds = SyntheticBirds(Birds(classes=3, train_per_class=5, test_per_class=1, size=64))
+    for record in birds.listing().train:
+        folder = tmp_path / "photos" / f"bird {record.target}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(birds.read(record).permute(1, 2, 0).numpy())
+        image.save(folder / f"{record.name.replace('/', '_')}.jpg")
+    small = ["--model.backbone", "test_efficientnet", "--model.pretrained", "false", "--trainer.max_epochs", "2"]
+    small += ["--data.image_size", "64", "--data.resize", "64", "--data.batch_size", "4", "--trainer.accelerator", "cpu"]
+    for line in PHOTOS.splitlines():
+        words = shlex.split(line.partition("#")[0])
+        assert main(words[1:] + (small if words[1] == "fit" else [])) == 0
+    with (tmp_path / "answers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 15
+    assert {row["class_1"] for row in rows} <= {"bird 0", "bird 1", "bird 2"}
+    assert "test/top1" in (tmp_path / "runs/mine/metrics.csv").read_text()
+    assert (tmp_path / "looked/index.html").is_file()
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("fgzoo")])
 def test_recipes_of_the_commands_exist(command: str) -> None:
     words = shlex.split(command)
@@ -71,5 +95,9 @@ def test_targets_of_the_commands_exist(command: str) -> None:
     assert shlex.split(command)[1] in TARGETS
 
 
-def test_no_path_of_a_machine_stands_in_it() -> None:
-    assert not re.search(r"(?<![\w~.])/(home|root|work|tmp)/", TEXT)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_no_path_of_a_machine_stands_in_a_page_and_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w~.])/(home|root|work|tmp)/", text)
+    for target in re.findall(r"\]\(([^)#:]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        assert (page.parent / target).exists(), target

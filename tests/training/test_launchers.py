@@ -1,4 +1,4 @@
-"""README's ways to start several processes, with two processes, and a SLURM that is a few shell scripts."""
+"""The documented ways to start several processes, with two processes, and a SLURM that is a few shell scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.command import fgzoo, metrics, same_weights, weights
 from tests.training.test_faults import BIRDS, SECONDS, run_in, wait_for
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "fgzoo" / "training" / "README.md"
 #: What SLURM tells a task, here the only one.
 TASK = {
     "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "job", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",

@@ -37,7 +37,7 @@ NAMES = ["Cardinal", "Crow", "Gull", "Möwe", "Ovenbird"]
 CARD = DataCard("cub", NAMES, 64, 72, "squash", "bilinear", "pillow", "0123456789abcdef")
 REPOSITORY = Path(package.__file__).parents[1]
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+README = (REPOSITORY / "fgzoo" / "zoo" / "README.md").read_text(encoding="utf-8")
 #: What README shows of running a file without torch.
 EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "onnxruntime" in block)
 
