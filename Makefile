@@ -25,10 +25,10 @@ demo: install  ## Train on the built-in birds, test, compare, and draw where it 
 	$(BIN)/python -m fgzoo.demo --method $(METHOD)
 
 test: check  ## Everything: rules, types, tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15
+	$(BIN)/python -m pytest -n 2 --dist loadscope --durations 15
 
 test-fast: install  ## The tests alone, without rules and types
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -x
+	$(BIN)/python -m pytest -n 2 --dist loadscope -x
 
 check: install  ## Lint, format and types
 	$(BIN)/ruff check .

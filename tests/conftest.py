@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = os.environ["TORCH_HOME"] = str(Path(__file__).parent / "no-such-cache")
 os.environ["MPLBACKEND"] = "Agg"
 
+import signal
 import socket
 from typing import Any
 
@@ -47,6 +48,8 @@ def _alone() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", guarded_connect)
         patch.setattr(socket, "getaddrinfo", guarded_look_up)
         torch.set_num_threads(1)
+        # A shell that starts the tests in the background has them ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
 
 

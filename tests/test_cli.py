@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import shutil
 import subprocess
@@ -46,6 +47,12 @@ def resolved(*arguments: object) -> dict:
     result = fgzoo("fit", *arguments, "--print_config")
     assert result.status == 0, result.err
     return yaml.safe_load(result.out)
+
+
+@functools.cache
+def of_recipes(*names: str) -> dict:
+    """What recipes alone come to; several tests ask."""
+    return resolved(*(word for name in names for word in ("--config", name)))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +120,7 @@ def test_every_method_has_a_recipe_for_every_data_set(dataset: str, method: str)
 def test_a_method_by_name_and_by_recipe_is_the_same_method(method: str) -> None:
     _, fixed = find_method(method)
     by_name = resolved("--config", "cub", "--model", method)["model"]
-    by_recipe = resolved("--config", f"cub/{method}")["model"]
+    by_recipe = of_recipes(f"cub/{method}")["model"]
     assert by_name["class_path"] == by_recipe["class_path"]
     for name, value in fixed.items():
         assert by_name["init_args"][name] == by_recipe["init_args"][name] == value
@@ -127,15 +134,15 @@ def test_fit_with_nothing_else_is_rra_on_birds() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_parses(name: str) -> None:
     model = [] if "/" in name or name == "small" else ["--model", "baseline"]
-    base = ["--config", "cub/baseline"] if name == "small" else []
-    config = resolved(*base, "--config", name, *model)
+    base = ["cub/baseline"] if name == "small" else []
+    config = resolved("--config", name, *model) if model else of_recipes(*base, name)
     assert config["model"]["class_path"].startswith("fgzoo.methods.")
 
 
 @pytest.mark.parametrize("name", METHOD_RECIPES)
 def test_small_means_the_same_over_every_recipe(name: str) -> None:
     def optimisation(recipe: str) -> dict:
-        config = resolved("--config", recipe, "--config", "small")
+        config = of_recipes(recipe, "small")
         found = {argument: config["model"]["init_args"][argument] for argument in OPTIMISATION}
         return found | {
             "max_epochs": config["trainer"]["max_epochs"],
@@ -147,13 +154,13 @@ def test_small_means_the_same_over_every_recipe(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHOD_RECIPES)
 def test_a_recipes_rate_is_meant_for_its_batch(name: str) -> None:
-    config = resolved("--config", name)
+    config = of_recipes(name)
     assert config["model"]["init_args"]["lr_batch"] == config["data"]["batch_size"]
 
 
 @pytest.mark.parametrize("name", METHOD_RECIPES)
 def test_small_keeps_the_method(name: str) -> None:
-    plain, small = resolved("--config", name), resolved("--config", name, "--config", "small")
+    plain, small = of_recipes(name), of_recipes(name, "small")
     assert small["model"]["class_path"] == plain["model"]["class_path"]
 
 

@@ -17,8 +17,6 @@ from tests.interpret.test_page import HOSTILE, explanation, write
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
 LONG = "a_name_without_a_single_space_" * 8 + ".jpg"
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 def find_browser() -> str | None:
     """The browser that FGZOO_BROWSER names, or the first that is installed."""

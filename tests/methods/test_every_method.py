@@ -31,13 +31,13 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 #: Backbones of the slow checks.
 SLOW: dict[str, tuple[str, ...]] = {
-    "exports": ("test_efficientnet", "test_vit"),
+    "exports": ("test_vit",),
     "trains_and_reloads": ("test_efficientnet", "test_vit"),
     "one_graph": ("tiny_vgg",),
 }
 #: Backbone of a variant's checks, and those of them that take half a minute and say little more than of the method itself.
 VARIANTS_ON = "tiny_vgg"
-NOT_OF_VARIANTS = ("one_graph", "trains_and_reloads")
+NOT_OF_VARIANTS = ("one_graph", "exports", "trains_and_reloads")
 
 
 def cases() -> list[Any]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.command import fgzoo, metrics, same_weights, weights
 from tests.training.test_faults import BIRDS, SECONDS, run_in, wait_for
@@ -26,11 +27,14 @@ def slurm(tmp_path: Path) -> Path:
     """A folder with README's job, whose run is made short, and with stand-ins for srun and scontrol."""
     (job,) = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     (tmp_path / "job.sh").write_text(job)
-    short = f"fit {' '.join(map(str, BIRDS))} --model.schedule constant --trainer.max_epochs 60"
+    short = f"fit {' '.join(map(str, BIRDS))} --model.schedule constant --trainer.max_epochs 4000"
     scripts = {
         "srun": 'exec "$@"',
         "scontrol": 'echo "$@" >> requeued',
-        "fgzoo": f"""case "$*" in *--resume*) set -- "$@" --trainer.max_epochs 70;; *) set -- {short} --output "${{@: -1}}";; esac
+        "fgzoo": f"""case "$*" in
+*--resume*) set -- "$@" --trainer.max_epochs "$(cat epochs)";;
+*) set -- {short} --output "${{@: -1}}";;
+esac
 exec {sys.executable} -m fgzoo "$@\"""",
     }
     (tmp_path / "bin").mkdir()
@@ -52,16 +56,17 @@ def test_a_requeued_job_goes_on_to_the_same_bits(slurm: Path, monkeypatch: pytes
     # SLURM ends the tasks of a requeued job.
     os.kill(task, signal.SIGTERM)
     job.communicate(timeout=SECONDS)
+    epochs = int(torch.load(run / "checkpoints/last.ckpt", weights_only=True)["epoch"]) + 3
+    (slurm / "epochs").write_text(str(epochs))
     again = run_in(slurm, ["bash", "job.sh"], **TASK)
     said = again.communicate(timeout=SECONDS)
     assert "runs/cub-iagn-7 holds" in said[0], said
-    assert [row["epoch"] for row in metrics(run)] == [str(epoch) for epoch in range(70)]
-    whole = ("--model.schedule", "constant", "--trainer.max_epochs", 70, "--output", slurm / "whole")
+    assert [row["epoch"] for row in metrics(run)] == [str(epoch) for epoch in range(epochs)]
+    whole = ("--model.schedule", "constant", "--trainer.max_epochs", epochs, "--output", slurm / "whole")
     assert fgzoo("fit", *BIRDS, *whole).status == 0
     assert same_weights(weights(run), weights(slurm / "whole"))
 
 
-@pytest.mark.xdist_group("two ranks")
 def test_torchrun(tmp_path: Path) -> None:
     ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fgzoo", "fit", *map(str, BIRDS)]
     ends = ["--trainer.devices", "2", "--trainer.max_epochs", "2", "--output", "run"]

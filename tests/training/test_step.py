@@ -154,7 +154,8 @@ def test_evaluation_mirrors_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # ---------------------------------------------------------------------- compiled
 
 
-@pytest.mark.parametrize("name", METHODS)
+#: Parents train as their methods do, without what could break a graph.
+@pytest.mark.parametrize("name", ["baseline", "rra", "iagn", "coarse2fine", "srbn"])
 def test_training_and_testing_break_no_graph_and_stay_below_the_limit_of_recompilations(tmp_path: Path, name: str) -> None:
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters

@@ -19,12 +19,11 @@ from tests.training.toys import loader, make, trainer
 from tests.training.two_ranks import METHODS, TEST_IMAGES, TOYS, gradients, method, scores
 
 SECONDS = 300
-#: One pool of two processes for all tests.
-pytestmark = pytest.mark.xdist_group("two ranks")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one pool of two processes left, for all tests."""
     path = tmp_path_factory.mktemp("ranks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
