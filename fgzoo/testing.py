@@ -194,7 +194,7 @@ def check_learns(make: Make) -> None:
         return float(loss.detach())
 
     first = step()
-    later = []
+    later: list[float] = []
     while not later or later[-1] >= first:
         assert len(later) < 8, f"the loss went from {first} to {min(later)}"
         later.append(step())

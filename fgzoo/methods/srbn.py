@@ -13,7 +13,8 @@ This project's decisions, each an argument: the networks (the paper's are VGG-M 
 ResNet-34 stands beside VGG-16); a low-rank form of the local bilinear features, since the outer product would have 131,072 or
 more entries at every location (see [LowRankBilinear][fgzoo.nn.bilinear.LowRankBilinear]); the form of the attention, static or
 in glimpses that read the scan before, with a penalty as in "Show, Attend and Tell"; the readout, which sums the hidden states by
-the same attention; the scale of the normalised vectors; the length and learning rate of the first training step.
+the same attention, and the parent's readout beside it (`bilinear_head`); the scale of the normalised vectors; the length and
+learning rate of the first training step.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class BilinearReadout(nn.Module):
 
     Shape:
         - a: (B, C, h, w); b: (B, D, h, w); alpha: (B, h, w) or `None`; explained: (B,) or `None`
+        - beside: (B, K) or `None`, scores of another head, which are added before a class is predicted
         - returns: logits (B, K), and the evidence for the explained (by default the predicted) class at each location (B, h, w)
     """
 
@@ -68,13 +70,16 @@ class BilinearReadout(nn.Module):
         self.scale = scale
         self.classifier = nn.Linear(channels * second_channels, num_classes)
 
-    def forward(self, a: Tensor, b: Tensor, alpha: Tensor | None, explained: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, a: Tensor, b: Tensor, alpha: Tensor | None, explained: Tensor | None, beside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Classify, and say where the evidence lies."""
         a, b = self.narrow_first(a), self.narrow_second(b)
         pooled = bilinear_pool(a, b, alpha)
         logits = self.classifier(self.scale * power_normalize(pooled))
-        chosen = logits.argmax(dim=1) if explained is None else explained
-        return logits, bilinear_evidence(a, b, pooled, self.scale * self.classifier.weight[chosen], alpha)
+        if explained is None:
+            explained = (logits if beside is None else logits + beside).argmax(dim=1)
+        return logits, bilinear_evidence(a, b, pooled, self.scale * self.classifier.weight[explained], alpha)
 
 
 class HiddenReadout(nn.Module):
@@ -128,7 +133,9 @@ class ConcatReadout(nn.Module):
 
 
 class SRBNNetwork(nn.Module):
-    """Two streams -> local bilinear features -> attention -> spatial LSTM -> readout, each of the last three optional.
+    r"""Two streams -> local bilinear features -> attention -> spatial LSTM -> readout, each of the last three optional.
+
+    With `bilinear_head` the scores are $z = z_h + z_b$: the LSTM's readout, and the parent's on the attended bilinear vector.
 
     Args:
         backbone: The first stream, a = its last level.
@@ -138,6 +145,7 @@ class SRBNNetwork(nn.Module):
         combine: `bilinear`, or `concat` for the control, which has neither attention nor LSTM.
         attention: Off, `static`, or `recurrent`: scans in turn, where each reads the one before.
         spatial_lstm: Off: the readout is the (attended) bilinear vector.
+        bilinear_head: Beside the LSTM's readout, the bilinear one, too.
         directions: Corners that the LSTM scans from, 1 or 4.
         hidden_size: Channels of the LSTM's state.
         rank: Rank of the local bilinear features.
@@ -150,10 +158,10 @@ class SRBNNetwork(nn.Module):
 
     Shape:
         - images: (B, 3, H, W)
-        - logits: (B, K); heads: `global`
-        - attention: (B, S, h, w) on the finer stream's grid: alpha of the last glimpse, where there is attention; then the length
-          of the hidden states, with the LSTM; or the evidence of the predicted class (of the target, where targets are given in
-          evaluation), without it. Only the evidence depends on the class.
+        - logits: (B, K); heads: `global`, or `hidden` and `bilinear`, whose sum are the logits
+        - attention: (B, S, h, w) on the finer stream's grid: alpha of the last glimpse, where there is attention; then the
+          bilinear readout's evidence for the predicted class (for the target, where targets are given in evaluation), where there
+          is one; then the length of the hidden states, with the LSTM. Only the evidence depends on the class.
         - extra, in training with recurrent attention: `penalty`, a scalar
     """
 
@@ -166,6 +174,7 @@ class SRBNNetwork(nn.Module):
         combine: Combine = "bilinear",
         attention: Attention = "static",
         spatial_lstm: bool = True,
+        bilinear_head: bool = False,
         directions: Literal[1, 4] = 1,
         hidden_size: int = 256,
         rank: int = 2048,
@@ -201,10 +210,13 @@ class SRBNNetwork(nn.Module):
         if spatial_lstm:
             self.spatial_lstm = SpatialLSTM(projection, hidden_size, directions)
         self.readout: BilinearReadout | HiddenReadout | ConcatReadout
+        self.bilinear: BilinearReadout | None = None
         if combine == "concat":
             self.readout = ConcatReadout(c + d, num_classes, dropout)
         elif spatial_lstm:
             self.readout = HiddenReadout(hidden_size, num_classes, dropout)
+            if bilinear_head:
+                self.bilinear = BilinearReadout(c, d, num_classes, bilinear_size, scale)
         else:
             self.readout = BilinearReadout(c, d, num_classes, bilinear_size, scale)
 
@@ -214,15 +226,21 @@ class SRBNNetwork(nn.Module):
         a, b = self.streams(images)
         alphas, hidden = self.focus(a, b)
         alpha = alphas[-1] if alphas else None
+        maps = [] if alpha is None else [alpha.detach()]
         if isinstance(self.readout, ConcatReadout):
-            logits, readout_map = self.readout(a, b, explained)
+            logits, shown = self.readout(a, b, explained)
         elif isinstance(self.readout, BilinearReadout):
-            logits, readout_map = self.readout(a, b, alpha, explained)
+            logits, shown = self.readout(a, b, alpha, explained)
         else:
-            logits, readout_map = self.readout(hidden, alpha)
-        maps = [readout_map] if alpha is None else [alpha.detach(), readout_map]
+            logits, shown = self.readout(hidden, alpha)
+        heads = {"global": logits}
+        if self.bilinear is not None:
+            bilinear, evidence = self.bilinear(a, b, alpha, explained, beside=logits)
+            heads = {"hidden": logits, "bilinear": bilinear}
+            logits = logits + bilinear
+            maps.append(evidence)
         extra = {"penalty": coverage_penalty(torch.stack(alphas, dim=1))} if self.training and len(alphas) > 1 else {}
-        return MethodOutput(logits, {"global": logits}, normalize_map(torch.stack(maps, dim=1)), extra)
+        return MethodOutput(logits, heads, normalize_map(torch.stack([*maps, shown], dim=1)), extra)
 
     def streams(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Both streams' maps on the finer one's grid.
@@ -287,6 +305,10 @@ class SRBN(FineGrainedClassifier):
         combine: `bilinear`, or `concat` for the control.
         attention: `none`, `static` or `recurrent`. Our decision on both forms.
         spatial_lstm: Off: the readout is the (attended) bilinear vector of B-CNN.
+        bilinear_head: Beside the LSTM's readout stands B-CNN's on the attended vector; each has its own cross-entropy, and their
+            scores are added. Without it everything that learns does so through the scan, which takes many epochs: on a fold of
+            the training split of fifty classes of CUB BBB after ten epochs, with it AAA
+            (`benchmarks/results/accuracy/remedies.md`).
         directions: Corners that the LSTM scans from: 1, or 4, summed.
         hidden_size: Channels of the LSTM's state.
         rank: Rank of the local bilinear features.
@@ -323,6 +345,7 @@ class SRBN(FineGrainedClassifier):
         combine: Combine = "bilinear",
         attention: Attention = "static",
         spatial_lstm: bool = True,
+        bilinear_head: bool = True,
         directions: Literal[1, 4] = 1,
         hidden_size: int = 256,
         rank: int = 2048,
@@ -364,6 +387,7 @@ class SRBN(FineGrainedClassifier):
         self.combine: Combine = combine
         self.attention: Attention = attention
         self.spatial_lstm = spatial_lstm
+        self.bilinear_head = bilinear_head
         self.directions: Literal[1, 4] = directions
         self.hidden_size = hidden_size
         self.rank = rank
@@ -391,6 +415,7 @@ class SRBN(FineGrainedClassifier):
             combine=self.combine,
             attention=self.attention,
             spatial_lstm=self.spatial_lstm,
+            bilinear_head=self.bilinear_head,
             directions=self.directions,
             hidden_size=self.hidden_size,
             rank=self.rank,
@@ -421,7 +446,7 @@ class SRBN(FineGrainedClassifier):
         return first, second, False
 
     def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
-        """The cross-entropy, and lambda times the penalty of recurrent attention."""
+        """The cross-entropy of every head, and lambda times the penalty of recurrent attention."""
         terms = super().loss(output, targets)
         if "penalty" in output.extra:
             terms["penalty"] = self.penalty_weight * output.extra["penalty"]
@@ -435,9 +460,13 @@ class SRBN(FineGrainedClassifier):
         return Stage("new layers", self.new_share, frozen), Stage("everything", 1 - self.new_share)
 
     def map_names(self, count: int) -> list[str]:
-        """The attention, where there is one, and the readout's map."""
-        readout = "activation" if self.combine == "concat" else "hidden states" if self.spatial_lstm else "evidence"
-        return [readout] if self.attention == "none" else ["attention", readout]
+        """The attention, where there is one, and the readouts' maps."""
+        names = [] if self.attention == "none" else ["attention"]
+        if self.combine == "concat":
+            return [*names, "activation"]
+        if not self.spatial_lstm:
+            return [*names, "evidence"]
+        return [*names, "evidence", "hidden states"] if self.bilinear_head else [*names, "hidden states"]
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,6 +18,8 @@ from fgzoo.nn.bilinear import bilinear_pool, power_normalize
 from fgzoo.testing import evaluation_mode, example_batch
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "rank": 24, "projection": 12, "attention_size": 8}
+#: The LSTM's readout alone.
+HIDDEN: dict[str, Any] = {"bilinear_head": False}
 PARENT: dict[str, Any] = {"attention": "none", "spatial_lstm": False}
 CONTROL: dict[str, Any] = {**PARENT, "combine": "concat"}
 
@@ -41,6 +43,36 @@ def test_the_whole_follows_the_equations() -> None:
     assert net.local is not None
     assert net.attention is not None
     assert net.spatial_lstm is not None
+    assert net.bilinear is not None
+    with torch.no_grad():
+        a, b = net.streams(images)
+        x = 3.0 * power_normalize(net.local.features(a, b))
+        alpha = net.attention(x)
+        hidden = net.spatial_lstm(alpha[0].numel() * alpha[:, None] * x)
+        scanned = net.readout.classifier(torch.einsum("bhw,bchw->bc", alpha, hidden))
+        attended = net.bilinear.classifier(3.0 * power_normalize(bilinear_pool(a, b, alpha)))
+        output = model(images)
+    torch.testing.assert_close(output.logits, scanned + attended)
+    torch.testing.assert_close(output.heads, {"hidden": scanned, "bilinear": attended})
+
+
+def test_the_evidence_is_for_the_class_that_both_readouts_predict() -> None:
+    model = evaluation_mode(make())
+    images = example_batch((96, 64))[0]
+    with torch.no_grad():
+        output = model(images)
+        by_class = [model(images, torch.full((4,), k)).attention[:, 1] for k in range(5)]
+    assert not torch.equal(output.heads["bilinear"].argmax(dim=1), output.logits.argmax(dim=1))
+    expected = torch.stack([by_class[k][image] for image, k in enumerate(output.logits.argmax(dim=1).tolist())])
+    torch.testing.assert_close(output.attention[:, 1], expected)
+
+
+def test_the_readout_of_the_scan_alone_follows_the_equations() -> None:
+    model = evaluation_mode(make(**HIDDEN, scale=3.0))
+    net, images = network(model), example_batch((96, 64))[0]
+    assert net.local is not None
+    assert net.attention is not None
+    assert net.spatial_lstm is not None
     with torch.no_grad():
         a, b = net.streams(images)
         x = 3.0 * power_normalize(net.local.features(a, b))
@@ -54,7 +86,7 @@ def test_the_whole_follows_the_equations() -> None:
 
 
 def test_the_recurrent_form_reads_the_scan_before() -> None:
-    model = make(attention="recurrent", glimpses=3, dropout=0.0).train()
+    model = make(**HIDDEN, attention="recurrent", glimpses=3, dropout=0.0).train()
     net, (images, targets, keys) = network(model), example_batch()
     assert net.local is not None
     assert net.attention is not None
@@ -76,7 +108,7 @@ def test_the_recurrent_form_reads_the_scan_before() -> None:
 
 
 def test_without_attention_the_hidden_states_are_averaged() -> None:
-    model = evaluation_mode(make(attention="none"))
+    model = evaluation_mode(make(**HIDDEN, attention="none"))
     net, images = network(model), example_batch()[0]
     assert net.local is not None
     assert net.spatial_lstm is not None
@@ -139,21 +171,22 @@ def test_a_penalty_is_there_in_training_with_recurrent_attention_only() -> None:
 @pytest.mark.parametrize(
     ("arguments", "names", "by_class"),
     [
-        ({}, ["attention", "hidden states"], False),
-        ({"attention": "recurrent"}, ["attention", "hidden states"], False),
-        ({"attention": "none"}, ["hidden states"], False),
-        ({"spatial_lstm": False}, ["attention", "evidence"], True),
-        (PARENT, ["evidence"], True),
-        (CONTROL, ["activation"], True),
+        ({}, ["attention", "evidence", "hidden states"], [False, True, False]),
+        (HIDDEN, ["attention", "hidden states"], [False, False]),
+        ({**HIDDEN, "attention": "recurrent"}, ["attention", "hidden states"], [False, False]),
+        ({"attention": "none"}, ["evidence", "hidden states"], [True, False]),
+        ({"spatial_lstm": False}, ["attention", "evidence"], [False, True]),
+        (PARENT, ["evidence"], [True]),
+        (CONTROL, ["activation"], [True]),
     ],
 )
-def test_maps_of_each_variant(arguments: dict[str, Any], names: list[str], by_class: bool) -> None:
+def test_maps_of_each_variant(arguments: dict[str, Any], names: list[str], by_class: list[bool]) -> None:
     model = evaluation_mode(make(**arguments))
     images = example_batch((64, 96))[0]
     first, second = (model.explain(images, torch.full((4,), k)) for k in (0, 1))
     assert first.shape == (4, len(names), 64, 96)
     assert model.map_names(len(names)) == names
-    assert torch.equal(first[:, -1], second[:, -1]) != by_class
+    assert [not torch.equal(one, other) for one, other in zip(first.unbind(1), second.unbind(1), strict=True)] == by_class
 
 
 def test_evidence_of_the_bilinear_readout_sums_to_the_logit() -> None:
@@ -269,6 +302,7 @@ def test_resnet50_keeps_a_classifier_of_the_papers_length() -> None:
         ({}, {"attention": "none"}),
         ({}, {"attention": "recurrent"}),
         ({}, {"spatial_lstm": False}),
+        ({}, HIDDEN),
         ({}, {"directions": 4}),
         ({}, {"hidden_size": 8}),
         ({}, {"rank": 8}),
@@ -279,6 +313,7 @@ def test_resnet50_keeps_a_classifier_of_the_papers_length() -> None:
         ({}, {"second_backbone": "test_resnet"}),
         ({"attention": "recurrent"}, {"glimpses": 3}),
         (PARENT, {"combine": "concat"}),
+        ({}, {"bilinear_size": 500}),
         (PARENT, {"bilinear_size": 500}),
         (PARENT, {"scale": 3.0}),
         (PARENT, {"optimizer": "adamw"}),
@@ -364,7 +399,7 @@ def test_a_batch_of_one_oblong_image_trains(variant: dict[str, Any]) -> None:
     images, targets, keys = example_batch((64, 160), batch=1)
     output = model(images, targets, keys)
     assert output.attention.shape[-2:] == (4, 10)
-    assert torch.isfinite(model.loss(output, targets)["global"])
+    assert all(torch.isfinite(term) for term in model.loss(output, targets).values())
 
 
 # ---------------------------------------------------------------------- the two steps
