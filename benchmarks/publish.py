@@ -6,8 +6,8 @@
     python benchmarks/publish.py cub50 --runs runs/accuracy --table "160 pixels, 10 epochs" --licence CC-BY-NC-4.0
 
 `birds` are the baseline and the four methods on the synthetic birds, tested (`fgzoo test`) and published (`fgzoo publish`) into
-the package. A plan's are its baseline and the rows that it compares, in one of its tables; the first seed's weights, beside which
-stand mean and spread over all seeds. All are stored in half precision. Nothing is chosen between runs.
+the package. A plan's are the rows that it compares with its baseline, in one of its tables; the first seed's weights, beside
+which stand mean and spread over all seeds. All are stored in half precision. Nothing is chosen between runs.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def publish_birds(runs: Path, seed: int) -> None:
 
 
 def publish_plan(plan: Plan, runs: Path, table: str, licence: str) -> None:
-    """The baseline and the compared rows of a plan's table, into the repository."""
+    """The compared rows of a plan's table, into the repository."""
     total = 0
     for name, folders in finished(plan, runs, table, Costs(runs / "costs.json")).items():
         first, *others = folders
@@ -77,7 +77,7 @@ def finished(plan: Plan, runs: Path, table: str, costs: Costs) -> dict[str, list
     if not cells:
         raise UsageError(f"{plan.name} has no table '{table}'; it has {', '.join(variant.name for variant in plan.variants)}")
     found = {}
-    for label in (plan.baseline, *plan.compare):
+    for label in plan.compare:
         of_row = [cell for cell in cells if cell.label == label]
         folders = [runs / cell.name for cell in of_row if (runs / cell.name / "test_probabilities.npz").is_file()]
         if not folders:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fgzoo.data.card import DataCard
+from fgzoo.data.verify import OFFICIAL
 from fgzoo.zoo.registry import SUFFIX, Entry
 
 #: How each metric is called, and how it is shown.
@@ -153,11 +154,24 @@ def _data(entry: Entry, card: DataCard, training: Training) -> str:
     lines = [
         f"{DATASETS[entry.dataset].terms} {entry.classes} classes; images: {counts}; fingerprint of the lists "
         f"`{card.fingerprint}`.",
+        *_subset(entry, training.images),
         *training.notes,
         f"Images are resized to {card.resize} pixels ({card.resize_mode}, {card.interpolation}, antialiased), and the middle "
         f"{card.image_size} x {card.image_size} pixels are classified.",
     ]
     return "## Training data\n\n" + "\n\n".join(lines)
+
+
+def _subset(entry: Entry, images: Mapping[str, int]) -> list[str]:
+    """What must be said where the official data set has more images."""
+    official = OFFICIAL.get(entry.dataset)
+    train, test = sum(number for split, number in images.items() if split != "test"), images["test"]
+    if official is None or (train >= official.train and test >= official.test):
+        return []
+    return [
+        f"**A subset** of the official data set: {entry.classes} of {official.classes} classes, {train:,} of {official.train:,} "
+        f"training and {test:,} of {official.test:,} test images. Its scores cannot be compared with published ones."
+    ]
 
 
 def _recipe(entry: Entry, training: Training) -> str:

@@ -1,4 +1,4 @@
-"""The checkpoints that lie inside the package: on a fresh install, offline, they answer as well as their entries say."""
+"""The checkpoints inside the package, which answer at once and offline, and those that lie in the repository."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.zoo.registry import SUFFIX, read_registry
 from tests.command import fgzoo
 
+REPOSITORY = Path(__file__).parents[2]
 PACKAGED = {name: entry for name, entry in read_registry().items() if entry.sources[0].startswith("package:")}
+IN_REPOSITORY = {name: entry for name, entry in read_registry().items() if ":" not in entry.sources[0]}
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +67,21 @@ def test_explain_answers_at_once() -> None:
     Image.fromarray(birds.read(birds.listing().test[0]).permute(1, 2, 0).numpy()).save("bird.png")
     assert fgzoo("explain", "rra_birds", "bird.png", "--output", "looked", "--num-workers", 0).status == 0
     assert "step 1 of 10" in Path("looked/index.html").read_text()
+
+
+# ---------------------------------------------------------------------- in the repository
+
+
+@pytest.mark.parametrize("name", IN_REPOSITORY)
+def test_a_checkout_has_its_checkpoints_and_their_cards(name: str) -> None:
+    entry = IN_REPOSITORY[name]
+    model = load(name)
+    assert model.card is not None
+    assert (len(model.card.class_names), model.card.image_size) == (entry.classes, entry.image_size)
+    card = (REPOSITORY / entry.sources[0]).with_suffix(".md").read_text()
+    assert entry.sha256 in card
+    assert ("**A subset**" in card) == (entry.classes < 200)
+
+
+def test_all_of_them_are_at_most_sixty_megabytes() -> None:
+    assert sum(entry.size for entry in IN_REPOSITORY.values()) <= 60_000_000

@@ -90,6 +90,7 @@ def test_the_card_tells_what_one_must_know_and_nothing_of_the_machine(tested: li
         assert f"\n## {section}\n" in card
     assert "fgzoo fit --config cub --model baseline --data.root DATA" in card
     assert "CC-BY-NC-4.0" in card
+    assert "**A subset** of the official data set: 3 of 200 classes" in card
     for text in (card, Path("zoo/mine.safetensors").read_bytes().decode(errors="replace")):
         assert str(tested[0].parent) not in text
 
