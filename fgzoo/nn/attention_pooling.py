@@ -130,6 +130,8 @@ class ClassCenters(nn.Module):
         - returns: the scalar L
     """
 
+    #: Evaluation reads no centre: files that are made for use go without.
+    training_only = ("centers",)
     centers: Tensor
 
     def __init__(self, num_classes: int, features: int, rate: float = 0.05) -> None:

@@ -21,7 +21,7 @@ from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.weights import read_plain
 from fgzoo.zoo.registry import list_checkpoints
-from fgzoo.zoo.safetensors import SUFFIX, read_safetensors
+from fgzoo.zoo.safetensors import SUFFIX, read_safetensors, training_only
 
 #: Where a run keeps its checkpoints, relative to the run's folder.
 LAST = Path("checkpoints") / "last.ckpt"
@@ -226,6 +226,7 @@ def class_dependent(model: FineGrainedClassifier) -> list[str]:
 
 def _load_state(model: FineGrainedClassifier, state: dict[str, Tensor], source: str) -> None:
     own = model.state_dict()
+    state = {**{key: own[key] for key in training_only(model)}, **state}
     for what, keys in (
         ("lacks", sorted(set(own) - set(state))),
         ("has unknown", sorted(set(state) - set(own))),

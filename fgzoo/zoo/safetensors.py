@@ -26,6 +26,7 @@ def save_safetensors(model: FineGrainedClassifier, path: str | Path, dtype: Lite
         model: The model.
         path: The file, `.safetensors`; one that is there is replaced when the new one is whole.
         dtype: `float16` stores floating-point weights in half the bytes; loading turns them back to float32. Integers stay.
+            What only training reads (see [training_only][]) is left out; loading leaves it as it is in a new model.
 
     Raises:
         UntrainedError: The model has never been trained.
@@ -75,12 +76,26 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     return content
 
 
+def training_only(model: FineGrainedClassifier) -> list[str]:
+    """Names of the tensors that only training reads, which modules declare as `training_only`.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Names as in its state dict.
+    """
+    return [f"{prefix}.{name}" for prefix, module in model.named_modules() for name in getattr(type(module), "training_only", ())]
+
+
 def _storable(model: FineGrainedClassifier, dtype: str) -> dict[str, Tensor]:
     """The weights on the CPU, each with memory of its own, which the format asks for."""
     if dtype not in ("float32", "float16"):
         raise CheckpointError(f"checkpoint: dtype '{dtype}'; float32 or float16")
-    tensors = {}
+    tensors, left_out = {}, training_only(model)
     for name, value in model.state_dict().items():
+        if name in left_out:
+            continue
         stored = value.detach().cpu()
         if dtype == "float16" and stored.is_floating_point():
             half = stored.half()

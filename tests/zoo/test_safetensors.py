@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import fgzoo as package
 from fgzoo.data.card import DataCard
@@ -22,7 +22,7 @@ from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.baseline import Baseline
 from fgzoo.testing import evaluation_mode, example_batch
 from fgzoo.zoo.checkpoint import load, load_weights, read_checkpoint
-from fgzoo.zoo.safetensors import save_safetensors
+from fgzoo.zoo.safetensors import save_safetensors, training_only
 from tests.builders import make_cub
 from tests.command import MACHINE, fgzoo, fit, same_weights, weights
 from tests.small import SMALL
@@ -76,9 +76,19 @@ def test_every_method_comes_back_to_the_bit_and_in_half_precision_nearly(name: s
     whole, half = package.load(tmp_path / "whole.safetensors"), package.load(tmp_path / "half.safetensors")
     assert type(whole) is type(model)
     assert torch.equal(logits(whole), expected)
-    assert same_weights(dict(whole.state_dict()), dict(model.state_dict()))
+    found, stored = ({k: v for k, v in m.state_dict().items() if k not in training_only(m)} for m in (whole, model))
+    assert same_weights(found, stored)
     assert (logits(half) - expected).abs().max() < 0.01 * expected.abs().max()
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "whole.safetensors").stat().st_size
+
+
+def test_centres_that_only_training_reads_are_left_out(tmp_path: Path) -> None:
+    model = trained("wsdan")
+    with torch.no_grad():
+        model.network.centers.centers.fill_(1.0)  # type: ignore[operator, union-attr]
+    save_safetensors(model, tmp_path / "model.safetensors")
+    assert not [name for name in load_file(tmp_path / "model.safetensors") if "centers" in name]
+    assert not load(tmp_path / "model.safetensors").network.centers.centers.any()  # type: ignore[operator, union-attr]
 
 
 def test_half_precision_keeps_integers_and_loads_as_float32(tmp_path: Path) -> None:
