@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,8 +44,35 @@ def scaling(common: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return load("scaling", monkeypatch)
 
 
+@pytest.fixture
+def cost(scaling: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    load("accuracy_plan", monkeypatch)
+    return load("cost", monkeypatch)
+
+
 def arguments(module: Any, *typed: str) -> Any:
     return module.arguments().parse_args(["--device", "cpu", *typed])
+
+
+# ---------------------------------------------------------------------- the cost of a run
+
+
+def test_a_run_costs_its_steps(cost: Any) -> None:
+    cell = SimpleNamespace(epochs=10, train_images=1600)
+    bill = cost.Bill(cell, None, batch=16, step=0.5, gradients=0.0, reduces=1)
+    assert bill.seconds(1) == 10 * 100 * 0.5
+    # Nothing to send but 14 hops of 5 µs, which the backward pass hides.
+    assert bill.seconds(8) == pytest.approx(bill.seconds(1) / 8)
+    assert bill.seconds(8, overlapped=False) == pytest.approx((0.5 + 70e-6) * 1000 / 8)
+
+
+def test_a_step_takes_three_forward_passes_of_all_its_images(cost: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = cost.read_plan("full")
+    counted = SimpleNamespace(of=lambda cell: cost.Cost(parameters=25.0, test_gmac=16.0, passes=4.0, backbone_gmac=16.0))
+    cell = next(cell for cell in cost.cells_of(plan, counted) if cell.method == "iagn")
+    bill = cost.bill(cell, counted, gmacs=1000.0)
+    assert bill.step == pytest.approx(bill.batch * 3 * 4 * 16 / 1000)
+    assert (bill.gradients, bill.reduces) == (100e6, 4)
 
 
 # ---------------------------------------------------------------------- the model of the communication

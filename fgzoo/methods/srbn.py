@@ -13,8 +13,8 @@ This project's decisions, each an argument: the networks (the paper's are VGG-M 
 ResNet-34 stands beside VGG-16); a low-rank form of the local bilinear features, since the outer product would have 131,072 or
 more entries at every location (see [LowRankBilinear][fgzoo.nn.bilinear.LowRankBilinear]); the form of the attention, static or
 in glimpses that read the scan before, with a penalty as in "Show, Attend and Tell"; the readout, which sums the hidden states by
-the same attention, and the parent's readout beside it (`bilinear_head`); the scale of the normalised vectors; the length and
-learning rate of the first training step.
+the same attention, and the parent's readout beside it (`bilinear_head`, `hidden_weight`); the scale of the normalised vectors;
+the length and learning rate of the first training step.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ class ConcatReadout(nn.Module):
 class SRBNNetwork(nn.Module):
     r"""Two streams -> local bilinear features -> attention -> spatial LSTM -> readout, each of the last three optional.
 
-    With `bilinear_head` the scores are $z = z_h + z_b$: the LSTM's readout, and the parent's on the attended bilinear vector.
+    With `bilinear_head` the scores are $z = z_b + \lambda z_h$: the parent's readout of the attended bilinear vector, and the
+    LSTM's.
 
     Args:
         backbone: The first stream, a = its last level.
@@ -146,6 +147,7 @@ class SRBNNetwork(nn.Module):
         attention: Off, `static`, or `recurrent`: scans in turn, where each reads the one before.
         spatial_lstm: Off: the readout is the (attended) bilinear vector.
         bilinear_head: Beside the LSTM's readout, the bilinear one, too.
+        hidden_weight: lambda, the share of the LSTM's readout in their sum.
         directions: Corners that the LSTM scans from, 1 or 4.
         hidden_size: Channels of the LSTM's state.
         rank: Rank of the local bilinear features.
@@ -158,7 +160,7 @@ class SRBNNetwork(nn.Module):
 
     Shape:
         - images: (B, 3, H, W)
-        - logits: (B, K); heads: `global`, or `hidden` and `bilinear`, whose sum are the logits
+        - logits: (B, K); heads: `global`, or `hidden` and `bilinear`
         - attention: (B, S, h, w) on the finer stream's grid: alpha of the last glimpse, where there is attention; then the
           bilinear readout's evidence for the predicted class (for the target, where targets are given in evaluation), where there
           is one; then the length of the hidden states, with the LSTM. Only the evidence depends on the class.
@@ -175,6 +177,7 @@ class SRBNNetwork(nn.Module):
         attention: Attention = "static",
         spatial_lstm: bool = True,
         bilinear_head: bool = False,
+        hidden_weight: float = 1.0,
         directions: Literal[1, 4] = 1,
         hidden_size: int = 256,
         rank: int = 2048,
@@ -191,6 +194,7 @@ class SRBNNetwork(nn.Module):
         self.average_levels = average_levels
         self.glimpses = glimpses if attention == "recurrent" else 1
         self.scale = scale
+        self.hidden_weight = hidden_weight
         self.second_ratio: Tensor
         self.second_shift: Tensor
         # From the first backbone's normalisation of images to the second one's.
@@ -235,9 +239,9 @@ class SRBNNetwork(nn.Module):
             logits, shown = self.readout(hidden, alpha)
         heads = {"global": logits}
         if self.bilinear is not None:
-            bilinear, evidence = self.bilinear(a, b, alpha, explained, beside=logits)
+            bilinear, evidence = self.bilinear(a, b, alpha, explained, beside=self.hidden_weight * logits)
             heads = {"hidden": logits, "bilinear": bilinear}
-            logits = logits + bilinear
+            logits = bilinear + self.hidden_weight * logits
             maps.append(evidence)
         extra = {"penalty": coverage_penalty(torch.stack(alphas, dim=1))} if self.training and len(alphas) > 1 else {}
         return MethodOutput(logits, heads, normalize_map(torch.stack([*maps, shown], dim=1)), extra)
@@ -305,10 +309,12 @@ class SRBN(FineGrainedClassifier):
         combine: `bilinear`, or `concat` for the control.
         attention: `none`, `static` or `recurrent`. Our decision on both forms.
         spatial_lstm: Off: the readout is the (attended) bilinear vector of B-CNN.
-        bilinear_head: Beside the LSTM's readout stands B-CNN's on the attended vector; each has its own cross-entropy, and their
-            scores are added. Without it everything that learns does so through the scan, which takes many epochs: on a fold of
-            the training split of fifty classes of CUB BBB after ten epochs, with it AAA
+        bilinear_head: Beside the LSTM's readout stands B-CNN's on the attended vector; each has its own cross-entropy. Without it
+            everything that learns does so through the scan, which takes far more epochs than B-CNN
             (`benchmarks/results/accuracy/remedies.md`).
+        hidden_weight: lambda, the share of the LSTM's scores beside B-CNN's, which have weight 1; it changes no gradient. The
+            default is good on a fold of the training split of fifty classes of CUB after ten epochs, when the scan still knows
+            little (`benchmarks/results/head_weight.md`); after long training 1 may be better.
         directions: Corners that the LSTM scans from: 1, or 4, summed.
         hidden_size: Channels of the LSTM's state.
         rank: Rank of the local bilinear features.
@@ -346,6 +352,7 @@ class SRBN(FineGrainedClassifier):
         attention: Attention = "static",
         spatial_lstm: bool = True,
         bilinear_head: bool = True,
+        hidden_weight: float = 0.3,
         directions: Literal[1, 4] = 1,
         hidden_size: int = 256,
         rank: int = 2048,
@@ -388,6 +395,7 @@ class SRBN(FineGrainedClassifier):
         self.attention: Attention = attention
         self.spatial_lstm = spatial_lstm
         self.bilinear_head = bilinear_head
+        self.hidden_weight = hidden_weight
         self.directions: Literal[1, 4] = directions
         self.hidden_size = hidden_size
         self.rank = rank
@@ -416,6 +424,7 @@ class SRBN(FineGrainedClassifier):
             attention=self.attention,
             spatial_lstm=self.spatial_lstm,
             bilinear_head=self.bilinear_head,
+            hidden_weight=self.hidden_weight,
             directions=self.directions,
             hidden_size=self.hidden_size,
             rank=self.rank,

@@ -52,12 +52,12 @@ def test_the_whole_follows_the_equations() -> None:
         scanned = net.readout.classifier(torch.einsum("bhw,bchw->bc", alpha, hidden))
         attended = net.bilinear.classifier(3.0 * power_normalize(bilinear_pool(a, b, alpha)))
         output = model(images)
-    torch.testing.assert_close(output.logits, scanned + attended)
+    torch.testing.assert_close(output.logits, attended + 0.3 * scanned)
     torch.testing.assert_close(output.heads, {"hidden": scanned, "bilinear": attended})
 
 
 def test_the_evidence_is_for_the_class_that_both_readouts_predict() -> None:
-    model = evaluation_mode(make())
+    model = evaluation_mode(make(hidden_weight=3.0))
     images = example_batch((96, 64))[0]
     with torch.no_grad():
         output = model(images)
@@ -303,6 +303,7 @@ def test_resnet50_keeps_a_classifier_of_the_papers_length() -> None:
         ({}, {"attention": "recurrent"}),
         ({}, {"spatial_lstm": False}),
         ({}, HIDDEN),
+        ({}, {"hidden_weight": 1.0}),
         ({}, {"directions": 4}),
         ({}, {"hidden_size": 8}),
         ({}, {"rank": 8}),
