@@ -200,7 +200,7 @@ def _mean(
         of_model = of_model.to(device, non_blocking=True)
         with model.evaluating(), torch.autocast(device.type, half, enabled=precision != "32-true"):
             for view in of_model.unbind(dim=1):
-                images = model.normalize(view.contiguous(memory_format=torch.channels_last))
+                images = model.normalize(view).contiguous(memory_format=torch.channels_last)
                 answers.append(quantity(model, images))
                 if mirrored:
                     answers.append(quantity(model, images.flip(-1)))
