@@ -162,8 +162,8 @@ class SRBNNetwork(nn.Module):
         - images: (B, 3, H, W)
         - logits: (B, K); heads: `global`, or `hidden` and `bilinear`
         - attention: (B, S, h, w) on the finer stream's grid: alpha of the last glimpse, where there is attention; then the
-          bilinear readout's evidence for the predicted class (for the target, where targets are given in evaluation), where there
-          is one; then the length of the hidden states, with the LSTM. Only the evidence depends on the class.
+          length of the hidden states, with the LSTM; then the bilinear readout's evidence for the predicted class (for the
+          target, where targets are given in evaluation), where there is one. Only the evidence depends on the class.
         - extra, in training with recurrent attention: `penalty`, a scalar
     """
 
@@ -237,6 +237,7 @@ class SRBNNetwork(nn.Module):
             logits, shown = self.readout(a, b, alpha, explained)
         else:
             logits, shown = self.readout(hidden, alpha)
+        maps.append(shown)
         heads = {"global": logits}
         if self.bilinear is not None:
             bilinear, evidence = self.bilinear(a, b, alpha, explained, beside=self.hidden_weight * logits)
@@ -244,7 +245,7 @@ class SRBNNetwork(nn.Module):
             logits = bilinear + self.hidden_weight * logits
             maps.append(evidence)
         extra = {"penalty": coverage_penalty(torch.stack(alphas, dim=1))} if self.training and len(alphas) > 1 else {}
-        return MethodOutput(logits, heads, normalize_map(torch.stack([*maps, shown], dim=1)), extra)
+        return MethodOutput(logits, heads, normalize_map(torch.stack(maps, dim=1)), extra)
 
     def streams(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Both streams' maps on the finer one's grid.
@@ -475,7 +476,7 @@ class SRBN(FineGrainedClassifier):
             return [*names, "activation"]
         if not self.spatial_lstm:
             return [*names, "evidence"]
-        return [*names, "evidence", "hidden states"] if self.bilinear_head else [*names, "hidden states"]
+        return [*names, "hidden states", "evidence"] if self.bilinear_head else [*names, "hidden states"]
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

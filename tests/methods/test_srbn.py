@@ -61,10 +61,10 @@ def test_the_evidence_is_for_the_class_that_both_readouts_predict() -> None:
     images = example_batch((96, 64))[0]
     with torch.no_grad():
         output = model(images)
-        by_class = [model(images, torch.full((4,), k)).attention[:, 1] for k in range(5)]
+        by_class = [model(images, torch.full((4,), k)).attention[:, 2] for k in range(5)]
     assert not torch.equal(output.heads["bilinear"].argmax(dim=1), output.logits.argmax(dim=1))
     expected = torch.stack([by_class[k][image] for image, k in enumerate(output.logits.argmax(dim=1).tolist())])
-    torch.testing.assert_close(output.attention[:, 1], expected)
+    torch.testing.assert_close(output.attention[:, 2], expected)
 
 
 def test_the_readout_of_the_scan_alone_follows_the_equations() -> None:
@@ -171,10 +171,10 @@ def test_a_penalty_is_there_in_training_with_recurrent_attention_only() -> None:
 @pytest.mark.parametrize(
     ("arguments", "names", "by_class"),
     [
-        ({}, ["attention", "evidence", "hidden states"], [False, True, False]),
+        ({}, ["attention", "hidden states", "evidence"], [False, False, True]),
         (HIDDEN, ["attention", "hidden states"], [False, False]),
         ({**HIDDEN, "attention": "recurrent"}, ["attention", "hidden states"], [False, False]),
-        ({"attention": "none"}, ["evidence", "hidden states"], [True, False]),
+        ({"attention": "none"}, ["hidden states", "evidence"], [False, True]),
         ({"spatial_lstm": False}, ["attention", "evidence"], [False, True]),
         (PARENT, ["evidence"], [True]),
         (CONTROL, ["activation"], [True]),
