@@ -170,7 +170,7 @@ def main() -> None:
         "",
     ]
     content = {
-        "settings": {key: str(value) for key, value in vars(options).items() if key != "write"},
+        "settings": {key: str(value) for key, value in vars(options).items() if key not in ("write", "costs")},
         "links": links._asdict(),
         "machine": about,
         "runs": [

@@ -21,6 +21,7 @@ from accuracy_plan import Cell, Costs, Plan, cells_of, read_plan
 
 from fgzoo.cli import main as fgzoo
 from fgzoo.errors import UsageError
+from fgzoo.training.run import PROBABILITIES
 from fgzoo.zoo.registry import REGISTRY, SUFFIX, find_entry
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -79,7 +80,7 @@ def finished(plan: Plan, runs: Path, table: str, costs: Costs) -> dict[str, list
     found = {}
     for label in plan.compare:
         of_row = [cell for cell in cells if cell.label == label]
-        folders = [runs / cell.name for cell in of_row if (runs / cell.name / "test_probabilities.npz").is_file()]
+        folders = [runs / cell.name for cell in of_row if (runs / cell.name / PROBABILITIES).is_file()]
         if not folders:
             raise UsageError(f"no run of {label} is finished, such as {runs / of_row[0].name}")
         found[name_of(of_row[0])] = folders
