@@ -55,7 +55,7 @@ class Clock:
         self.rate: float | None = None
         if speed is not None:
             cost = costs.of(cells[0])
-            self.rate = 1 / (speed * cost.passes * cost.backbone_gmac)
+            self.rate = 1 / (speed * cost.train_gmac)
             self.source = f"{speed:g} images/s of {cells[0].method}, {cells[0].backbone}, {cells[0].size} pixels"
             return
         by_name = {cell.name: cell for cell in cells}
@@ -66,7 +66,7 @@ class Clock:
     def work(self, cell: Cell) -> float:
         """GMAC of all forward passes of a cell's training."""
         cost: Cost = self.costs.of(cell)
-        return cost.passes * cost.backbone_gmac * cell.train_images * cell.epochs
+        return cost.train_gmac * cell.train_images * cell.epochs
 
     def seconds(self, cell: Cell) -> float | None:
         """Estimated seconds of training a cell."""

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from common import forward_operations, training_operations
 from filelock import FileLock
-from torch.utils.flop_counter import FlopCounterMode
 
 import fgzoo
 from fgzoo import FGVCDataModule, create_model
@@ -409,13 +409,16 @@ class Cost(NamedTuple):
     Attributes:
         parameters: Millions.
         test_gmac: Billions of multiply-adds of testing one image.
-        passes: Forward passes a training image: the multiply-adds of its forward passes over those of the backbone alone, the
-            mean over the stages by their share of the run.
+        train_gmac: Billions of multiply-adds of a training image's forward passes, heads included; as all that follows, the mean
+            over the stages by their share of the run.
+        passes: Passes of the backbone a training image: the multiply-adds inside the method's backbones, however deep and at
+            whatever size they run, over those of one pass.
         backbone_gmac: Billions of multiply-adds of one pass.
     """
 
     parameters: float
     test_gmac: float
+    train_gmac: float
     passes: float
     backbone_gmac: float
 
@@ -442,7 +445,8 @@ class Costs:
         """The cost of a method with its arguments."""
         left_out = ("backbone", "pretrained", "backbone_weights", "second_backbone_weights")
         given = {name: value for name, value in arguments.items() if name not in left_out}
-        key = hashlib.sha256(json.dumps([_code(), method, backbone, given, size, classes]).encode()).hexdigest()[:24]
+        asked = json.dumps([_code(), Cost._fields, method, backbone, given, size, classes])
+        key = hashlib.sha256(asked.encode()).hexdigest()[:24]
         if key not in self.known:
             self.known[key] = list(count(method, backbone, given, size, classes))
             self._save()
@@ -472,24 +476,18 @@ def count(method: str, backbone: str, arguments: Mapping[str, Any], size: int, c
         The cost.
     """
     model = create_model(method, classes, backbone, pretrained=False, **arguments)
-    images, targets = torch.randn(2, 3, size, size), torch.arange(2)
-    keys = torch.zeros(2, 3, dtype=torch.long)
+    images = torch.randn(2, 3, size, size)
+    train = inside = 0.0
     with torch.no_grad():
-        with FlopCounterMode(display=False) as test:
-            model.eval()(images)
-        with FlopCounterMode(display=False) as bare:
-            model.make_backbone()(images)
-        passes = 0.0
-        model.train()
+        test = forward_operations(model.eval(), images)
+        bare = forward_operations(model.make_backbone(), images)
         for index, stage in enumerate(model.stages()):
-            if hasattr(model.network, "stage"):
-                model.network.stage = index
-            with FlopCounterMode(display=False) as train:
-                list(model.training_outputs(images, targets, keys))
-            passes += stage.share * train.get_total_flops() / bare.get_total_flops()
+            found = training_operations(model, index, images)
+            train += stage.share * found.total
+            inside += stage.share * sum(map(sum, found.inside.values()))
     parameters = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
     # Two operations are a multiply-add, and there are two images.
-    return Cost(parameters, test.get_total_flops() / 4e9, passes, bare.get_total_flops() / 4e9)
+    return Cost(parameters, test / 4e9, train / 4e9, inside / bare, bare / 4e9)
 
 
 def _code() -> str:

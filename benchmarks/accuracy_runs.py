@@ -40,7 +40,7 @@ PATH = "PATH"
 COLUMNS = (
     "plan", "table", "label", "method", "backbone", "dataset", "fingerprint", "arguments", "seed", "fold", "epochs", "size",
     "split", *SCORES, "train_seconds", "peak_gib", "precision", "threads", "hardware", "torch", "fgzoo", "parameters",
-    "test_gmac", "passes", "cell", "command",
+    "test_gmac", "train_gmac", "passes", "cell", "command",
 )  # fmt: skip
 
 
@@ -300,7 +300,8 @@ def result_of(cell: Cell, where: Where, costs: Costs) -> dict[str, Any]:
         "peak_gib": f"{cost['peak_memory_gib']:.2f}", "precision": config["trainer"]["precision"], "threads": where.threads,
         "hardware": gpus[0] if cost["device"].startswith("cuda") and gpus else environment["processor"],
         "torch": environment["packages"]["torch"], "fgzoo": environment["git"] or environment["fgzoo"],
-        "parameters": f"{counted.parameters:.3f}", "test_gmac": f"{counted.test_gmac:.4f}", "passes": f"{counted.passes:.4f}",
+        "parameters": f"{counted.parameters:.3f}", "test_gmac": f"{counted.test_gmac:.4f}",
+        "train_gmac": f"{counted.train_gmac:.4f}", "passes": f"{counted.passes:.4f}",
         "cell": cell.name, "command": shown_command(cell, where),
     }  # fmt: skip
     del data["class_names"]

@@ -296,6 +296,7 @@ def equal_epochs_table(plan: Plan, block: Block, predictions: Predictions, short
             "NLL": spread(group.values("nll"), 1, 3),
             "ECE %": spread(group.values("ece")),
             "passes a training image": f"{statistics.mean(group.values('passes')):.1f}",
+            "GMAC a training image, forward": f"{statistics.mean(group.values('train_gmac')):.2f}",
             "GMAC a test image": f"{statistics.mean(group.values('test_gmac')):.2f}",
             "parameters, M": f"{statistics.mean(group.values('parameters')):.1f}",
             "training, s": f"{statistics.mean(group.values('train_seconds')):.0f}",
@@ -369,7 +370,7 @@ EXPLAINED = (
     "Last epoch; the spread is the standard deviation over runs, which differ in their seed (folds: in what is held out). "
     f"Differences are in points, paired by seed, in brackets from 2.5 to 97.5 % of {RESAMPLES:,} paired bootstrap resamples of "
     "images and seeds (of images alone where there is one seed; without brackets where single images were not kept). A pass is "
-    "a forward pass of the backbone over an image; passes are the multiply-adds of a training image's forward passes over that."
+    "a forward pass of the backbone over an image; passes are the multiply-adds inside a method's backbones over those of a pass."
 )
 
 

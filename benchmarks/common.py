@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +28,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fgzoo import create_model
 from fgzoo.methods import find_method
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.nn.backbone import Backbone
 from fgzoo.recipes import find_recipe, list_recipes, read_config
 from fgzoo.training.callbacks import ReproducibleSteps
 from fgzoo.training.faults import FiniteLoss
@@ -229,6 +232,64 @@ def reset_peak(device: torch.device) -> None:
         return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+# ---------------------------------------------------------------------- what is counted
+
+
+class Operations(NamedTuple):
+    """What torch counts in the forward passes of a training batch: two operations a multiply-add.
+
+    Attributes:
+        total: All of them.
+        inside: Those inside each backbone by its name: where a graph is built, and where none is.
+    """
+
+    total: int
+    inside: dict[str, tuple[int, int]]
+
+
+def training_operations(model: FineGrainedClassifier, stage: int, images: Tensor) -> Operations:
+    """Count the forward passes of a training batch.
+
+    Args:
+        model: An uncompiled model, where the images are.
+        stage: The stage it trains in.
+        images: (B, 3, H, W), normalised.
+
+    Returns:
+        The operations.
+    """
+    network = model.network.train()
+    if hasattr(network, "stage"):
+        network.stage = stage
+    backbones = {name: module for name, module in network.named_modules() if isinstance(module, Backbone)}
+    frozen = {name for name in backbones if model.stages()[stage].rate(name) == 0}
+    spent = {name: [0, 0] for name in backbones}
+    starts: list[int] = []
+
+    def end(name: str, *_: Any) -> None:
+        spent[name][name in frozen or not torch.is_grad_enabled()] += counter.get_total_flops() - starts.pop()
+
+    handles = []
+    with FlopCounterMode(display=False) as counter:
+        for name, module in backbones.items():
+            handles.append(module.register_forward_pre_hook(lambda *_: starts.append(counter.get_total_flops())))
+            handles.append(module.register_forward_hook(partial(end, name)))
+        targets = torch.arange(len(images), device=images.device)
+        for _ in model.training_outputs(images, targets, torch.zeros(len(images), 3, dtype=torch.long, device=images.device)):
+            pass
+    for handle in handles:
+        handle.remove()
+    return Operations(counter.get_total_flops(), {name: (trained, bare) for name, (trained, bare) in spent.items()})
+
+
+@torch.no_grad()
+def forward_operations(module: nn.Module, images: Tensor) -> int:
+    """The same of a forward pass."""
+    with FlopCounterMode(display=False) as counter:
+        module(images)
+    return counter.get_total_flops()
 
 
 # ---------------------------------------------------------------------- processes, arguments, results

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import traceback
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +35,7 @@ from common import (
     build,
     cell,
     deliver,
+    forward_operations,
     heading,
     keep_to_stage,
     machine,
@@ -47,10 +47,10 @@ from common import (
     spread,
     table,
     timed,
+    training_operations,
 )
 from data_loading import draw_birds
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fgzoo import FGVCDataModule, FineGrainedClassifier, list_models
 from fgzoo.nn.backbone import Backbone
@@ -61,8 +61,8 @@ QUICK = {
     "repeats": 2, "in_process": True, "files": 4, "workers": 0, "threads": 1,
 }  # fmt: skip
 PASSES_EXPLAINED = (
-    "A pass is a forward pass of the bare backbone over an image; passes are the multiply-adds of a training image's forward",
-    "passes over that. Overhead: the step's time over that of as many passes of the bare backbone (forward, backward, a step of",
+    "Work: the multiply-adds of a training image's forward passes, heads included, over those of a forward pass of the bare",
+    "backbone. Overhead: the step's time over that of as much work of the bare backbone (forward, backward, a step of",
     "SGD; forward alone for what builds no graph). With heads: over the passes of the network's own backbones alone, as they are",
     "cut, so that all that is added to them counts.",
 )
@@ -171,7 +171,7 @@ def draw_files(folder: Path, drawn: int, wanted: int) -> None:
 # ---------------------------------------------------------------------- the bare backbone
 
 
-class Passes(NamedTuple):
+class Work(NamedTuple):
     """Forward passes that train one image, in multiply-adds of a bare pass.
 
     Attributes:
@@ -185,7 +185,7 @@ class Passes(NamedTuple):
     own: dict[str, tuple[float, float]]
 
 
-def count_passes(model: FineGrainedClassifier, stage: int, images: Tensor) -> Passes:
+def count_work(model: FineGrainedClassifier, stage: int, images: Tensor) -> Work:
     """Count multiply-adds of the forward passes of a training batch.
 
     Args:
@@ -194,48 +194,20 @@ def count_passes(model: FineGrainedClassifier, stage: int, images: Tensor) -> Pa
         images: (B, 3, H, W), normalised.
 
     Returns:
-        The passes.
+        The work.
     """
-    network = model.network.train()
-    if hasattr(network, "stage"):
-        network.stage = stage
-    backbones = {name: module for name, module in network.named_modules() if isinstance(module, Backbone)}
-    bare = multiply_adds(model.make_backbone().to(images.device), images)
-    alone = {name: multiply_adds(module, images) for name, module in backbones.items()}
-    frozen = {name for name in backbones if model.stages()[stage].rate(name) == 0}
-    spent = {name: [0.0, 0.0] for name in backbones}
-    starts: list[int] = []
-
-    def end(name: str, *_: Any) -> None:
-        spent[name][name in frozen or not torch.is_grad_enabled()] += counter.get_total_flops() - starts.pop()
-
-    handles = []
-    with FlopCounterMode(display=False) as counter:
-        for name, module in backbones.items():
-            handles.append(module.register_forward_pre_hook(lambda *_: starts.append(counter.get_total_flops())))
-            handles.append(module.register_forward_hook(partial(end, name)))
-        targets = torch.arange(len(images), device=images.device)
-        for _ in model.training_outputs(images, targets, torch.zeros(len(images), 3, dtype=torch.long, device=images.device)):
-            pass
-    for handle in handles:
-        handle.remove()
-    own = {name: (trained / alone[name], untrained / alone[name]) for name, (trained, untrained) in spent.items()}
-    return Passes(counter.get_total_flops() / bare, sum(untrained for _, untrained in spent.values()) / bare, own)
-
-
-@torch.no_grad()
-def multiply_adds(module: nn.Module, images: Tensor) -> int:
-    """Twice the multiply-adds of a forward pass, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        module(images)
-    return counter.get_total_flops()
+    found = training_operations(model, stage, images)
+    bare = forward_operations(model.make_backbone().to(images.device), images)
+    alone = {name: forward_operations(model.network.get_submodule(name), images) for name in found.inside}
+    own = {name: (trained / alone[name], untrained / alone[name]) for name, (trained, untrained) in found.inside.items()}
+    return Work(found.total / bare, sum(untrained for _, untrained in found.inside.values()) / bare, own)
 
 
 def beside_backbone(case: Case, trainer: L.Trainer, images: Tensor) -> dict[str, Any]:
     """Passes of the method, and the bare backbones' seconds for as many."""
     model = build(case.method, case.backbone, case.classes, seed=case.seed).to(images.device)
     images = model.normalize(images).contiguous(memory_format=torch.channels_last)
-    passes = count_passes(model, case.stage, images[:2])
+    work = count_work(model, case.stage, images[:2])
     seconds: dict[tuple[str, int, bool], list[float]] = {}
 
     def bare(backbone: Backbone, trained: float, untrained: float) -> float:
@@ -248,9 +220,9 @@ def beside_backbone(case: Case, trainer: L.Trainer, images: Tensor) -> dict[str,
         return total
 
     whole = model.make_backbone().to(images.device, memory_format=torch.channels_last)
-    found: dict[str, Any] = {"passes": passes._asdict(), "whole_s": bare(whole, 1, 0)}
-    found["bare_s"] = bare(whole, passes.whole - passes.whole_untrained, passes.whole_untrained)
-    found["own_s"] = sum(bare(model.network.get_submodule(name), *counts) for name, counts in passes.own.items())
+    found: dict[str, Any] = {"work": work._asdict(), "whole_s": bare(whole, 1, 0)}
+    found["bare_s"] = bare(whole, work.whole - work.whole_untrained, work.whole_untrained)
+    found["own_s"] = sum(bare(model.network.get_submodule(name), *counts) for name, counts in work.own.items())
     found["backbones_s"] = {f"{name}, {depth} levels, {'step' if learns else 'forward'}": list(times)
                             for (name, depth, learns), times in seconds.items()}  # fmt: skip
     if case.roofline:
@@ -385,7 +357,7 @@ def row(case: Case, found: dict[str, Any]) -> dict[str, str]:
         "training, images/s": f"{case.batch / step.median:.1f}",
         "step, ms": f"{1e3 * step.median:.1f}",
         "spread": f"{1e3 * step.low:.1f}-{1e3 * step.high:.1f}",
-        "passes": f"{found['passes']['whole']:.2f}",
+        "work": f"{found['work']['whole']:.2f}",
         "overhead %": f"{100 * (step.median / found['bare_s'] - 1):.1f}",
         "with heads %": f"{100 * (step.median / found['own_s'] - 1):.1f}",
         "peak, GiB": f"{found['peak_gib']:.2f}",

@@ -68,10 +68,10 @@ def test_a_run_costs_its_steps(cost: Any) -> None:
 
 def test_a_step_takes_three_forward_passes_of_all_its_images(cost: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = cost.read_plan("full")
-    counted = SimpleNamespace(of=lambda cell: cost.Cost(parameters=25.0, test_gmac=16.0, passes=4.0, backbone_gmac=16.0))
+    counted = SimpleNamespace(of=lambda cell: cost.Cost(25.0, test_gmac=16.0, train_gmac=64.0, passes=3.0, backbone_gmac=16.0))
     cell = next(cell for cell in cost.cells_of(plan, counted) if cell.method == "iagn")
     bill = cost.bill(cell, counted, gmacs=1000.0)
-    assert bill.step == pytest.approx(bill.batch * 3 * 4 * 16 / 1000)
+    assert bill.step == pytest.approx(bill.batch * 3 * 64 / 1000)
     assert (bill.gradients, bill.reduces) == (100e6, 4)
 
 
@@ -122,20 +122,20 @@ def test_a_global_batch_that_cannot_be_shared_is_a_row_with_its_error(scaling: A
 # ---------------------------------------------------------------------- what is counted
 
 
-def passes(throughput: Any, method: str, stage: int = 0) -> Any:
+def work(throughput: Any, method: str, stage: int = 0) -> Any:
     model = throughput.build(method, "test_resnet", 3)
-    return throughput.count_passes(model, stage, torch.randn(2, 3, 64, 64))
+    return throughput.count_work(model, stage, torch.randn(2, 3, 64, 64))
 
 
 def test_the_baseline_is_one_pass(throughput: Any) -> None:
-    found = passes(throughput, "baseline")
+    found = work(throughput, "baseline")
     assert found.own == {"backbone": (1.0, 0.0)}
     assert found.whole == pytest.approx(1.0, abs=0.01)  # its classifier is small
     assert found.whole_untrained == 0
 
 
 def test_frozen_backbones_count_as_passes_without_training(throughput: Any) -> None:
-    frozen, trained = (passes(throughput, "bcnn", stage) for stage in (0, 1))
+    frozen, trained = (work(throughput, "bcnn", stage) for stage in (0, 1))
     assert frozen.own == {"backbone": (0.0, 1.0), "second_backbone": (0.0, 1.0)}
     assert trained.own == {"backbone": (1.0, 0.0), "second_backbone": (1.0, 0.0)}
     assert frozen.whole == trained.whole > 1
