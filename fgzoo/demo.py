@@ -17,7 +17,7 @@ from fgzoo.cli import main as fgzoo
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.interpret.overlays import attention_picture, in_input_frame
-from fgzoo.training.run import CONFIG, next_folder
+from fgzoo.training.run import CONFIG, new_folder
 from fgzoo.zoo.checkpoint import load
 
 
@@ -49,7 +49,7 @@ def demo(
         more: Further arguments of every `fgzoo fit`, e.g. `["--data.birds.difficulty=hard"]`.
     """
     console = Console(soft_wrap=True)
-    output = output or next_folder(Path("demo"))
+    output = output or new_folder(Path("demo"))
     started = time.perf_counter()
     results = [train(method, output / method, epochs, more)]
     if method != "baseline":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from fgzoo.data.datamodule import FGVCDataModule
@@ -34,6 +36,7 @@ from fgzoo.training.run import (
     RunLogger,
     check_new,
     find_checkpoint,
+    new_folder,
     newest_run,
     next_folder,
     run_of,
@@ -62,22 +65,27 @@ class TrainingCLI(LightningCLI):
         self.resuming = False
         self.done = False
         self.started = time.perf_counter()
-        super().__init__(
-            model_class=FineGrainedClassifier,
-            datamodule_class=FGVCDataModule,
-            subclass_mode_model=True,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={
-                "precision": default_precision(),
-                "use_distributed_sampler": False,
-                "enable_model_summary": False,
-            },
-            parser_kwargs={"prog": "fgzoo", "exit_on_error": False},
-            args=[verb, *complete(verb, arguments)],
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        #: A folder that this run made for itself, before it had anything to put there.
+        self.claimed: Path | None = None
+        try:
+            super().__init__(
+                model_class=FineGrainedClassifier,
+                datamodule_class=FGVCDataModule,
+                subclass_mode_model=True,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={
+                    "precision": default_precision(),
+                    "use_distributed_sampler": False,
+                    "enable_model_summary": False,
+                },
+                parser_kwargs={"prog": "fgzoo", "exit_on_error": False},
+                args=[verb, *complete(verb, arguments)],
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        finally:
+            self._give_back()
 
     # ------------------------------------------------------------------ the parser
 
@@ -156,14 +164,27 @@ class TrainingCLI(LightningCLI):
                 self.checkpoint = self.run_folder / LAST if self.resuming else None
                 return
             given = config.output or os.environ.get(RUN_VARIABLE)
-            self.run_folder = Path(given) if given else next_folder(base / f"{config.data.name}-{method}")
+            self.run_folder = Path(given) if given else self._claim(base / f"{config.data.name}-{method}")
             if not os.environ.get(RUN_VARIABLE):
                 check_new(self.run_folder)
             os.environ[RUN_VARIABLE] = str(self.run_folder)
             return
         self.checkpoint = self._scored_checkpoint(config, base, method)
         own = run_of(self.checkpoint)
-        self.run_folder = Path(config.output) if config.output else own or next_folder(base / f"{config.data.name}-{method}")
+        self.run_folder = Path(config.output) if config.output else own or self._claim(base / f"{config.data.name}-{method}")
+
+    def _claim(self, base: Path) -> Path:
+        """A new run's folder below this one, which the first process makes."""
+        if getattr(rank_zero_only, "rank", 0) or self.config[self.verb].trainer.fast_dev_run:
+            return next_folder(base)
+        self.claimed = new_folder(base)
+        return self.claimed
+
+    def _give_back(self) -> None:
+        """Remove the folder that was claimed where nothing came of the run."""
+        if self.claimed is not None:
+            with contextlib.suppress(OSError):
+                self.claimed.rmdir()
 
     def _scored_checkpoint(self, config: Namespace, base: Path, method: str) -> Path:
         """The checkpoint that `validate` or `test` is about."""
@@ -213,12 +234,12 @@ class TrainingCLI(LightningCLI):
             settings.output = settings.resume = None
             text = self._parser("fit").dump(settings, skip_unset=False, skip_link_targets=False)
             text = f"# {self.typed}\n{text}"
+        quick = bool(config.get("fast_dev_run"))
         callbacks: list[Callback] = [
-            RunRecord(self.run_folder, text),
+            *([] if quick else [RunRecord(self.run_folder, text)]),
             ReproducibleSteps(self.datamodule.seed),
             RichProgressBar() if self.console.is_terminal else EpochLines(self.console),
         ]
-        quick = bool(config.get("fast_dev_run"))
         if self.verb == "fit":
             callbacks += [FiniteLoss(), EndOnSigterm()]
         if self.verb == "test" and not quick:
@@ -276,10 +297,11 @@ class TrainingCLI(LightningCLI):
         count = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
         sizes = {split: len(records) for split, records in self.datamodule.splits.items() if records}
         shown = ", ".join(f"{number} {split}" for split, number in sizes.items())
+        goes = "no folder: fast_dev_run" if getattr(self.trainer, "fast_dev_run", False) else self.run_folder
         self.console.print(
             f"{type(self.model).__name__} on {self.model.backbone}, {count:.1f} M parameters; {self.datamodule.dataset_name}: "
             f"{self.datamodule.num_classes} classes, {shown} images; {self.trainer.precision}, {self.trainer.max_epochs} epochs"
-            f"{self._batch()} -> {self.run_folder}",
+            f"{self._batch()} -> {goes}",
             highlight=False,
         )
 

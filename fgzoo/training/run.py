@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -36,10 +37,26 @@ def next_folder(base: Path) -> Path:
         base: E.g. `runs/cub-rra`.
 
     Returns:
-        A folder that does not exist yet.
+        A folder that does not exist yet; another process may make it, see [new_folder][].
     """
     taken = [int(path.name) for path in base.glob("[0-9]*") if path.name.isdigit()] if base.is_dir() else []
     return base / f"{max(taken, default=-1) + 1:03d}"
+
+
+def new_folder(base: Path) -> Path:
+    """Make the next numbered folder; runs that start at the same moment get folders of their own.
+
+    Args:
+        base: E.g. `runs/cub-rra`.
+
+    Returns:
+        The folder, empty.
+    """
+    while True:
+        folder = next_folder(base)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
 
 
 def newest_run(base: Path) -> Path | None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from fgzoo.methods.baseline import Baseline
 from fgzoo.training.report import most_confused, per_class, write_report
-from fgzoo.training.run import RunLogger, newest_run, next_folder
+from fgzoo.training.run import RunLogger, new_folder, newest_run, next_folder
 from tests.builders import make_cub
 from tests.command import fit, same_weights, weights
 
@@ -119,6 +121,24 @@ def test_runs_are_numbered_after_the_highest(tmp_path: Path) -> None:
 
 def test_the_first_run_is_000(tmp_path: Path) -> None:
     assert next_folder(tmp_path / "new") == tmp_path / "new" / "000"
+
+
+def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def start(_: int) -> Path:
+        together.wait()
+        return new_folder(tmp_path / "cub-rra")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(path.name for path in pool.map(start, range(8))) == [f"{number:03d}" for number in range(8)]
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--trainer.fast_dev_run", "2"], 0), (["--data.root", "nowhere"], 2)])
+def test_what_is_no_run_leaves_no_folder(arguments: list[str], status: int, tmp_path: Path) -> None:
+    result = fit(make_cub(tmp_path / "cub"), *arguments, cwd=tmp_path)
+    assert result.status == status, result.err
+    assert not list(tmp_path.glob("runs/*/*"))
 
 
 def test_a_run_without_a_checkpoint_is_not_the_newest(tmp_path: Path) -> None:
