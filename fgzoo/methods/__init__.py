@@ -26,7 +26,7 @@ BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     "iagn": ("fgzoo.methods.iagn.IAGN", {}),
     "pmg": (
         "fgzoo.methods.iagn.IAGN",
-        {"head": "pmg", "guidance": False, "distillation": "none", "alignment_weight": 0.0},
+        {"head": "pmg", "guidance": False, "distillation": "none", "alignment_weight": 0.0, "whole_statistics": False},
     ),
     "coarse2fine": ("fgzoo.methods.coarse2fine.Coarse2Fine", {}),
     "wsdan": ("fgzoo.methods.coarse2fine.Coarse2Fine", {"fine": "none", "init": "default"}),

@@ -22,6 +22,9 @@ On top, each switched by an argument:
 * `distillation`: a stage also learns from the next deeper classifier's prediction for the same shuffled image.
 * `alignment_weight`: a stage's mean activation is drawn to where the next deeper classifier finds its evidence.
 
+* `whole_statistics`: batch-norm's running statistics, which testing reads, are those of whole images alone; the stages' pieces of
+  crops are normalised by their own batches. PMG's code, which shuffles but does not crop, lets every input move them.
+
 Also decided here: the blocks' widths follow the backbone's (512 and 1024 are made for ResNet-50), max pools take maps of any
 size, batch-norm keeps torch's momentum (PMG: 0.01, slow for short runs), every image has its own jigsaw. A step runs the
 backbone no deeper than it needs; PMG's code runs all of it, so that deeper batch-norm layers also see shuffled images there.
@@ -29,6 +32,7 @@ backbone no deeper than it needs; PMG's code runs all of it, so that deeper batc
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -46,6 +50,7 @@ from fgzoo.nn.jigsaw import jigsaw, jigsaw_order
 from fgzoo.nn.maps import normalize_map
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.randomness import draw_uniform
+from fgzoo.nn.statistics import still_statistics
 
 Head = Literal["evidence", "pmg"]
 Distillation = Literal["deep_to_shallow", "shallow_to_deep", "none"]
@@ -155,6 +160,7 @@ class IAGNNetwork(nn.Module):
         guide_padding: Margin of the guiding crop.
         test_crop: See [IAGN][].
         test_heads: See [IAGN][].
+        whole_statistics: See [IAGN][].
 
     Shape:
         - images: (B, 3, H, W); targets: (B,); keys: (B, 3)
@@ -179,6 +185,7 @@ class IAGNNetwork(nn.Module):
         guide_padding: float = 0.1,
         test_crop: bool = False,
         test_heads: TestHeads = "fused",
+        whole_statistics: bool = True,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -201,6 +208,7 @@ class IAGNNetwork(nn.Module):
         self.guide_padding = guide_padding
         self.test_crop = test_crop
         self.test_heads: TestHeads = test_heads
+        self.whole_statistics = whole_statistics
 
     def forward(
         self,
@@ -228,11 +236,11 @@ class IAGNNetwork(nn.Module):
         if step == self.fused:
             return self._train(images, targets, step)[0]
         if step is not None:
-            return self._train(self.stage_input(images, step, keys, boxes), targets, step)[0]
+            return self._train_stage(images, targets, step, keys, boxes)
         whole, maps = self._train(images, targets, self.fused)
         if self.guidance:
             boxes = self._guiding_boxes(maps, targets, keys)
-        stages = [self._train(self.stage_input(images, i, keys, boxes), targets, i)[0] for i in range(self.fused)]
+        stages = [self._train_stage(images, targets, stage, keys, boxes) for stage in range(self.fused)]
         heads = {name: logits for output in (*stages, whole) for name, logits in output.heads.items()}
         extra = {name: value for output in (*stages, whole) for name, value in output.extra.items()}
         return MethodOutput(whole.logits, heads, whole.attention, extra)
@@ -280,6 +288,13 @@ class IAGNNetwork(nn.Module):
         return teacher if 0 <= teacher <= self.fused else None
 
     # ------------------------------------------------------------------ passes
+
+    def _train_stage(
+        self, images: Tensor, targets: Tensor | None, stage: int, keys: Tensor | None, boxes: Tensor | None
+    ) -> MethodOutput:
+        """The pass that trains one stage, on its own input."""
+        with still_statistics(self) if self.whole_statistics else contextlib.nullcontext():
+            return self._train(self.stage_input(images, stage, keys, boxes), targets, stage)[0]
 
     def _train(self, images: Tensor, targets: Tensor | None, student: int) -> tuple[MethodOutput, dict[int, Tensor]]:
         """The pass that trains one classifier; also the maps that it read, by stage.
@@ -365,7 +380,7 @@ def _given(targets: Tensor | None) -> Tensor:
 class IAGN(FineGrainedClassifier):
     """Interpretable Attention Guided Network: progressive training with evidence maps, guidance, distillation and alignment.
 
-    The parent, PMG, is `head="pmg", guidance=False, distillation="none", alignment_weight=0`.
+    The parent, PMG, is `head="pmg", guidance=False, distillation="none", alignment_weight=0, whole_statistics=False`.
 
     Args:
         num_classes: Number of classes K; the command line takes it from the data.
@@ -391,6 +406,9 @@ class IAGN(FineGrainedClassifier):
         test_crop: Test a second view, too: the crop to the predicted class's evidence (threshold 0.1, margin 0.05); all logits
             are averaged over both. Results must then be called multi-view.
         test_heads: What is scored: the `fused` classifier, or `combined`, the mean of all classifiers' logits (PMG's sum).
+        whole_statistics: Batch-norm's running statistics come from whole images alone, which is what testing sees. Off: the
+            stages' shuffled crops move them, too. Our decision: on half of fifty classes of CUB, a network trained with it off
+            gained 5.8 points when its statistics were taken anew from whole images.
         one_step: Sum the losses of all classifiers into one optimiser step a batch. Guidance then costs no pass of its own, but
             reads the whole image's training pass, normalised by the batch.
         **training: Optimiser, schedule and so on, see [FineGrainedClassifier][].
@@ -420,6 +438,7 @@ class IAGN(FineGrainedClassifier):
         guide_padding: float = 0.1,
         test_crop: bool = False,
         test_heads: TestHeads = "fused",
+        whole_statistics: bool = True,
         one_step: bool = False,
         **training: Any,
     ) -> None:
@@ -464,6 +483,7 @@ class IAGN(FineGrainedClassifier):
         self.guide_padding = guide_padding
         self.test_crop = test_crop
         self.test_heads: TestHeads = test_heads
+        self.whole_statistics = whole_statistics
         self.one_step = one_step
 
     def build_network(self) -> nn.Module:
@@ -481,6 +501,7 @@ class IAGN(FineGrainedClassifier):
             guide_padding=self.guide_padding,
             test_crop=self.test_crop,
             test_heads=self.test_heads,
+            whole_statistics=self.whole_statistics,
         )
 
     @property

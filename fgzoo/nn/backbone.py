@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.nn.statistics import still_statistics
 from fgzoo.nn.weights import read_weights
 
 
@@ -72,7 +73,7 @@ class Backbone(nn.Module):
         self.frozen = False
         self.recomputes = False
         self._recomputes_whole = False
-        self._held: list[tuple[_BatchNorm, float | None, Tensor | None]] = []
+        self._held: contextlib.ExitStack | None = None
         #: Tokens, or maps with channels last: their maps come from forward_intermediates, after the final norm.
         self._reshaped = hasattr(self.model, "num_prefix_tokens") or getattr(self.model, "output_fmt", "NCHW") == "NHWC"
 
@@ -127,18 +128,15 @@ class Backbone(nn.Module):
 
     def _hold_statistics(self, _: Tensor) -> None:
         """A gradient has come back to the backbone: until the end of this backward pass, batch-norms do not move."""
-        if self._held:
-            return
-        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
-        self._held = [(module, module.momentum, module.num_batches_tracked) for module in norms]
-        for module in norms:
-            module.momentum, module.num_batches_tracked = 0.0, None
-        torch.autograd.Variable._execution_engine.queue_callback(self._release_statistics)
+        if self._held is None:
+            self._held = contextlib.ExitStack()
+            self._held.enter_context(still_statistics(self.model))
+            torch.autograd.Variable._execution_engine.queue_callback(self._release_statistics)
 
     def _release_statistics(self) -> None:
-        for module, momentum, count in self._held:
-            module.momentum, module.num_batches_tracked = momentum, count
-        self._held = []
+        if self._held is not None:
+            self._held.close()
+        self._held = None
 
     def _levels_of(self, images: Tensor, depth: int | None) -> list[Tensor]:
         stops_early = depth is not None and depth < len(self.levels)

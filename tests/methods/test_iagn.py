@@ -22,7 +22,9 @@ from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.randomness import keyed_uniform
 from fgzoo.testing import evaluation_mode, example_batch
 
-PMG: dict[str, Any] = {"head": "pmg", "guidance": False, "distillation": "none", "alignment_weight": 0}
+PMG: dict[str, Any] = {
+    "head": "pmg", "guidance": False, "distillation": "none", "alignment_weight": 0, "whole_statistics": False,
+}  # fmt: skip
 #: No mechanism on top of progressive training, but evidence heads.
 PLAIN: dict[str, Any] = {**PMG, "head": "evidence"}
 
@@ -462,7 +464,7 @@ def test_guided_stages_see_the_crop_and_the_fused_head_the_whole_image() -> None
 
 
 def test_guidance_leaves_statistics_and_modes_alone() -> None:
-    model = make(distillation="none", alignment_weight=0).train()
+    model = make(distillation="none", alignment_weight=0, whole_statistics=False).train()
     twin = copy.deepcopy(model)
     images, targets, keys = example_batch()
     next(iter(model.training_outputs(images, targets, keys)))
@@ -473,6 +475,26 @@ def test_guidance_leaves_statistics_and_modes_alone() -> None:
         boxes = network(twin).guide(images, targets, keys)
     assert all(torch.equal(a, b) for a, b in zip(twin.buffers(), make().train().buffers(), strict=True))
     assert boxes.shape == (4, 1, 4)
+
+
+def moved(model: IAGN, step: int | None = None) -> dict[str, Tensor]:
+    """What testing reads of batch-norm after one batch's steps, or after a single one."""
+    model = copy.deepcopy(model).train()
+    images, targets, keys = example_batch()
+    if step is None:
+        list(model.training_outputs(images, targets, keys))
+    else:
+        network(model)(images, targets, keys, step=step)
+    return dict(model.named_buffers())
+
+
+@pytest.mark.parametrize("one_step", [False, True])
+def test_whole_images_alone_move_the_statistics(one_step: bool) -> None:
+    model = make(one_step=one_step)
+    found, expected = moved(model), moved(model, step=3)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    every = moved(make(one_step=one_step, whole_statistics=False))
+    assert any(not torch.equal(every[name], expected[name]) for name in expected if "running_mean" in name)
 
 
 def test_guidance_without_classes_is_refused() -> None:
