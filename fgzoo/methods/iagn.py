@@ -236,11 +236,13 @@ class IAGNNetwork(nn.Module):
         if step == self.fused:
             return self._train(images, targets, step)[0]
         if step is not None:
-            return self._train_stage(images, targets, step, keys, boxes)
+            with self._stage_statistics():
+                return self._train(self.stage_input(images, step, keys, boxes), targets, step)[0]
         whole, maps = self._train(images, targets, self.fused)
         if self.guidance:
             boxes = self._guiding_boxes(maps, targets, keys)
-        stages = [self._train_stage(images, targets, stage, keys, boxes) for stage in range(self.fused)]
+        with self._stage_statistics():
+            stages = [self._train(self.stage_input(images, i, keys, boxes), targets, i)[0] for i in range(self.fused)]
         heads = {name: logits for output in (*stages, whole) for name, logits in output.heads.items()}
         extra = {name: value for output in (*stages, whole) for name, value in output.extra.items()}
         return MethodOutput(whole.logits, heads, whole.attention, extra)
@@ -289,12 +291,8 @@ class IAGNNetwork(nn.Module):
 
     # ------------------------------------------------------------------ passes
 
-    def _train_stage(
-        self, images: Tensor, targets: Tensor | None, stage: int, keys: Tensor | None, boxes: Tensor | None
-    ) -> MethodOutput:
-        """The pass that trains one stage, on its own input."""
-        with still_statistics(self) if self.whole_statistics else contextlib.nullcontext():
-            return self._train(self.stage_input(images, stage, keys, boxes), targets, stage)[0]
+    def _stage_statistics(self) -> contextlib.AbstractContextManager[None]:
+        return still_statistics(self) if self.whole_statistics else contextlib.nullcontext()
 
     def _train(self, images: Tensor, targets: Tensor | None, student: int) -> tuple[MethodOutput, dict[int, Tensor]]:
         """The pass that trains one classifier; also the maps that it read, by stage.

@@ -497,6 +497,16 @@ def test_whole_images_alone_move_the_statistics(one_step: bool) -> None:
     assert any(not torch.equal(every[name], expected[name]) for name in expected if "running_mean" in name)
 
 
+def test_compiled_stages_move_no_statistics() -> None:
+    model = make().train()
+    before = copy.deepcopy(dict(model.named_buffers()))
+    compiled = torch.compile(network(model), backend="eager", fullgraph=True)
+    compiled(*example_batch(), step=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    compiled(*example_batch(), step=3)
+    assert any(not torch.equal(value, before[name]) for name, value in model.named_buffers())
+
+
 def test_guidance_without_classes_is_refused() -> None:
     with pytest.raises(UsageError, match="need the true classes"):
         make().train()(example_batch()[0])
