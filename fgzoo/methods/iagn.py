@@ -53,7 +53,6 @@ from fgzoo.nn.randomness import draw_uniform
 from fgzoo.nn.statistics import still_statistics
 
 Head = Literal["evidence", "pmg"]
-Fusion = Literal["sum", "hidden"]
 Distillation = Literal["deep_to_shallow", "shallow_to_deep", "none"]
 TestHeads = Literal["fused", "combined"]
 
@@ -162,7 +161,6 @@ class IAGNNetwork(nn.Module):
         test_crop: See [IAGN][].
         test_heads: See [IAGN][].
         whole_statistics: See [IAGN][].
-        fusion: See [IAGN][].
 
     Shape:
         - images: (B, 3, H, W); targets: (B,); keys: (B, 3)
@@ -188,7 +186,6 @@ class IAGNNetwork(nn.Module):
         test_crop: bool = False,
         test_heads: TestHeads = "fused",
         whole_statistics: bool = True,
-        fusion: Fusion = "sum",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -203,8 +200,7 @@ class IAGNNetwork(nn.Module):
         for number in range(self.fused + 1):
             channels = [2 * width] * len(self.stages_of(number))
             evident = head == "evidence"
-            hidden = width if number == self.fused and fusion == "hidden" else None
-            self.heads.append(EvidenceHead(channels, num_classes, hidden) if evident else PMGHead(channels, num_classes, width))
+            self.heads.append(EvidenceHead(channels, num_classes) if evident else PMGHead(channels, num_classes, width))
         self.guidance = guidance
         self.distillation: Distillation = distillation
         self.alignment = alignment
@@ -391,8 +387,6 @@ class IAGN(FineGrainedClassifier):
         backbone_weights: A local `.safetensors` or `.pth` file with the backbone's weights, used instead of timm's.
         head: `evidence`: logits are means of evidence maps. `pmg`: PMG's max pool and two-layer classifier, which has no
             evidence maps, so guidance, alignment and the test crop must be off.
-        fusion: Of the fused classifier's evidence: the `sum` of what the stages' maps show, or a `hidden` layer of the stages'
-            width that reads all of them at every place (PMG's classifier has one, too).
         guidance: Train the stages on the region where the fused classifier finds its evidence of the true class. Off: on the
             whole image.
         distillation: `deep_to_shallow`: a stage learns from the next deeper classifier, the last one from the fused classifier.
@@ -429,7 +423,6 @@ class IAGN(FineGrainedClassifier):
         backbone_weights: str | Path | None = None,
         *,
         head: Head = "evidence",
-        fusion: Fusion = "sum",
         guidance: bool = True,
         distillation: Distillation = "deep_to_shallow",
         distillation_weight: float = 0.5,
@@ -448,11 +441,9 @@ class IAGN(FineGrainedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
-        choices: dict[str, tuple[str, Any]] = {
-            "head": (head, Head), "fusion": (fusion, Fusion), "distillation": (distillation, Distillation),
-            "test_heads": (test_heads, TestHeads),
-        }  # fmt: skip
-        for name, (value, known) in choices.items():
+        for name, value, known in (
+            ("head", head, Head), ("distillation", distillation, Distillation), ("test_heads", test_heads, TestHeads)
+        ):  # fmt: skip
             if value not in get_args(known):
                 raise UsageError(f"model.{name}: '{value}' is none of {', '.join(get_args(known))}")
         needs_evidence = {"guidance": guidance, "alignment_weight": alignment_weight > 0, "test_crop": test_crop}
@@ -478,7 +469,6 @@ class IAGN(FineGrainedClassifier):
         if feature_size is not None and feature_size < 1:
             raise UsageError(f"model.feature_size: {feature_size}; at least 1, or null for a quarter of the deepest stage")
         self.head: Head = head
-        self.fusion: Fusion = fusion
         self.guidance = guidance
         self.distillation: Distillation = distillation if distillation_weight > 0 else "none"
         self.distillation_weight = distillation_weight
@@ -510,7 +500,6 @@ class IAGN(FineGrainedClassifier):
             test_crop=self.test_crop,
             test_heads=self.test_heads,
             whole_statistics=self.whole_statistics,
-            fusion=self.fusion,
         )
 
     @property

@@ -21,27 +21,23 @@ class EvidenceHead(nn.Module):
 
     with W a 1x1 convolution of K outputs on the maps, resized bilinearly to the first one's grid and concatenated. A 1x1
     convolution and resizing commute, so each map is convolved on its own grid and its evidence is resized: the same numbers for
-    a fraction of the cost. With a hidden layer W follows another 1x1 convolution, batch-norm and ReLU: what a map shows then
-    counts by what the others show at the same place, where without it their evidence is added.
+    a fraction of the cost.
 
     Source: our decision. With one map it is class activation mapping (Zhou et al., CVPR 2016) made the definition of the head.
 
     Args:
         channels: Channels of each map; the first map should be the finest.
         num_classes: K.
-        hidden: Width of the hidden layer; `None`: there is none.
 
     Shape:
         - maps: n tensors (B, C_i, h_i, w_i)
         - returns: logits (B, K)
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, hidden: int | None = None) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.channels = list(channels)
-        self.mix = None if hidden is None else nn.Conv2d(sum(channels), hidden, 1, bias=False)
-        self.norm = None if hidden is None else nn.BatchNorm2d(hidden)
-        self.conv = nn.Conv2d(sum(channels) if hidden is None else hidden, num_classes, 1)
+        self.conv = nn.Conv2d(sum(channels), num_classes, 1)
 
     @property
     def bias(self) -> Tensor:
@@ -63,24 +59,17 @@ class EvidenceHead(nn.Module):
         Returns:
             (B, h, w) for chosen classes, which costs a K-th; else (B, K, h, w).
         """
-        if self.mix is not None and self.norm is not None:
-            maps = [self.norm(_on_first_grid(self.mix.weight.split(self.channels, dim=1), maps)).relu()]
-        weights = self.conv.weight.split([features.shape[1] for features in maps], dim=1)
-        if classes is None:
-            return _on_first_grid(weights, maps)
-        parts = [torch.einsum("bc,bchw->bhw", weight[classes, :, 0, 0], x) for weight, x in zip(weights, maps, strict=True)]
-        return _sum_on_first_grid([part[:, None] for part in parts])[:, 0]
-
-
-def _on_first_grid(weights: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
-    """A 1x1 convolution of all maps together, each on its own grid."""
-    return _sum_on_first_grid([F.conv2d(features, weight) for weight, features in zip(weights, maps, strict=True)])
-
-
-def _sum_on_first_grid(parts: Sequence[Tensor]) -> Tensor:
-    size = parts[0].shape[-2:]
-    same = [x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in parts]
-    return torch.stack(same).sum(dim=0)
+        size = maps[0].shape[-2:]
+        parts = []
+        for weight, features in zip(self.conv.weight.split(self.channels, dim=1), maps, strict=True):
+            if classes is None:
+                part = F.conv2d(features, weight)
+            else:
+                part = torch.einsum("bc,bchw->bhw", weight[classes, :, 0, 0], features)[:, None]
+            same = part.shape[-2:] == size
+            parts.append(part if same else F.interpolate(part, size=size, mode="bilinear", align_corners=False))
+        evidence = torch.stack(parts).sum(dim=0)
+        return evidence if classes is None else evidence[:, 0]
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:

@@ -270,8 +270,8 @@ def test_without_keys_torchs_generator_decides() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"distillation": "shallow_to_deep"}, PMG, {"guidance": False, "stages": 2, "grids": [4, 3]}, {"fusion": "hidden"}],
-    ids=["iagn", "shallow_to_deep", "pmg", "two_stages", "hidden"],
+    [{}, {"distillation": "shallow_to_deep"}, PMG, {"guidance": False, "stages": 2, "grids": [4, 3]}],
+    ids=["iagn", "shallow_to_deep", "pmg", "two_stages"],
 )
 def test_one_steps_gradients_are_the_sum_of_the_steps_gradients(arguments: dict[str, Any]) -> None:
     model = steady(make(**arguments)).double()
@@ -558,7 +558,6 @@ def test_evaluation_has_no_extra() -> None:
         {"stages": 2, "grids": (8, 4)},
         {"grids": (8, 4, 1)},
         {"feature_size": 8},
-        {"fusion": "hidden"},
         {"fused_weight": 1.0},
         {"guide_theta": (0.8, 0.9)},
         {"guide_padding": 0.0},
@@ -590,7 +589,6 @@ def test_every_testing_argument_changes_the_logits(arguments: dict[str, Any]) ->
     [
         ({"head": "max"}, r"model\.head: 'max' is none of evidence, pmg"),
         ({"distillation": "both"}, r"model\.distillation: 'both'"),
-        ({"fusion": "deep"}, r"model\.fusion: 'deep'"),
         ({"test_heads": "all"}, r"model\.test_heads: 'all'"),
         ({"head": "pmg"}, r"model\.guidance: a 'pmg' head has no evidence maps; set guidance to false, or head to 'evidence'"),
         ({"head": "pmg", "guidance": False}, r"model\.alignment_weight: .* set alignment_weight to 0"),
