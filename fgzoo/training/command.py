@@ -65,8 +65,8 @@ class TrainingCLI(LightningCLI):
         self.resuming = False
         self.done = False
         self.started = time.perf_counter()
-        #: A folder that this run made for itself, before it had anything to put there.
-        self.claimed: Path | None = None
+        #: Folders that this run made for itself, before it had anything to put there; the innermost first.
+        self.claimed: list[Path] = []
         try:
             super().__init__(
                 model_class=FineGrainedClassifier,
@@ -177,14 +177,15 @@ class TrainingCLI(LightningCLI):
         """A new run's folder below this one, which the first process makes."""
         if getattr(rank_zero_only, "rank", 0) or self.config[self.verb].trainer.fast_dev_run:
             return next_folder(base)
-        self.claimed = new_folder(base)
-        return self.claimed
+        missing = [path for path in (base, *base.parents) if not path.exists()]
+        self.claimed = [new_folder(base), *missing]
+        return self.claimed[0]
 
     def _give_back(self) -> None:
-        """Remove the folder that was claimed where nothing came of the run."""
-        if self.claimed is not None:
-            with contextlib.suppress(OSError):
-                self.claimed.rmdir()
+        """Remove what was claimed where nothing came of the run."""
+        with contextlib.suppress(OSError):  # not empty, so neither is what it lies in
+            for path in self.claimed:
+                path.rmdir()
 
     def _scored_checkpoint(self, config: Namespace, base: Path, method: str) -> Path:
         """The checkpoint that `validate` or `test` is about."""

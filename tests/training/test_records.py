@@ -138,7 +138,7 @@ def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> N
 def test_what_is_no_run_leaves_no_folder(arguments: list[str], status: int, tmp_path: Path) -> None:
     result = fit(make_cub(tmp_path / "cub"), *arguments, cwd=tmp_path)
     assert result.status == status, result.err
-    assert not list(tmp_path.glob("runs/*/*"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_without_a_checkpoint_is_not_the_newest(tmp_path: Path) -> None:
