@@ -60,7 +60,7 @@ QUICK = {
     "backbone": "test_resnet", "size": 64, "batch": 2, "classes": 10, "precision": ["32-true"], "warmup": 1, "steps": 2,
     "repeats": 2, "in_process": True, "files": 4, "workers": 0, "threads": 1,
 }  # fmt: skip
-PASSES_EXPLAINED = (
+WORK_EXPLAINED = (
     "Work: the multiply-adds of a training image's forward passes, heads included, over those of a forward pass of the bare",
     "backbone. Overhead: the step's time over that of as much work of the bare backbone (forward, backward, a step of",
     "SGD; forward alone for what builds no graph). With heads: over the passes of the network's own backbones alone, as they are",
@@ -104,7 +104,7 @@ class Case:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Everything about one case: seconds, bytes and passes by name."""
+    """Everything about one case: seconds, bytes and work by name."""
     if case.threads:
         torch.set_num_threads(case.threads)
     device = torch.device(case.device)
@@ -204,7 +204,7 @@ def count_work(model: FineGrainedClassifier, stage: int, images: Tensor) -> Work
 
 
 def beside_backbone(case: Case, trainer: L.Trainer, images: Tensor) -> dict[str, Any]:
-    """Passes of the method, and the bare backbones' seconds for as many."""
+    """Work of the method, and the bare backbones' seconds for as many."""
     model = build(case.method, case.backbone, case.classes, seed=case.seed).to(images.device)
     images = model.normalize(images).contiguous(memory_format=torch.channels_last)
     work = count_work(model, case.stage, images[:2])
@@ -387,7 +387,7 @@ def report(rows: list[dict[str, str]], options: argparse.Namespace, found: dict[
         f"{options.steps} steps after {options.warmup}; the spread is the fastest and the slowest block. Peak: {held}, during "
         "those blocks.",
         "",
-        *PASSES_EXPLAINED,
+        *WORK_EXPLAINED,
         "",
         table(columns, [[cells.get(name, "-") for name in columns] for cells in rows]),
         "",

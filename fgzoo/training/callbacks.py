@@ -92,7 +92,7 @@ class RunRecord(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what training cost, and report on the validation split, where there is one."""
-        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+        if trainer.is_global_zero:
             cost = {
                 "seconds": round(time.perf_counter() - self.started, 1),
                 "epochs": trainer.current_epoch - self.first_epoch,
@@ -103,7 +103,7 @@ class RunRecord(Callback):
             }
             write_json(self.folder / "cost.json", cost)
         data = getattr(trainer, "datamodule", None)
-        if data is not None and data.splits["val"] and not getattr(trainer, "fast_dev_run", False):
+        if data is not None and data.splits["val"]:
             self._report(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -149,6 +149,11 @@ class TrainingCLI(LightningCLI):
 
     # ------------------------------------------------------------------ the run
 
+    @property
+    def dry(self) -> bool:
+        """Whether this is Lightning's `fast_dev_run`, of which nothing is kept."""
+        return bool(self.config[self.verb].trainer.fast_dev_run)
+
     def before_instantiate_classes(self) -> None:
         """Decide where the run's folder and its checkpoint are."""
         config = self.config[self.verb]
@@ -175,7 +180,7 @@ class TrainingCLI(LightningCLI):
 
     def _claim(self, base: Path) -> Path:
         """A new run's folder below this one, which the first process makes."""
-        if getattr(rank_zero_only, "rank", 0) or self.config[self.verb].trainer.fast_dev_run:
+        if getattr(rank_zero_only, "rank", 0) or self.dry:
             return next_folder(base)
         missing = [path for path in (base, *base.parents) if not path.exists()]
         self.claimed = [new_folder(base), *missing]
@@ -235,17 +240,16 @@ class TrainingCLI(LightningCLI):
             settings.output = settings.resume = None
             text = self._parser("fit").dump(settings, skip_unset=False, skip_link_targets=False)
             text = f"# {self.typed}\n{text}"
-        quick = bool(config.get("fast_dev_run"))
         callbacks: list[Callback] = [
-            *([] if quick else [RunRecord(self.run_folder, text)]),
+            *([] if self.dry else [RunRecord(self.run_folder, text)]),
             ReproducibleSteps(self.datamodule.seed),
             RichProgressBar() if self.console.is_terminal else EpochLines(self.console),
         ]
         if self.verb == "fit":
             callbacks += [FiniteLoss(), EndOnSigterm()]
-        if self.verb == "test" and not quick:
+        if self.verb == "test" and not self.dry:
             callbacks.append(ImageScores(self.run_folder))
-        if self.verb == "fit" and not quick:
+        if self.verb == "fit" and not self.dry:
             callbacks += checkpoints(self.run_folder, validates)
         if self.verb == "fit" and not validates:
             kwargs["limit_val_batches"] = 0
@@ -256,10 +260,10 @@ class TrainingCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
         try:
             trainer = super().instantiate_trainer(
-                logger=False if quick else [RunLogger(self.run_folder), *others],
+                logger=False if self.dry else [RunLogger(self.run_folder), *others],
                 callbacks=[*(config.get("callbacks") or []), *callbacks],
                 enable_progress_bar=self.console.is_terminal,
-                enable_checkpointing=self.verb == "fit" and not quick,
+                enable_checkpointing=self.verb == "fit" and not self.dry,
                 **kwargs,
             )
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -298,7 +302,7 @@ class TrainingCLI(LightningCLI):
         count = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
         sizes = {split: len(records) for split, records in self.datamodule.splits.items() if records}
         shown = ", ".join(f"{number} {split}" for split, number in sizes.items())
-        goes = "no folder: fast_dev_run" if getattr(self.trainer, "fast_dev_run", False) else self.run_folder
+        goes = "no folder: fast_dev_run" if self.dry else self.run_folder
         self.console.print(
             f"{type(self.model).__name__} on {self.model.backbone}, {count:.1f} M parameters; {self.datamodule.dataset_name}: "
             f"{self.datamodule.num_classes} classes, {shown} images; {self.trainer.precision}, {self.trainer.max_epochs} epochs"
@@ -314,7 +318,7 @@ class TrainingCLI(LightningCLI):
 
     def close(self) -> None:
         """Say where everything is."""
-        if not self.trainer.is_global_zero or getattr(self.trainer, "fast_dev_run", False):
+        if not self.trainer.is_global_zero or self.dry:
             return
         seconds = time.perf_counter() - self.started
         holds = sorted(path.relative_to(self.run_folder).as_posix() for path in self.run_folder.rglob("*") if path.is_file())
