@@ -6,6 +6,7 @@ and the uniform map, which is chance. On CUB-200-2011 there are boxes and parts,
     python benchmarks/interpretability.py --train --write                            # every birds recipe, 12 epochs each
     python benchmarks/interpretability.py --train --methods rra iagn --limit 60      # a quick look
     python benchmarks/interpretability.py runs/birds-rra/000 runs/birds-iagn/000
+    python benchmarks/interpretability.py runs/birds-iagn/000 --keep --write         # this method anew, the others as they were
     python benchmarks/interpretability.py runs/cub-rra/000 --data cub --root ~/cub
 
 Which map is judged. `explain` gives S maps from coarse to fine, and S differs from method to method, so picking the best of them
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import random
 import sys
@@ -59,6 +61,8 @@ RANDOM_TOP, RANDOM_ALL = "ranks, top layers new", "ranks, all layers new"
 OCCLUDER = 1 / 7
 #: Groups of layers that the randomisation goes through.
 GROUPS = 8
+#: What is said of a single result, which `--keep` may carry on beside later ones.
+MEASURED = ("time", "git", "command")
 
 #: Scores of images by (map, column); NaN where an image has none.
 Scores = dict[tuple[str, str], list[Tensor]]
@@ -400,6 +404,7 @@ def report(results: Sequence[dict[str, Any]], options: argparse.Namespace, where
     return "\n".join([
         "# Where the networks look", "",
         heading(where, options.device, options.seed), "",
+        *earlier(results, where),
         *introduction(results, options), "",
         "## Where the maps lie, %", "",
         table(["method", "map", "images", *columns], places), "",
@@ -410,6 +415,16 @@ def report(results: Sequence[dict[str, Any]], options: argparse.Namespace, where
         "## Every map of a method, %", "",
         table(["method", "map", f"{POINTING}, {regions[-1]}"], single), "",
     ])  # fmt: skip
+
+
+def earlier(results: Sequence[dict[str, Any]], where: dict[str, Any]) -> list[str]:
+    """Which results were measured before this call, and by which revision."""
+    kept: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        if result["measured"]["time"] != where["time"]:
+            kept[result["measured"]["git"]].append(result["method"])
+    lines = [f"Measured before, by fgzoo {git}: {', '.join(methods)}." for git, methods in kept.items()]
+    return [*lines, ""] if lines else []
 
 
 def introduction(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> list[str]:
@@ -483,6 +498,35 @@ def distinct(results: Sequence[dict[str, Any]]) -> None:
             result["method"] = f"{result['method']} ({result['run']})"
 
 
+def read_results(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Results that were written before.
+
+    Args:
+        path: The file.
+        settings: How they must have been measured.
+
+    Returns:
+        The results, each with its own `measured`.
+
+    Raises:
+        UsageError: The file is missing, or its results were measured in another way.
+    """
+    if not path.is_file():
+        raise UsageError(f"--keep: there is no {path.name} to keep results of")
+    before = json.loads(path.read_text())
+    differing = [name for name, value in settings.items() if before["settings"].get(name) != value]
+    if differing:
+        raise UsageError(f"--keep: {path.name} was measured with another {', '.join(differing)}")
+    everyone = {name: before["machine"][name] for name in MEASURED}
+    return [{"measured": everyone, **result} for result in before["results"]]
+
+
+def renewed(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results of before in their order, those of now in their places, new methods last."""
+    new = {result["method"]: result for result in now}
+    return [new.pop(result["method"], result) for result in before] + list(new.values())
+
+
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     recipes = [name.partition("/")[2] for name in list_recipes() if name.startswith("birds/")]
@@ -503,6 +547,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process, or of a training")
     parser.add_argument("--seed", type=int, default=0, help="of training, new weights, drawn images and bootstrap")
+    parser.add_argument("--keep", action="store_true", help="keep the written results of methods that are not measured now")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}/interpretability.md and .json")
     return parser
 
@@ -517,12 +562,20 @@ def main() -> None:
         parser.error("--train trains the birds recipes; give checkpoints for --data cub")
     if options.data == "cub" and options.root is None:
         parser.error("--data cub needs --root")
+    settings = {name: getattr(options, name) for name in ("data", "limit", "perturbed", "explain", "tolerance", "steps", "seed")}
+    before = []
+    if options.keep:
+        try:
+            before = read_results(RESULTS / "interpretability.json", settings)
+        except UsageError as error:
+            parser.error(str(error))
     torch.set_num_threads(options.threads)
     runs = train(options) if options.train else options.checkpoints
     results = [judge(run, options) for run in runs]
     distinct(results)
     where = machine()
-    settings = {name: getattr(options, name) for name in ("data", "limit", "perturbed", "explain", "tolerance", "steps", "seed")}
+    measured = {name: where[name] for name in MEASURED}
+    results = renewed(before, [{"measured": measured, **result} for result in results])
     content = {"machine": where, "settings": settings, "results": results}
     deliver(report(results, options, where), content, "interpretability" if options.write else None)
 

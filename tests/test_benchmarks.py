@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from fgzoo.errors import UsageError
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -48,6 +50,11 @@ def scaling(common: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def cost(scaling: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     load("accuracy_plan", monkeypatch)
     return load("cost", monkeypatch)
+
+
+@pytest.fixture
+def interpretability(common: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return load("interpretability", monkeypatch)
 
 
 def arguments(module: Any, *typed: str) -> Any:
@@ -202,3 +209,34 @@ def test_messages_name_no_folder_of_this_machine(common: Any) -> None:
 
 def test_spread_is_the_median_and_the_range(common: Any) -> None:
     assert common.spread([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0, 10.0)
+
+
+# ---------------------------------------------------------------------- interpretability
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """Results of three methods."""
+    path = tmp_path / "interpretability.json"
+    where = {"time": "then", "git": "abc", "command": "python benchmarks/interpretability.py"}
+    results = [{"method": name, "top1": 1} for name in ("baseline", "iagn", "srbn")]
+    path.write_text(json.dumps({"machine": where, "settings": {"data": "birds", "limit": None}, "results": results}))
+    return path
+
+
+def test_a_method_measured_anew_takes_its_place_among_the_others(interpretability: Any, written: Path) -> None:
+    before = interpretability.read_results(written, {"data": "birds", "limit": None})
+    results = interpretability.renewed(before, [{"method": "iagn", "top1": 2}, {"method": "rra", "top1": 2}])
+    assert [(result["method"], result["top1"]) for result in results] == [("baseline", 1), ("iagn", 2), ("srbn", 1), ("rra", 2)]
+
+
+def test_a_page_says_what_was_measured_before(interpretability: Any, written: Path) -> None:
+    before = interpretability.read_results(written, {"data": "birds"})
+    now = {"method": "iagn", "measured": {"time": "now", "git": "def", "command": ""}}
+    lines = interpretability.earlier(interpretability.renewed(before, [now]), {"time": "now"})
+    assert lines[0] == "Measured before, by fgzoo abc: baseline, srbn."
+
+
+def test_results_measured_in_another_way_are_not_kept(interpretability: Any, written: Path) -> None:
+    with pytest.raises(UsageError, match="another limit"):
+        interpretability.read_results(written, {"data": "birds", "limit": 60})
