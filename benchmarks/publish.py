@@ -4,6 +4,7 @@
     python benchmarks/publish.py birds --runs runs/birds
     python benchmarks/accuracy.py run cub50 --root cub=PATH --weights PATH --runs runs/accuracy
     python benchmarks/publish.py cub50 --runs runs/accuracy --table "160 pixels, 10 epochs" --licence CC-BY-NC-4.0
+    python benchmarks/publish.py birds --runs runs/birds --methods iagn      # this one alone; the others stay as they are
 
 `birds` are the baseline and the four methods on the synthetic birds, tested (`fgzoo test`) and published (`fgzoo publish`) into
 the package. A plan's are the rows that it compares with its baseline, in one of its tables; the first seed's weights, beside
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from accuracy_plan import Cell, Costs, Plan, cells_of, read_plan
@@ -47,9 +49,9 @@ def publish(folder: Path, name: str, output: Path, *more: object) -> int:
     return find_entry(name).size
 
 
-def publish_birds(runs: Path, seed: int) -> None:
+def publish_birds(runs: Path, seed: int, methods: Sequence[str] | None) -> None:
     """The runs METHOD-SEED, into the package."""
-    for method in METHODS:
+    for method in methods or METHODS:
         folder, name = runs / f"{method}-{seed}", f"{method}_birds"
         run("test", "--ckpt_path", folder)
         size = publish(folder, name, REGISTRY.parent)
@@ -57,22 +59,22 @@ def publish_birds(runs: Path, seed: int) -> None:
             sys.exit(f"{name}{SUFFIX} has {size} bytes; at most {LARGEST} may lie in the package")
 
 
-def publish_plan(plan: Plan, runs: Path, table: str, licence: str) -> None:
+def publish_plan(plan: Plan, runs: Path, table: str, licence: str, methods: Sequence[str] | None) -> None:
     """The compared rows of a plan's table, into the repository."""
-    total = 0
-    for name, folders in finished(plan, runs, table, Costs(runs / "costs.json")).items():
+    for name, folders in finished(plan, runs, table, Costs(runs / "costs.json"), methods).items():
         first, *others = folders
         more = ["--seeds", *others] if others else []
-        total += publish(first, name, CHECKPOINTS, "--licence", licence, *more)
+        publish(first, name, CHECKPOINTS, "--licence", licence, *more)
+    total = sum(path.stat().st_size for path in CHECKPOINTS.glob(f"*_{plan.name}{SUFFIX}"))
     if total > ALL_OF_A_PLAN:
         sys.exit(f"the checkpoints of {plan.name} have {total} bytes together; at most {ALL_OF_A_PLAN} may lie in the repository")
 
 
-def finished(plan: Plan, runs: Path, table: str, costs: Costs) -> dict[str, list[Path]]:
-    """Names of checkpoints, and the folders of their finished runs by seed.
+def finished(plan: Plan, runs: Path, table: str, costs: Costs, methods: Sequence[str] | None = None) -> dict[str, list[Path]]:
+    """Names of these methods' checkpoints, and the folders of their finished runs by seed.
 
     Raises:
-        UsageError: The plan has no such table, or the run of a row has not been finished.
+        UsageError: The plan has no such table or methods, or the run of a row has not been finished.
     """
     cells = [cell for cell in cells_of(plan, costs) if cell.table == table]
     if not cells:
@@ -80,10 +82,14 @@ def finished(plan: Plan, runs: Path, table: str, costs: Costs) -> dict[str, list
     found = {}
     for label in plan.compare:
         of_row = [cell for cell in cells if cell.label == label]
+        if methods is not None and of_row[0].method not in methods:
+            continue
         folders = [runs / cell.name for cell in of_row if (runs / cell.name / PROBABILITIES).is_file()]
         if not folders:
             raise UsageError(f"no run of {label} is finished, such as {runs / of_row[0].name}")
         found[name_of(of_row[0])] = folders
+    if not found:
+        raise UsageError(f"{plan.name} compares no {' or '.join(methods or [])} with its baseline")
     return found
 
 
@@ -98,16 +104,17 @@ def main() -> None:
     parser.add_argument("what", help="birds, or a plan of accuracy.py")
     parser.add_argument("--runs", type=Path, required=True, help="where the runs are")
     parser.add_argument("--seed", type=int, default=0, help="of the birds' runs")
+    parser.add_argument("--methods", nargs="+", help="what to publish; by default all")
     parser.add_argument("--table", help="of a plan")
     parser.add_argument("--licence", help="of a plan's weights")
     options = parser.parse_args()
     if options.what == "birds":
-        publish_birds(options.runs, options.seed)
+        publish_birds(options.runs, options.seed, options.methods)
     elif options.table is None or options.licence is None:
         parser.error("a plan's checkpoints need --table and --licence")
     else:
         try:
-            publish_plan(read_plan(options.what), options.runs.resolve(), options.table, options.licence)
+            publish_plan(read_plan(options.what), options.runs.resolve(), options.table, options.licence, options.methods)
         except UsageError as error:
             sys.exit(f"publish: {error}")
 

@@ -500,6 +500,8 @@ def test_checkpoints_are_of_the_compared_rows_and_their_finished_seeds(bench: An
     assert found == {"rra_mobilenetv2_small_plan": [folders["RRA", 1]]}
     with pytest.raises(UsageError, match="no table 'long'; it has short"):
         bench.publish.finished(plan, tmp_path, "long", counted(bench))
+    with pytest.raises(UsageError, match="compares no srbn with its baseline"):
+        bench.publish.finished(plan, tmp_path, "short", counted(bench), ["srbn"])
 
 
 def test_no_folder_of_a_machine_is_committed() -> None:
