@@ -11,9 +11,11 @@ and the uniform map, which is chance. On CUB-200-2011 there are boxes and parts,
 
 Which map is judged. `explain` gives S maps from coarse to fine, and S differs from method to method, so picking the best of them
 on the test set would favour methods with many. Two maps are therefore fixed before anything is measured: the *final map*, which
-every method defines as its last word (the last step of a recursion, the deepest stage, the mask, the readout), and the *mean of
+every method defines as its last word (the last step of a recursion, the fused evidence, the mask, the readout), and the *mean of
 the maps*, each in [0, 1]. Every map is judged by its place, too; the best of them is chosen afterwards and says so. All explain
 the predicted class, unless `--explain true` is given. Networks that look twice are judged on what they show of the whole image.
+IAGN's last word was its deepest stage when it was first measured; only since then has it shown the fused evidence, whose mean is
+its logit.
 """
 
 from __future__ import annotations

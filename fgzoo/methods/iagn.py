@@ -16,7 +16,8 @@ stage 3 on 2x2, the fused classifier on the whole image with weight 2. It is sco
 On top, each switched by an argument:
 
 * `head="evidence"`: a stage ends in one evidence map a class, and a logit is the mean of its map plus a bias
-  ([EvidenceHead][fgzoo.nn.evidence.EvidenceHead]), so the maps shown are the decision and not an interpretation of it.
+  ([EvidenceHead][fgzoo.nn.evidence.EvidenceHead]); so are the fused classifier's. The maps shown, the fused one last, are the
+  decision and not an interpretation of it.
 * `guidance`: the stages see, shuffled, the region where the fused evidence of the true class reaches a share theta of its
   maximum; the fused classifier sees the whole image.
 * `distillation`: a stage also learns from the next deeper classifier's prediction for the same shuffled image.
@@ -163,9 +164,9 @@ class IAGNNetwork(nn.Module):
 
     Shape:
         - images: (B, 3, H, W); targets: (B,); keys: (B, 3)
-        - logits: (B, K); heads: `stage1` .. `stageS`, `fused`; attention: (B, S, h, w) on the first stage's grid, the stages'
-          evidence for the predicted class (of the target, where targets are given in evaluation); with PMG's classifier the mean
-          of the blocks' channels
+        - logits: (B, K); heads: `stage1` .. `stageS`, `fused`; attention: (B, S + 1, h, w) on the first stage's grid, the stages'
+          evidence and then the fused classifier's, for the predicted class (of the target, where targets are given in
+          evaluation); with PMG's classifier (B, S, h, w), the mean of the blocks' channels
         - extra, in training, with l = 1 .. S + 1 for the student: `teacher{l}` (B, K), `attention{l}` (B, h, w), `evidence{l}`
           (B, h', w')
     """
@@ -365,6 +366,8 @@ class IAGNNetwork(nn.Module):
             found = self._evidence(stage, maps, classes) if evident else features.mean(dim=1)
             size = shown[0].shape[-2:] if shown else found.shape[-2:]
             shown.append(F.interpolate(found.detach().float()[:, None], size=size, mode="bilinear", align_corners=False))
+        if len(maps) == self.fused and isinstance(self.heads[self.fused], EvidenceHead):
+            shown.append(self._evidence(self.fused, maps, classes).detach().float()[:, None])
         return normalize_map(torch.cat(shown, dim=1))
 
 
@@ -565,5 +568,6 @@ class IAGN(FineGrainedClassifier):
         return terms
 
     def map_names(self, count: int) -> list[str]:
-        """The stages."""
-        return [f"stage {number}" for number in range(1, count + 1)]
+        """The stages, and where there is evidence the fused classifier, whose map is what the logit is the mean of."""
+        last = [] if self.head == "pmg" else ["fused"]
+        return [*(f"stage {number}" for number in range(1, count + 1 - len(last))), *last]

@@ -182,17 +182,23 @@ def test_every_logit_is_the_mean_of_its_evidence_plus_bias(backbone: str, dtype:
     assert torch.equal(output.logits, output.heads["fused"])
 
 
-def test_attention_is_each_stages_evidence_of_the_predicted_class() -> None:
+def test_attention_is_each_classifiers_evidence_of_the_predicted_class() -> None:
     model = evaluation_mode(make())
     net, images = network(model), example_batch((96, 64))[0]
     with torch.no_grad():
         output, maps = net(images), net._maps(images)
         predicted = output.logits.argmax(1)
-        assert output.attention.shape == (4, 3, 12, 8)
-        for stage in range(3):
-            evidence = head(model, stage).evidence([maps[stage]])[torch.arange(4), predicted]
+        assert output.attention.shape == (4, 4, 12, 8)
+        for number in range(4):
+            read = [maps[stage] for stage in net.stages_of(number)]
+            evidence = head(model, number).evidence(read)[torch.arange(4), predicted]
             enlarged = F.interpolate(evidence[:, None], size=(12, 8), mode="bilinear", align_corners=False)[:, 0]
-            torch.testing.assert_close(output.attention[:, stage], normalize_map(enlarged), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(output.attention[:, number], normalize_map(enlarged), atol=1e-5, rtol=1e-4)
+
+
+def test_maps_are_named_the_fused_one_last() -> None:
+    assert make().map_names(4) == ["stage 1", "stage 2", "stage 3", "fused"]
+    assert make(**PMG).map_names(3) == ["stage 1", "stage 2", "stage 3"]
 
 
 def test_attention_follows_the_class_asked_for_and_the_logits_do_not() -> None:
