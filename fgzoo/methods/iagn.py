@@ -153,6 +153,7 @@ class IAGNNetwork(nn.Module):
         grids: Jigsaw of each stage, from the shallowest: n for n x n patches; as many as there are stages S.
         feature_size: Width of a block's first convolution, its second has twice that; by default a quarter of the backbone's
             deepest stage.
+        direct: See [IAGN][].
         guidance: See [IAGN][].
         distillation: See [IAGN][].
         alignment: See [IAGN][].
@@ -178,6 +179,7 @@ class IAGNNetwork(nn.Module):
         head: Head = "evidence",
         grids: Sequence[int] = (8, 4, 2),
         feature_size: int | None = None,
+        direct: bool = False,
         guidance: bool = True,
         distillation: Distillation = "deep_to_shallow",
         alignment: bool = True,
@@ -196,9 +198,14 @@ class IAGNNetwork(nn.Module):
         self.taps = stage_taps(backbone.levels, self.fused)
         width = feature_size or max(1, backbone.stage_channels // 4)
         self.blocks = nn.ModuleList(stage_block(backbone.levels[tap].channels, width) for tap in self.taps)
+        widths = [2 * width] * self.fused
+        if direct:
+            self.taps.append(len(backbone.levels) - 1)
+            self.blocks.append(nn.Identity())
+            widths.append(backbone.levels[-1].channels)
         self.heads = nn.ModuleList()
         for number in range(self.fused + 1):
-            channels = [2 * width] * len(self.stages_of(number))
+            channels = [widths[i] for i in self.maps_of(number)]
             evident = head == "evidence"
             self.heads.append(EvidenceHead(channels, num_classes) if evident else PMGHead(channels, num_classes, width))
         self.guidance = guidance
@@ -280,9 +287,9 @@ class IAGNNetwork(nn.Module):
         grid = self.grids[stage]
         return jigsaw(images, jigsaw_order(draw_uniform(images, keys, grid * grid, SALT_JIGSAW + stage)), grid)
 
-    def stages_of(self, head: int) -> range:
-        """The stages whose maps a classifier reads: its own, or all of them."""
-        return range(self.fused) if head == self.fused else range(head, head + 1)
+    def maps_of(self, head: int) -> range:
+        """The maps that a classifier reads, by number: its own stage's, or all of them (with `direct` the last level, too)."""
+        return range(len(self.blocks)) if head == self.fused else range(head, head + 1)
 
     def teacher_of(self, head: int) -> int | None:
         """The classifier that a classifier learns from, on its own input."""
@@ -301,9 +308,9 @@ class IAGNNetwork(nn.Module):
         """
         teacher = self.teacher_of(student)
         deeper = student + 1 if self.alignment and student < self.fused else None
-        wanted = {stage for head in (student, teacher, deeper) if head is not None for stage in self.stages_of(head)}
+        wanted = {i for head in (student, teacher, deeper) if head is not None for i in self.maps_of(head)}
         levels = self.backbone(images, depth=self.taps[max(wanted)] + 1)
-        maps = {stage: self.blocks[stage](levels[self.taps[stage]]) for stage in self.stages_of(student)}
+        maps = {i: self.blocks[i](levels[self.taps[i]]) for i in self.maps_of(student)}
         logits = self.heads[student](list(maps.values()))
 
         extra: dict[str, Tensor] = {}
@@ -311,7 +318,7 @@ class IAGNNetwork(nn.Module):
         with torch.no_grad():
             known = {i: maps[i] if i in maps else self.blocks[i](levels[self.taps[i]]) for i in sorted(wanted)}
             if teacher is not None:
-                extra[f"teacher{number}"] = self.heads[teacher]([known[i] for i in self.stages_of(teacher)])
+                extra[f"teacher{number}"] = self.heads[teacher]([known[i] for i in self.maps_of(teacher)])
             if deeper is not None:
                 extra[f"evidence{number}"] = self._evidence(deeper, known, _given(targets))
         if deeper is not None:
@@ -335,11 +342,11 @@ class IAGNNetwork(nn.Module):
 
     def _maps(self, images: Tensor) -> dict[int, Tensor]:
         levels = self.backbone(images)
-        return {stage: block(levels[tap]) for stage, (tap, block) in enumerate(zip(self.taps, self.blocks, strict=True))}
+        return {i: block(levels[tap]) for i, (tap, block) in enumerate(zip(self.taps, self.blocks, strict=True))}
 
     def _heads(self, maps: dict[int, Tensor]) -> dict[str, Tensor]:
         numbered = enumerate(self.names)
-        return {name: self.heads[number]([maps[i] for i in self.stages_of(number)]) for number, name in numbered}
+        return {name: self.heads[number]([maps[i] for i in self.maps_of(number)]) for number, name in numbered}
 
     def _scored(self, heads: dict[str, Tensor]) -> Tensor:
         # PMG adds the four up; their mean predicts the same class and keeps the scale that the losses gave them.
@@ -350,7 +357,7 @@ class IAGNNetwork(nn.Module):
     def _evidence(self, number: int, maps: dict[int, Tensor], classes: Tensor) -> Tensor:
         head = self.heads[number]
         assert isinstance(head, EvidenceHead)
-        return head.evidence([maps[i] for i in self.stages_of(number)], classes)
+        return head.evidence([maps[i] for i in self.maps_of(number)], classes)
 
     def _guiding_boxes(self, maps: dict[int, Tensor], targets: Tensor | None, keys: Tensor | None) -> Tensor:
         low, high = self.guide_theta
@@ -361,12 +368,13 @@ class IAGNNetwork(nn.Module):
 
     def _attention(self, maps: dict[int, Tensor], classes: Tensor) -> Tensor:
         shown: list[Tensor] = []
-        for stage, features in maps.items():
+        for stage in sorted(maps.keys() & set(range(self.fused))):
+            features = maps[stage]
             evident = isinstance(self.heads[stage], EvidenceHead)
             found = self._evidence(stage, maps, classes) if evident else features.mean(dim=1)
             size = shown[0].shape[-2:] if shown else found.shape[-2:]
             shown.append(F.interpolate(found.detach().float()[:, None], size=size, mode="bilinear", align_corners=False))
-        if len(maps) == self.fused and isinstance(self.heads[self.fused], EvidenceHead):
+        if len(maps) == len(self.blocks) and isinstance(self.heads[self.fused], EvidenceHead):
             shown.append(self._evidence(self.fused, maps, classes).detach().float()[:, None])
         return normalize_map(torch.cat(shown, dim=1))
 
@@ -435,6 +443,7 @@ class IAGN(FineGrainedClassifier):
         stages: int = 3,
         grids: Sequence[int] = (8, 4, 2),
         feature_size: int | None = None,
+        direct: bool = False,
         fused_weight: float = 2.0,
         guide_theta: tuple[float, float] = (0.4, 0.6),
         guide_padding: float = 0.1,
@@ -480,6 +489,7 @@ class IAGN(FineGrainedClassifier):
         self.alignment_weight = alignment_weight
         self.grids = tuple(grids)
         self.feature_size = feature_size
+        self.direct = direct
         self.fused_weight = fused_weight
         self.guide_theta = (guide_theta[0], guide_theta[1])
         self.guide_padding = guide_padding
@@ -496,6 +506,7 @@ class IAGN(FineGrainedClassifier):
             head=self.head,
             grids=self.grids,
             feature_size=self.feature_size,
+            direct=self.direct,
             guidance=self.guidance,
             distillation=self.distillation,
             alignment=self.alignment_weight > 0,

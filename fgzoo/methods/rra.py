@@ -38,8 +38,8 @@ from fgzoo.nn.recurrent import RepeatedInputLSTM
 
 Patches = Literal["activation", "center", "random", "file"]
 
-#: The local crop's side relative to the input's: 224 of 448. Also the side of `center` and `random` boxes.
-LOCAL_SCALE = 0.5
+#: The side of `center` and `random` boxes, relative to the image's.
+BOX_SIDE = 0.5
 #: Attention maps of a forward pass come at this stride, fine enough for a pasted patch.
 ATTENTION_STRIDE = 8
 
@@ -130,6 +130,8 @@ class RRANetwork(nn.Module):
             (`stored_boxes`).
         num_patches: Candidates, of which training draws one for every sample.
         test_patches: How many of the first candidates testing averages.
+        patch_percentile: See [activation_boxes][fgzoo.nn.crops.activation_boxes].
+        local_scale: The side to which patches are resized, relative to the image's.
 
     Attributes:
         stored_boxes: (number of images, num_patches, 4) for `file`, looked up by the samples' index.
@@ -155,6 +157,8 @@ class RRANetwork(nn.Module):
         patches: Patches = "activation",
         num_patches: int = 10,
         test_patches: int = 4,
+        patch_percentile: float = 0.95,
+        local_scale: float = 0.5,
     ) -> None:
         super().__init__()
         self.global_backbone = global_backbone
@@ -168,6 +172,8 @@ class RRANetwork(nn.Module):
         self.patches = patches
         self.num_patches = num_patches
         self.test_patches = test_patches
+        self.patch_percentile = patch_percentile
+        self.local_scale = local_scale
         self.stored_boxes: Tensor | None = None
 
     def forward(self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None) -> MethodOutput:
@@ -204,15 +210,15 @@ class RRANetwork(nn.Module):
     def _candidates(self, images: Tensor, features: Tensor, keys: Tensor | None) -> Tensor:
         batch = images.shape[0]
         if self.patches == "activation":
-            return activation_boxes(features, self.num_patches)
+            return activation_boxes(features, self.num_patches, self.patch_percentile)
         if self.patches == "center":
-            return center_boxes(batch, self.num_patches, images, LOCAL_SCALE)
+            return center_boxes(batch, self.num_patches, images, BOX_SIDE)
         if self.patches == "random":
             # In evaluation the same boxes for every image, so that testing is deterministic.
             if keys is None or not self.training:
                 keys = torch.zeros(batch, 3, dtype=torch.long, device=images.device)
             uniform = keyed_uniform(keys, 2 * self.num_patches, salt=2)
-            return random_boxes(uniform.view(batch, self.num_patches, 2), LOCAL_SCALE)
+            return random_boxes(uniform.view(batch, self.num_patches, 2), BOX_SIDE)
         if self.stored_boxes is None or keys is None:
             raise UsageError(
                 "patches: 'file' looks boxes up by the images' names, which only images of a data module have; take "
@@ -232,7 +238,7 @@ class RRANetwork(nn.Module):
         """
         if self.local_backbone is None:
             raise UsageError("patches: this network has no local stream (local=False)")
-        height, width = (max(32, int(side * LOCAL_SCALE)) for side in images.shape[-2:])
+        height, width = (max(32, int(side * self.local_scale)) for side in images.shape[-2:])
         return self.local_backbone(crop_boxes(images, boxes, (height, width)))[-1]
 
     def _global_map(self, images: Tensor, maps: Tensor, logits: Tensor, targets: Tensor | None) -> Tensor:
@@ -265,9 +271,12 @@ class RRA(FineGrainedClassifier):
         patches: Where patches come from: `activation`, `center`, `random` or `file`. Our decision, see the module.
         num_patches: Candidates, of which training draws one for every sample.
         test_patches: How many of the first candidates testing averages. Our decision; the authors drew one at random.
+        patch_percentile: For `activation`: a patch bounds the pixels of a channel at or above this share of them, see
+            [activation_boxes][fgzoo.nn.crops.activation_boxes] (0.95 in the authors' files).
         patch_file: For `file`: an `.npz` with, under each image's name, (num_patches, 4) relative boxes x0, y0, x1, y1.
         local_stride: The local stream reads its backbone's deepest level of at most this stride (VGG-19 without its last pool:
             16), else the last level. Our decision for other backbones.
+        local_scale: The side to which patches are resized, relative to the image's: 0.5 in the authors' code, 224 of 448 pixels.
         **training: Optimiser, schedule and so on, see [FineGrainedClassifier][].
 
     Raises:
@@ -291,8 +300,10 @@ class RRA(FineGrainedClassifier):
         patches: Patches = "activation",
         num_patches: int = 10,
         test_patches: int = 4,
+        patch_percentile: float = 0.95,
         patch_file: str | Path | None = None,
         local_stride: int = 16,
+        local_scale: float = 0.5,
         **training: Any,
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
@@ -300,6 +311,10 @@ class RRA(FineGrainedClassifier):
             raise UsageError(f"model.steps: {steps}; the recursion needs at least one step")
         if not 1 <= test_patches <= num_patches:
             raise UsageError(f"model.test_patches: {test_patches} is not between 1 and num_patches ({num_patches})")
+        if not 0 <= patch_percentile < 1:
+            raise UsageError(f"model.patch_percentile: {patch_percentile} is not in [0, 1)")
+        if local_scale <= 0:
+            raise UsageError(f"model.local_scale: {local_scale}; must be more than 0")
         if (patches == "file") != (patch_file is not None):
             raise UsageError("model.patches: 'file' and model.patch_file go together; give both or neither")
         self.local = local
@@ -312,8 +327,10 @@ class RRA(FineGrainedClassifier):
         self.patches: Patches = patches
         self.num_patches = num_patches
         self.test_patches = test_patches
+        self.patch_percentile = patch_percentile
         self.patch_file = patch_file
         self.local_stride = local_stride
+        self.local_scale = local_scale
 
     def build_network(self) -> nn.Module:
         """Two backbones (one without a local stream) and both streams."""
@@ -330,6 +347,8 @@ class RRA(FineGrainedClassifier):
             patches=self.patches,
             num_patches=self.num_patches,
             test_patches=self.test_patches,
+            patch_percentile=self.patch_percentile,
+            local_scale=self.local_scale,
         )
 
     def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:

@@ -176,7 +176,7 @@ def test_every_logit_is_the_mean_of_its_evidence_plus_bias(backbone: str, dtype:
     with torch.no_grad():
         output, maps = net(images), net._maps(images)
         for number, name in enumerate(net.names):
-            evidence = head(model, number).evidence([maps[i] for i in net.stages_of(number)])
+            evidence = head(model, number).evidence([maps[i] for i in net.maps_of(number)])
             logits = evidence.mean(dim=(2, 3)) + head(model, number).bias
             torch.testing.assert_close(output.heads[name], logits, atol=tolerance, rtol=0)
     assert torch.equal(output.logits, output.heads["fused"])
@@ -190,7 +190,7 @@ def test_attention_is_each_classifiers_evidence_of_the_predicted_class() -> None
         predicted = output.logits.argmax(1)
         assert output.attention.shape == (4, 4, 12, 8)
         for number in range(4):
-            read = [maps[stage] for stage in net.stages_of(number)]
+            read = [maps[stage] for stage in net.maps_of(number)]
             evidence = head(model, number).evidence(read)[torch.arange(4), predicted]
             enlarged = F.interpolate(evidence[:, None], size=(12, 8), mode="bilinear", align_corners=False)[:, 0]
             torch.testing.assert_close(output.attention[:, number], normalize_map(enlarged), atol=1e-5, rtol=1e-4)
@@ -227,8 +227,8 @@ def test_a_step_of_the_parent_reaches_exactly_its_stage(backbone: str) -> None:
     net, (images, targets, keys) = network(model), example_batch()
     for step, output in enumerate(model.training_outputs(images, targets, keys)):
         model.zero_grad()
-        net.backbone(images)[net.taps[max(net.stages_of(step))]].sum().backward()
-        own = (f"heads.{step}.", *(f"blocks.{i}." for i in net.stages_of(step)))
+        net.backbone(images)[net.taps[max(net.maps_of(step))]].sum().backward()
+        own = (f"heads.{step}.", *(f"blocks.{i}." for i in net.maps_of(step)))
         expected = reached(model) | {name for name, _ in net.named_parameters() if name.startswith(own)}
         model.zero_grad()
         total(model, output, targets).backward()
@@ -359,7 +359,7 @@ def test_the_student_alone_learns(direction: str) -> None:
         trained = {name.split(".")[1] for name in reached(model) if name.startswith("heads.")}
         assert trained == {str(student)}
         blocks = {int(name.split(".")[1]) for name in reached(model) if name.startswith("blocks.")}
-        assert blocks == set(net.stages_of(student))
+        assert blocks == set(net.maps_of(student))
 
 
 def test_alignment_draws_a_stage_to_the_next_deeper_evidence_of_the_true_class() -> None:
@@ -371,7 +371,7 @@ def test_alignment_draws_a_stage_to_the_next_deeper_evidence_of_the_true_class()
             continue
         with torch.no_grad():
             maps = net._maps(net.stage_input(images, student, keys))
-            read = [maps[i] for i in net.stages_of(student + 1)]
+            read = [maps[i] for i in net.maps_of(student + 1)]
             evidence = head(model, student + 1).evidence(read)[torch.arange(4), targets]
         torch.testing.assert_close(output.extra[f"evidence{student + 1}"], evidence, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(output.extra[f"attention{student + 1}"], maps[student].mean(1))
