@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import statistics
@@ -27,8 +28,8 @@ FOLDER = RESULTS / "accuracy"
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 
-#: Arrays by name: `predicted/CELL` and `targets/FINGERPRINT`, both (N,) in the order of the test split, and
-#: `ensemble/TABLE/DATASET/SEED`, the classes with the largest averaged probabilities.
+#: Arrays by name: `predicted/CELL` and `targets/FINGERPRINT`, both (N,) in the order of the test split, and what
+#: [ensemble_name][] says, the classes with the largest averaged probabilities.
 Predictions = dict[str, NDArray[Any]]
 Line = dict[str, str]
 
@@ -103,7 +104,10 @@ def collect(plan: Plan, cells: Sequence[Cell], runs: Path, folder: Path = FOLDER
                 with np.load(runs / cell.name / PROBABILITIES) as scored:
                     predictions[f"predicted/{cell.name}"] = _small(scored["predicted"])
                     predictions[f"targets/{rows[cell.name]['fingerprint']}"] = _small(scored["targets"])
-        predictions.update(_ensembles(plan, cells, runs))
+                    if cell.label in plan.ensemble:
+                        kept = {"probabilities": scored["probabilities"].astype(np.float16)}
+                        write_predictions(_probabilities(folder, plan, cell.name), kept)
+        predictions.update(_ensembles(plan, rows.values(), folder))
         order = {cell.name: number for number, cell in enumerate(cells)}
         ordered = sorted(rows.values(), key=lambda row: order.get(row["cell"], len(order)))
         write_rows(folder / f"{plan.name}.csv", ordered)
@@ -122,17 +126,27 @@ def _small(classes: NDArray[Any]) -> NDArray[Any]:
     return classes.astype(np.uint8 if classes.max(initial=0) < 256 else np.uint16)
 
 
-def _ensembles(plan: Plan, cells: Sequence[Cell], runs: Path) -> Predictions:
-    """The classes with the largest averaged probabilities, where all members' runs are at hand."""
-    groups: dict[tuple[str, str, int], list[Path]] = defaultdict(list)
-    for cell in cells:
-        if cell.label in plan.ensemble and cell.fold is None:
-            groups[cell.table, cell.dataset, cell.seed].append(runs / cell.name / PROBABILITIES)
+def _probabilities(folder: Path, plan: Plan, cell: str) -> Path:
+    return folder / plan.name / f"{cell}.npz"
+
+
+def ensemble_name(cells: Iterable[str]) -> str:
+    """Under which name the averaged prediction of some cells is kept: a run made anew with other arguments is another member."""
+    return f"ensemble/{hashlib.sha256(' '.join(sorted(cells)).encode()).hexdigest()[:16]}"
+
+
+def _ensembles(plan: Plan, rows: Iterable[Line], folder: Path) -> Predictions:
+    """The classes with the largest averaged probabilities, where all members' probabilities are kept."""
+    groups: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        if row["label"] in plan.ensemble and not row["fold"]:
+            groups[row["table"], row["dataset"], row["seed"]][row["label"]] = row["cell"]
     found: Predictions = {}
-    for (name, dataset, seed), paths in groups.items():
+    for members in groups.values():
+        paths = [_probabilities(folder, plan, cell) for cell in members.values()]
         if len(paths) == len(plan.ensemble) and all(path.is_file() for path in paths):
-            mean = np.mean([np.load(path)["probabilities"].astype(np.float32) for path in paths], axis=0)
-            found[f"ensemble/{name}/{dataset}/{seed}"] = _small(mean.argmax(axis=1))
+            mean = np.mean([read_predictions(path)["probabilities"].astype(np.float32) for path in paths], axis=0)
+            found[ensemble_name(members.values())] = _small(mean.argmax(axis=1))
     return found
 
 
@@ -352,7 +366,7 @@ def together_table(plan: Plan, block: Block, predictions: Predictions) -> str:
     ]
     text = table(("predict the same class", "% of test images"), lines)
     targets = predictions[f"targets/{members[0].first['fingerprint']}"]
-    names = [f"ensemble/{block.table}/{block.dataset}/{seed}" for seed, _ in common]
+    names = [ensemble_name(group.by_seed()[seed]["cell"] for group in members) for seed in common]
     hits = [float((predictions[name] == targets).mean()) for name in names if name in predictions]
     if not hits or len(members) < len(plan.ensemble):
         return text

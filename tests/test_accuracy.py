@@ -250,7 +250,10 @@ def test_a_plan_runs_every_cell_once_and_keeps_its_results(bench: Any, plan_file
     kept = bench.accuracy_table.read_predictions(results / "small_plan.npz")
     right = kept[f"predicted/{rows[0]['cell']}"] == kept["targets/" + "f" * 16]
     assert float(rows[0]["top1"]) == pytest.approx(right.mean())
-    assert {f"ensemble/short/cub/{seed}" for seed in (0, 1)} <= kept.keys()
+    for seed in ("0", "1"):
+        members = [row["cell"] for row in rows if row["seed"] == seed and row["label"] in ("RRA's parent", "RRA")]
+        single = [np.load(results / "small_plan" / f"{cell}.npz")["probabilities"].astype(np.float64) for cell in members]
+        assert (kept[bench.accuracy_table.ensemble_name(members)] == sum(single).argmax(axis=1)).all()
     record = (results / "small_plan" / f"{rows[0]['cell']}.json").read_text()
     assert json.loads(record)["config"]["data"]["root"] == "PATH"
     assert str(plan_file.parent) not in record + (results / "small_plan.csv").read_text()
