@@ -28,7 +28,7 @@ from fgzoo.training.messages import get_parameter_names
 from tests.command import fgzoo
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("bootstrap", "common", "accuracy_plan", "accuracy_runs", "accuracy_table", "accuracy", "publish")
+NAMES = ("bootstrap", "common", "accuracy_plan", "accuracy_runs", "accuracy_table", "accuracy", "curves", "publish")
 PLAN = """
 title: A small plan
 fit: --config {dataset} --model {method} --config small
@@ -259,6 +259,39 @@ def test_a_plan_runs_every_cell_once_and_keeps_its_results(bench: Any, plan_file
     assert str(plan_file.parent) not in record + (results / "small_plan.csv").read_text()
     assert run(bench, plan_file) == 0
     assert len(runner.calls) == 16  # nothing was left to do
+
+
+def test_curves_show_every_term_and_head_of_the_compared_rows(bench: Any, plan_file: Path, runner: Runner) -> None:
+    results = plan_file.parent / "results"
+    drawn = ["--results", str(results)]
+    run(bench, plan_file, "--seeds", "1")
+    for path in (results / "small_plan").glob("*.json"):
+        record = json.loads(path.read_text())
+        record["metrics"] = [
+            {"epoch": "0", "train/loss_global": "2.5", "train/top1": "0.2"},
+            {"epoch": "1", "train/loss_global": "1.5", "train/loss_local": "3.0", "train/top1": "0.6"},
+            {"epoch": "1", "test/top1": "0.5", "test/top1_local": "0.25"},
+        ]
+        path.write_text(json.dumps(record))
+    plan = bench.accuracy_plan.read_plan(str(plan_file))
+    above, below = bench.curves.draw(plan, "short", results).axes
+    terms = {line.get_label(): list(line.get_ydata()) for line in above.lines}
+    assert terms == {"global": [2.5, 1.5], "local": [3.0]}
+    assert [line.get_label() for line in below.lines if not line.get_label().startswith("_")] == [
+        "RRA's parent",
+        "Baseline",
+        "RRA",
+    ]
+    assert [text.get_text() for text in below.texts] == ["local"]
+    assert bench.curves.main([str(plan_file), *drawn]) == 0
+    assert (results / "small_plan_curves.png").stat().st_size > 10_000
+
+
+def test_curves_of_what_was_not_measured_are_refused(
+    bench: Any, plan_file: Path, runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.curves.main([str(plan_file), "--results", str(plan_file.parent), "--variant", "long"]) == 2
+    assert "nothing of the variant 'long' has been measured; its variants: 'short'" in capsys.readouterr().err
 
 
 def test_only_and_seeds_choose_cells(bench: Any, plan_file: Path, runner: Runner) -> None:

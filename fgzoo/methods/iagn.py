@@ -410,6 +410,7 @@ class IAGN(FineGrainedClassifier):
         grids: Jigsaw of each stage, from the shallowest: n for n x n patches, 1 for none.
         feature_size: Width of the stages' first convolution, the second has twice that; by default a quarter of the backbone's
             deepest stage (512 for ResNet-50, PMG's).
+        direct: The fused classifier reads the backbone's last level as it is, too, beside the blocks' maps. Our decision.
         fused_weight: Weight of the fused classifier's cross-entropy (2 in PMG's code).
         guide_theta: Range from which training draws the share of the evidence's maximum that is cropped to (WS-DAN's).
         guide_padding: Margin of that crop, relative to the image's side (WS-DAN's).

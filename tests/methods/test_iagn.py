@@ -169,9 +169,11 @@ def test_a_single_vector_is_normalised_by_the_running_statistics() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.double, 1e-12)])
-@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit"])
-def test_every_logit_is_the_mean_of_its_evidence_plus_bias(backbone: str, dtype: torch.dtype, tolerance: float) -> None:
-    model = evaluation_mode(make(backbone=backbone)).to(dtype)
+@pytest.mark.parametrize(("backbone", "direct"), [("test_efficientnet", False), ("test_efficientnet", True), ("test_vit", False)])
+def test_every_logit_is_the_mean_of_its_evidence_plus_bias(
+    backbone: str, direct: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    model = evaluation_mode(make(backbone=backbone, direct=direct)).to(dtype)
     net, images = network(model), example_batch((96, 64))[0].to(dtype)
     with torch.no_grad():
         output, maps = net(images), net._maps(images)
@@ -194,6 +196,21 @@ def test_attention_is_each_classifiers_evidence_of_the_predicted_class() -> None
             evidence = head(model, number).evidence(read)[torch.arange(4), predicted]
             enlarged = F.interpolate(evidence[:, None], size=(12, 8), mode="bilinear", align_corners=False)[:, 0]
             torch.testing.assert_close(output.attention[:, number], normalize_map(enlarged), atol=1e-5, rtol=1e-4)
+
+
+def test_the_fused_classifier_may_read_the_last_level_itself() -> None:
+    model = evaluation_mode(make(direct=True))
+    net, images = network(model), example_batch((96, 64))[0]
+    with torch.no_grad():
+        levels, maps, output = net.backbone(images), net._maps(images), net(images)
+        weight = head(model, 3).conv.weight[:, sum(maps[i].shape[1] for i in range(3)) :, 0, 0]
+        # By hand: a classifier of the pooled last level, added to that of the blocks' maps alone.
+        pooled = F.interpolate(levels[-1], size=maps[0].shape[-2:], mode="bilinear", align_corners=False).mean(dim=(2, 3))
+        parts = zip(head(model, 3).conv.weight.split([maps[i].shape[1] for i in range(4)], dim=1), maps.values(), strict=True)
+        blocks = [F.interpolate(F.conv2d(m, w), size=maps[0].shape[-2:], mode="bilinear") for w, m in list(parts)[:3]]
+        expected = pooled @ weight.T + sum(block.mean(dim=(2, 3)) for block in blocks) + head(model, 3).bias
+    torch.testing.assert_close(output.logits, expected, atol=1e-5, rtol=1e-4)
+    assert output.attention.shape[1] == 4  # three stages and the fused one, as without it
 
 
 def test_maps_are_named_the_fused_one_last() -> None:
@@ -564,6 +581,7 @@ def test_evaluation_has_no_extra() -> None:
         {"stages": 2, "grids": (8, 4)},
         {"grids": (8, 4, 1)},
         {"feature_size": 8},
+        {"direct": True},
         {"fused_weight": 1.0},
         {"guide_theta": (0.8, 0.9)},
         {"guide_padding": 0.0},

@@ -120,10 +120,21 @@ def test_streams_do_not_share_weights() -> None:
 # ---------------------------------------------------------------------- patches
 
 
-def test_local_crop_has_half_the_side() -> None:
-    net = network(evaluation_mode(make(local_stride=4)))
+@pytest.mark.parametrize(
+    ("arguments", "size"), [({}, (64, 48)), ({"local_scale": 1.0}, (128, 96)), ({"local_scale": 0.1}, (32, 32))]
+)
+def test_patches_have_half_the_side_or_what_is_asked_for(arguments: dict[str, Any], size: tuple[int, int]) -> None:
+    net = network(evaluation_mode(make(local_stride=4, **arguments)))
     maps = net.patch_features(torch.randn(1, 3, 128, 96), torch.tensor([[[0.0, 0, 1, 1]]]))
-    assert maps.shape[-2:] == (128 // 2 // 4, 96 // 2 // 4)
+    assert maps.shape[-2:] == (size[0] // 4, size[1] // 4)
+
+
+def test_a_lower_percentile_makes_larger_patches() -> None:
+    images, features = torch.randn(4, 3, 64, 64), torch.randn(4, 16, 8, 8)
+    narrow, wide = (network(make(patch_percentile=p)).eval().boxes(images, features, None) for p in (0.95, 0.5))
+    assert (wide[..., :2] <= narrow[..., :2]).all()
+    assert (wide[..., 2:] >= narrow[..., 2:]).all()
+    assert not torch.equal(wide, narrow)
 
 
 def test_testing_takes_the_first_patches_and_averages_them() -> None:
@@ -181,6 +192,8 @@ def test_no_gradient_flows_through_the_boxes() -> None:
         {"patches": "random"},
         {"test_patches": 1},
         {"local_stride": 8},
+        {"local_scale": 1.0},
+        {"patch_percentile": 0.5},
     ],
     ids=lambda arguments: "-".join(f"{k}={v}" for k, v in arguments.items()),
 )
@@ -277,6 +290,8 @@ def test_box_file_with_code_is_not_executed(tmp_path: Path) -> None:
         ({"steps": 0}, "steps"),
         ({"test_patches": 11}, "test_patches"),
         ({"test_patches": 0}, "test_patches"),
+        ({"patch_percentile": 1.0}, r"patch_percentile: 1\.0 is not in \[0, 1\)"),
+        ({"local_scale": 0.0}, r"local_scale: 0\.0; must be more than 0"),
         ({"patches": "file"}, "patch_file"),
         ({"patch_file": "boxes.npz"}, "patch_file"),
     ],
