@@ -56,8 +56,7 @@ Head = Literal["evidence", "pmg"]
 Distillation = Literal["deep_to_shallow", "shallow_to_deep", "none"]
 TestHeads = Literal["fused", "combined"]
 
-#: The second view of a test with `test_crop`: WS-DAN's published threshold and padding.
-TEST_THETA = 0.1
+#: Margin of the second view of a test with `test_crop`: WS-DAN's.
 TEST_PADDING = 0.05
 #: Salts of the random choices: the guiding threshold, and from SALT_JIGSAW on each stage's jigsaw.
 SALT_THETA = 10
@@ -153,7 +152,6 @@ class IAGNNetwork(nn.Module):
         grids: Jigsaw of each stage, from the shallowest: n for n x n patches; as many as there are stages S.
         feature_size: Width of a block's first convolution, its second has twice that; by default a quarter of the backbone's
             deepest stage.
-        direct: See [IAGN][].
         guidance: See [IAGN][].
         distillation: See [IAGN][].
         alignment: See [IAGN][].
@@ -161,6 +159,7 @@ class IAGNNetwork(nn.Module):
         guide_padding: Margin of the guiding crop.
         train_crop: See [IAGN][].
         test_crop: See [IAGN][].
+        test_theta: See [IAGN][].
         test_heads: See [IAGN][].
         whole_statistics: See [IAGN][].
 
@@ -180,7 +179,6 @@ class IAGNNetwork(nn.Module):
         head: Head = "evidence",
         grids: Sequence[int] = (8, 4, 2),
         feature_size: int | None = None,
-        direct: bool = False,
         guidance: bool = True,
         distillation: Distillation = "deep_to_shallow",
         alignment: bool = True,
@@ -188,6 +186,7 @@ class IAGNNetwork(nn.Module):
         guide_padding: float = 0.1,
         train_crop: bool = False,
         test_crop: bool = False,
+        test_theta: float = 0.1,
         test_heads: TestHeads = "fused",
         whole_statistics: bool = True,
     ) -> None:
@@ -200,14 +199,9 @@ class IAGNNetwork(nn.Module):
         self.taps = stage_taps(backbone.levels, self.fused)
         width = feature_size or max(1, backbone.stage_channels // 4)
         self.blocks = nn.ModuleList(stage_block(backbone.levels[tap].channels, width) for tap in self.taps)
-        widths = [2 * width] * self.fused
-        if direct:
-            self.taps.append(len(backbone.levels) - 1)
-            self.blocks.append(nn.Identity())
-            widths.append(backbone.levels[-1].channels)
         self.heads = nn.ModuleList()
         for number in range(self.fused + 1):
-            channels = [widths[i] for i in self.maps_of(number)]
+            channels = [2 * width] * len(self.stages_of(number))
             evident = head == "evidence"
             self.heads.append(EvidenceHead(channels, num_classes) if evident else PMGHead(channels, num_classes, width))
         self.guidance = guidance
@@ -217,6 +211,7 @@ class IAGNNetwork(nn.Module):
         self.guide_padding = guide_padding
         self.train_crop = train_crop
         self.test_crop = test_crop
+        self.test_theta = test_theta
         self.test_heads: TestHeads = test_heads
         self.whole_statistics = whole_statistics
 
@@ -291,9 +286,9 @@ class IAGNNetwork(nn.Module):
         grid = self.grids[stage]
         return jigsaw(images, jigsaw_order(draw_uniform(images, keys, grid * grid, SALT_JIGSAW + stage)), grid)
 
-    def maps_of(self, head: int) -> range:
-        """The maps that a classifier reads, by number: its own stage's, or all of them (with `direct` the last level, too)."""
-        return range(len(self.blocks)) if head == self.fused else range(head, head + 1)
+    def stages_of(self, head: int) -> range:
+        """The stages whose maps a classifier reads: its own, or all of them."""
+        return range(self.fused) if head == self.fused else range(head, head + 1)
 
     def teacher_of(self, head: int) -> int | None:
         """The classifier that a classifier learns from, on its own input."""
@@ -312,9 +307,9 @@ class IAGNNetwork(nn.Module):
         """
         teacher = self.teacher_of(student)
         deeper = student + 1 if self.alignment and student < self.fused else None
-        wanted = {i for head in (student, teacher, deeper) if head is not None for i in self.maps_of(head)}
+        wanted = {stage for head in (student, teacher, deeper) if head is not None for stage in self.stages_of(head)}
         levels = self.backbone(images, depth=self.taps[max(wanted)] + 1)
-        maps = {i: self.blocks[i](levels[self.taps[i]]) for i in self.maps_of(student)}
+        maps = {stage: self.blocks[stage](levels[self.taps[stage]]) for stage in self.stages_of(student)}
         logits = self.heads[student](list(maps.values()))
 
         extra: dict[str, Tensor] = {}
@@ -322,7 +317,7 @@ class IAGNNetwork(nn.Module):
         with torch.no_grad():
             known = {i: maps[i] if i in maps else self.blocks[i](levels[self.taps[i]]) for i in sorted(wanted)}
             if teacher is not None:
-                extra[f"teacher{number}"] = self.heads[teacher]([known[i] for i in self.maps_of(teacher)])
+                extra[f"teacher{number}"] = self.heads[teacher]([known[i] for i in self.stages_of(teacher)])
             if deeper is not None:
                 extra[f"evidence{number}"] = self._evidence(deeper, known, _given(targets))
         if deeper is not None:
@@ -343,7 +338,7 @@ class IAGNNetwork(nn.Module):
         heads = self._heads(maps)
         logits = self._scored(heads)
         if self.test_crop:
-            theta = torch.full((images.shape[0],), TEST_THETA, device=images.device)
+            theta = torch.full((images.shape[0],), self.test_theta, device=images.device)
             evidence = self._evidence(self.fused, maps, logits.argmax(dim=1))
             boxes = attention_boxes(normalize_map(evidence), theta, TEST_PADDING)
             closer = self._heads(self._maps(crop_boxes(images, boxes)))
@@ -354,11 +349,11 @@ class IAGNNetwork(nn.Module):
 
     def _maps(self, images: Tensor) -> dict[int, Tensor]:
         levels = self.backbone(images)
-        return {i: block(levels[tap]) for i, (tap, block) in enumerate(zip(self.taps, self.blocks, strict=True))}
+        return {stage: block(levels[tap]) for stage, (tap, block) in enumerate(zip(self.taps, self.blocks, strict=True))}
 
     def _heads(self, maps: dict[int, Tensor]) -> dict[str, Tensor]:
         numbered = enumerate(self.names)
-        return {name: self.heads[number]([maps[i] for i in self.maps_of(number)]) for number, name in numbered}
+        return {name: self.heads[number]([maps[i] for i in self.stages_of(number)]) for number, name in numbered}
 
     def _scored(self, heads: dict[str, Tensor]) -> Tensor:
         # PMG adds the four up; their mean predicts the same class and keeps the scale that the losses gave them.
@@ -369,7 +364,7 @@ class IAGNNetwork(nn.Module):
     def _evidence(self, number: int, maps: dict[int, Tensor], classes: Tensor) -> Tensor:
         head = self.heads[number]
         assert isinstance(head, EvidenceHead)
-        return head.evidence([maps[i] for i in self.maps_of(number)], classes)
+        return head.evidence([maps[i] for i in self.stages_of(number)], classes)
 
     def _guiding_boxes(self, maps: dict[int, Tensor], targets: Tensor | None, keys: Tensor | None) -> Tensor:
         low, high = self.guide_theta
@@ -380,13 +375,12 @@ class IAGNNetwork(nn.Module):
 
     def _attention(self, maps: dict[int, Tensor], classes: Tensor) -> Tensor:
         shown: list[Tensor] = []
-        for stage in sorted(maps.keys() & set(range(self.fused))):
-            features = maps[stage]
+        for stage, features in maps.items():
             evident = isinstance(self.heads[stage], EvidenceHead)
             found = self._evidence(stage, maps, classes) if evident else features.mean(dim=1)
             size = shown[0].shape[-2:] if shown else found.shape[-2:]
             shown.append(F.interpolate(found.detach().float()[:, None], size=size, mode="bilinear", align_corners=False))
-        if len(maps) == len(self.blocks) and isinstance(self.heads[self.fused], EvidenceHead):
+        if len(maps) == self.fused and isinstance(self.heads[self.fused], EvidenceHead):
             shown.append(self._evidence(self.fused, maps, classes).detach().float()[:, None])
         return normalize_map(torch.cat(shown, dim=1))
 
@@ -422,14 +416,14 @@ class IAGN(FineGrainedClassifier):
         grids: Jigsaw of each stage, from the shallowest: n for n x n patches, 1 for none.
         feature_size: Width of the stages' first convolution, the second has twice that; by default a quarter of the backbone's
             deepest stage (512 for ResNet-50, PMG's).
-        direct: The fused classifier reads the backbone's last level as it is, too, beside the blocks' maps. Our decision.
         fused_weight: Weight of the fused classifier's cross-entropy (2 in PMG's code).
         guide_theta: Range from which training draws the share of the evidence's maximum that is cropped to (WS-DAN's).
         guide_padding: Margin of that crop, relative to the image's side (WS-DAN's).
         train_crop: The fused classifier also learns from the guiding crop, not shuffled, with half of its weight; for tests that
             see a second view. Costs a pass. Our decision.
-        test_crop: Test a second view, too: the crop to the predicted class's evidence (threshold 0.1, margin 0.05); all logits
-            are averaged over both. Results must then be called multi-view.
+        test_crop: Test a second view, too: the crop to the predicted class's evidence, with a margin of 0.05; all logits are
+            averaged over both. Results must then be called multi-view.
+        test_theta: Share of that evidence's maximum that bounds the crop (0.1 in WS-DAN's code).
         test_heads: What is scored: the `fused` classifier, or `combined`, the mean of all classifiers' logits (PMG's sum).
         whole_statistics: Batch-norm's running statistics come from whole images alone, which is what testing sees. Off: the
             stages' shuffled crops move them, too. Our decision: on a fold of fifty classes of CUB it gives 3.6 points
@@ -458,12 +452,12 @@ class IAGN(FineGrainedClassifier):
         stages: int = 3,
         grids: Sequence[int] = (8, 4, 2),
         feature_size: int | None = None,
-        direct: bool = False,
         fused_weight: float = 2.0,
         guide_theta: tuple[float, float] = (0.4, 0.6),
         guide_padding: float = 0.1,
         train_crop: bool = False,
         test_crop: bool = False,
+        test_theta: float = 0.1,
         test_heads: TestHeads = "fused",
         whole_statistics: bool = True,
         one_step: bool = False,
@@ -495,6 +489,8 @@ class IAGN(FineGrainedClassifier):
             raise UsageError(f"model.temperature: {temperature}; must be more than 0")
         if not 0 <= guide_theta[0] <= guide_theta[1] <= 1:
             raise UsageError(f"model.guide_theta: {list(guide_theta)} is no range within 0 and 1")
+        if not 0 <= test_theta <= 1:
+            raise UsageError(f"model.test_theta: {test_theta} is not within 0 and 1")
         if guide_padding < 0:
             raise UsageError(f"model.guide_padding: {guide_padding}; must be at least 0")
         if feature_size is not None and feature_size < 1:
@@ -507,12 +503,12 @@ class IAGN(FineGrainedClassifier):
         self.alignment_weight = alignment_weight
         self.grids = tuple(grids)
         self.feature_size = feature_size
-        self.direct = direct
         self.fused_weight = fused_weight
         self.guide_theta = (guide_theta[0], guide_theta[1])
         self.guide_padding = guide_padding
         self.train_crop = train_crop
         self.test_crop = test_crop
+        self.test_theta = test_theta
         self.test_heads: TestHeads = test_heads
         self.whole_statistics = whole_statistics
         self.one_step = one_step
@@ -525,7 +521,6 @@ class IAGN(FineGrainedClassifier):
             head=self.head,
             grids=self.grids,
             feature_size=self.feature_size,
-            direct=self.direct,
             guidance=self.guidance,
             distillation=self.distillation,
             alignment=self.alignment_weight > 0,
@@ -533,6 +528,7 @@ class IAGN(FineGrainedClassifier):
             guide_padding=self.guide_padding,
             train_crop=self.train_crop,
             test_crop=self.test_crop,
+            test_theta=self.test_theta,
             test_heads=self.test_heads,
             whole_statistics=self.whole_statistics,
         )

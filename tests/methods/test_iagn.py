@@ -169,16 +169,14 @@ def test_a_single_vector_is_normalised_by_the_running_statistics() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.double, 1e-12)])
-@pytest.mark.parametrize(("backbone", "direct"), [("test_efficientnet", False), ("test_efficientnet", True), ("test_vit", False)])
-def test_every_logit_is_the_mean_of_its_evidence_plus_bias(
-    backbone: str, direct: bool, dtype: torch.dtype, tolerance: float
-) -> None:
-    model = evaluation_mode(make(backbone=backbone, direct=direct)).to(dtype)
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit"])
+def test_every_logit_is_the_mean_of_its_evidence_plus_bias(backbone: str, dtype: torch.dtype, tolerance: float) -> None:
+    model = evaluation_mode(make(backbone=backbone)).to(dtype)
     net, images = network(model), example_batch((96, 64))[0].to(dtype)
     with torch.no_grad():
         output, maps = net(images), net._maps(images)
         for number, name in enumerate(net.names):
-            evidence = head(model, number).evidence([maps[i] for i in net.maps_of(number)])
+            evidence = head(model, number).evidence([maps[i] for i in net.stages_of(number)])
             logits = evidence.mean(dim=(2, 3)) + head(model, number).bias
             torch.testing.assert_close(output.heads[name], logits, atol=tolerance, rtol=0)
     assert torch.equal(output.logits, output.heads["fused"])
@@ -192,25 +190,10 @@ def test_attention_is_each_classifiers_evidence_of_the_predicted_class() -> None
         predicted = output.logits.argmax(1)
         assert output.attention.shape == (4, 4, 12, 8)
         for number in range(4):
-            read = [maps[stage] for stage in net.maps_of(number)]
+            read = [maps[stage] for stage in net.stages_of(number)]
             evidence = head(model, number).evidence(read)[torch.arange(4), predicted]
             enlarged = F.interpolate(evidence[:, None], size=(12, 8), mode="bilinear", align_corners=False)[:, 0]
             torch.testing.assert_close(output.attention[:, number], normalize_map(enlarged), atol=1e-5, rtol=1e-4)
-
-
-def test_the_fused_classifier_may_read_the_last_level_itself() -> None:
-    model = evaluation_mode(make(direct=True))
-    net, images = network(model), example_batch((96, 64))[0]
-    with torch.no_grad():
-        levels, maps, output = net.backbone(images), net._maps(images), net(images)
-        weight = head(model, 3).conv.weight[:, sum(maps[i].shape[1] for i in range(3)) :, 0, 0]
-        # By hand: a classifier of the pooled last level, added to that of the blocks' maps alone.
-        pooled = F.interpolate(levels[-1], size=maps[0].shape[-2:], mode="bilinear", align_corners=False).mean(dim=(2, 3))
-        parts = zip(head(model, 3).conv.weight.split([maps[i].shape[1] for i in range(4)], dim=1), maps.values(), strict=True)
-        blocks = [F.interpolate(F.conv2d(m, w), size=maps[0].shape[-2:], mode="bilinear") for w, m in list(parts)[:3]]
-        expected = pooled @ weight.T + sum(block.mean(dim=(2, 3)) for block in blocks) + head(model, 3).bias
-    torch.testing.assert_close(output.logits, expected, atol=1e-5, rtol=1e-4)
-    assert output.attention.shape[1] == 4  # three stages and the fused one, as without it
 
 
 def test_maps_are_named_the_fused_one_last() -> None:
@@ -244,8 +227,8 @@ def test_a_step_of_the_parent_reaches_exactly_its_stage(backbone: str) -> None:
     net, (images, targets, keys) = network(model), example_batch()
     for step, output in enumerate(model.training_outputs(images, targets, keys)):
         model.zero_grad()
-        net.backbone(images)[net.taps[max(net.maps_of(step))]].sum().backward()
-        own = (f"heads.{step}.", *(f"blocks.{i}." for i in net.maps_of(step)))
+        net.backbone(images)[net.taps[max(net.stages_of(step))]].sum().backward()
+        own = (f"heads.{step}.", *(f"blocks.{i}." for i in net.stages_of(step)))
         expected = reached(model) | {name for name, _ in net.named_parameters() if name.startswith(own)}
         model.zero_grad()
         total(model, output, targets).backward()
@@ -376,7 +359,7 @@ def test_the_student_alone_learns(direction: str) -> None:
         trained = {name.split(".")[1] for name in reached(model) if name.startswith("heads.")}
         assert trained == {str(student)}
         blocks = {int(name.split(".")[1]) for name in reached(model) if name.startswith("blocks.")}
-        assert blocks == set(net.maps_of(student))
+        assert blocks == set(net.stages_of(student))
 
 
 def test_alignment_draws_a_stage_to_the_next_deeper_evidence_of_the_true_class() -> None:
@@ -388,7 +371,7 @@ def test_alignment_draws_a_stage_to_the_next_deeper_evidence_of_the_true_class()
             continue
         with torch.no_grad():
             maps = net._maps(net.stage_input(images, student, keys))
-            read = [maps[i] for i in net.maps_of(student + 1)]
+            read = [maps[i] for i in net.stages_of(student + 1)]
             evidence = head(model, student + 1).evidence(read)[torch.arange(4), targets]
         torch.testing.assert_close(output.extra[f"evidence{student + 1}"], evidence, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(output.extra[f"attention{student + 1}"], maps[student].mean(1))
@@ -597,7 +580,6 @@ def test_evaluation_has_no_extra() -> None:
         {"stages": 2, "grids": (8, 4)},
         {"grids": (8, 4, 1)},
         {"feature_size": 8},
-        {"direct": True},
         {"fused_weight": 1.0},
         {"guide_theta": (0.8, 0.9)},
         {"guide_padding": 0.0},
@@ -617,11 +599,15 @@ def test_every_training_argument_changes_the_loss(arguments: dict[str, Any]) -> 
     assert losses[0] != pytest.approx(losses[1], rel=1e-7)
 
 
-@pytest.mark.parametrize("arguments", [{"test_crop": True}, {"test_heads": "combined"}], ids=str)
-def test_every_testing_argument_changes_the_logits(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("usually", "arguments"),
+    [({}, {"test_crop": True}), ({}, {"test_heads": "combined"}), ({"test_crop": True}, {"test_crop": True, "test_theta": 0.9})],
+    ids=str,
+)
+def test_every_testing_argument_changes_the_logits(usually: dict[str, Any], arguments: dict[str, Any]) -> None:
     images = example_batch()[0]
     with torch.no_grad():
-        usual, other = (evaluation_mode(make(**more))(images).logits for more in ({}, arguments))
+        usual, other = (evaluation_mode(make(**more))(images).logits for more in (usually, arguments))
     assert not torch.allclose(usual, other, atol=1e-7)
 
 
@@ -646,6 +632,7 @@ def test_every_testing_argument_changes_the_logits(arguments: dict[str, Any]) ->
         ({"guide_theta": (0.6, 1.4)}, r"model\.guide_theta"),
         ({"guide_padding": -0.1}, r"model\.guide_padding"),
         ({"feature_size": 0}, r"model\.feature_size"),
+        ({"test_theta": 1.5}, r"model\.test_theta: 1\.5 is not within 0 and 1"),
         ({"train_crop": True, "guidance": False}, r"model\.train_crop: without guidance there is no crop"),
     ],
 )
