@@ -7,7 +7,7 @@ and the uniform map, which is chance. On CUB-200-2011 there are boxes and parts,
     python benchmarks/interpretability.py --train --methods rra iagn --limit 60      # a quick look
     python benchmarks/interpretability.py runs/birds-rra/000 runs/birds-iagn/000
     python benchmarks/interpretability.py runs/birds-iagn/000 --keep --write         # this method anew, the others as they were
-    python benchmarks/interpretability.py runs/cub-rra/000 --data cub --root ~/cub
+    python benchmarks/interpretability.py runs/cub-rra/000 --data cub --root ~/cub --write   # interpretability_cub.md
 
 Which map is judged. `explain` gives S maps from coarse to fine, and S differs from method to method, so picking the best of them
 on the test set would favour methods with many. Two maps are therefore fixed before anything is measured: the *final map*, which
@@ -550,7 +550,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process, or of a training")
     parser.add_argument("--seed", type=int, default=0, help="of training, new weights, drawn images and bootstrap")
     parser.add_argument("--keep", action="store_true", help="keep the written results of methods that are not measured now")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}/interpretability.md and .json")
+    written = f"write {RESULTS.name}/interpretability.md and .json, for CUB interpretability_cub"
+    parser.add_argument("--write", action="store_true", help=written)
     return parser
 
 
@@ -565,10 +566,11 @@ def main() -> None:
     if options.data == "cub" and options.root is None:
         parser.error("--data cub needs --root")
     settings = {name: getattr(options, name) for name in ("data", "limit", "perturbed", "explain", "tolerance", "steps", "seed")}
+    name = "interpretability" if options.data == "birds" else f"interpretability_{options.data}"
     before = []
     if options.keep:
         try:
-            before = read_results(RESULTS / "interpretability.json", settings)
+            before = read_results(RESULTS / f"{name}.json", settings)
         except UsageError as error:
             parser.error(str(error))
     torch.set_num_threads(options.threads)
@@ -579,7 +581,7 @@ def main() -> None:
     measured = {name: where[name] for name in MEASURED}
     results = renewed(before, [{"measured": measured, **result} for result in results])
     content = {"machine": where, "settings": settings, "results": results}
-    deliver(report(results, options, where), content, "interpretability" if options.write else None)
+    deliver(report(results, options, where), content, name if options.write else None)
 
 
 if __name__ == "__main__":
