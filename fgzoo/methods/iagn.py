@@ -157,7 +157,6 @@ class IAGNNetwork(nn.Module):
         alignment: See [IAGN][].
         guide_theta: Range of the guiding threshold.
         guide_padding: Margin of the guiding crop.
-        train_crop: See [IAGN][].
         test_crop: See [IAGN][].
         test_theta: See [IAGN][].
         test_heads: See [IAGN][].
@@ -184,7 +183,6 @@ class IAGNNetwork(nn.Module):
         alignment: bool = True,
         guide_theta: tuple[float, float] = (0.4, 0.6),
         guide_padding: float = 0.1,
-        train_crop: bool = False,
         test_crop: bool = False,
         test_theta: float = 0.1,
         test_heads: TestHeads = "fused",
@@ -209,7 +207,6 @@ class IAGNNetwork(nn.Module):
         self.alignment = alignment
         self.guide_theta = guide_theta
         self.guide_padding = guide_padding
-        self.train_crop = train_crop
         self.test_crop = test_crop
         self.test_theta = test_theta
         self.test_heads: TestHeads = test_heads
@@ -239,14 +236,13 @@ class IAGNNetwork(nn.Module):
         if not self.training:
             return self._evaluate(images, targets)
         if step == self.fused:
-            return self._closer(self._train(images, targets, step)[0], images, targets, boxes)
+            return self._train(images, targets, step)[0]
         if step is not None:
             with self._stage_statistics():
                 return self._train(self.stage_input(images, step, keys, boxes), targets, step)[0]
         whole, maps = self._train(images, targets, self.fused)
         if self.guidance:
             boxes = self._guiding_boxes(maps, targets, keys)
-        whole = self._closer(whole, images, targets, boxes)
         with self._stage_statistics():
             stages = [self._train(self.stage_input(images, i, keys, boxes), targets, i)[0] for i in range(self.fused)]
         heads = {name: logits for output in (*stages, whole) for name, logits in output.heads.items()}
@@ -324,14 +320,6 @@ class IAGNNetwork(nn.Module):
             extra[f"attention{number}"] = maps[student].mean(dim=1)
         attention = self._attention(maps, logits.argmax(dim=1))
         return MethodOutput(logits, {self.names[student]: logits}, attention, extra), maps
-
-    def _closer(self, whole: MethodOutput, images: Tensor, targets: Tensor | None, boxes: Tensor | None) -> MethodOutput:
-        """The fused classifier's output, with `train_crop` beside its head for the crop, which testing may see, too."""
-        if not self.train_crop or boxes is None:
-            return whole
-        with self._stage_statistics():
-            crop = self._train(crop_boxes(images, boxes), targets, self.fused)[0]
-        return whole._replace(heads=whole.heads | {"crop": crop.logits})
 
     def _evaluate(self, images: Tensor, targets: Tensor | None) -> MethodOutput:
         maps = self._maps(images)
@@ -419,8 +407,6 @@ class IAGN(FineGrainedClassifier):
         fused_weight: Weight of the fused classifier's cross-entropy (2 in PMG's code).
         guide_theta: Range from which training draws the share of the evidence's maximum that is cropped to (WS-DAN's).
         guide_padding: Margin of that crop, relative to the image's side (WS-DAN's).
-        train_crop: The fused classifier also learns from the guiding crop, not shuffled, with half of its weight; for tests that
-            see a second view. Costs a pass. Our decision.
         test_crop: Test a second view, too: the crop to the predicted class's evidence, with a margin of 0.05; all logits are
             averaged over both. Results must then be called multi-view.
         test_theta: Share of that evidence's maximum that bounds the crop (0.1 in WS-DAN's code).
@@ -455,7 +441,6 @@ class IAGN(FineGrainedClassifier):
         fused_weight: float = 2.0,
         guide_theta: tuple[float, float] = (0.4, 0.6),
         guide_padding: float = 0.1,
-        train_crop: bool = False,
         test_crop: bool = False,
         test_theta: float = 0.1,
         test_heads: TestHeads = "fused",
@@ -474,8 +459,6 @@ class IAGN(FineGrainedClassifier):
             if head == "pmg" and wanted:
                 off = "0" if name == "alignment_weight" else "false"
                 raise UsageError(f"model.{name}: a 'pmg' head has no evidence maps; set {name} to {off}, or head to 'evidence'")
-        if train_crop and not guidance:
-            raise UsageError("model.train_crop: without guidance there is no crop; set --model.guidance true, or leave it away")
         if not 1 <= stages <= MAX_STAGES:
             raise UsageError(f"model.stages: {stages} is not between 1 and {MAX_STAGES}")
         if len(grids) != stages or min(grids) < 1:
@@ -506,7 +489,6 @@ class IAGN(FineGrainedClassifier):
         self.fused_weight = fused_weight
         self.guide_theta = (guide_theta[0], guide_theta[1])
         self.guide_padding = guide_padding
-        self.train_crop = train_crop
         self.test_crop = test_crop
         self.test_theta = test_theta
         self.test_heads: TestHeads = test_heads
@@ -526,7 +508,6 @@ class IAGN(FineGrainedClassifier):
             alignment=self.alignment_weight > 0,
             guide_theta=self.guide_theta,
             guide_padding=self.guide_padding,
-            train_crop=self.train_crop,
             test_crop=self.test_crop,
             test_theta=self.test_theta,
             test_heads=self.test_heads,
@@ -570,21 +551,19 @@ class IAGN(FineGrainedClassifier):
         $$w_l \mathrm{CE}(z_l, y) + \beta T^2\, \mathrm{KL}(\mathrm{softmax}(z_t / T) \| \mathrm{softmax}(z_l / T))
         + \gamma \|\bar{A}_l - \bar{E}_{l+1}\|^2$$
 
-        with w = 1 for the stages and `fused_weight` for the fused classifier (of which image and crop have a half each), t the
-        teacher, beta `distillation_weight`, gamma `alignment_weight`, A a stage's mean activation and E the deeper evidence of
-        the true class, both divided by their maxima.
+        with w = 1 for the stages and `fused_weight` for the fused classifier, t the teacher, beta `distillation_weight`, gamma
+        `alignment_weight`, A a stage's mean activation and E the deeper evidence of the true class, both divided by their maxima.
 
         Args:
             output: What the network returned.
             targets: (B,) classes, or (B, K) probabilities.
 
         Returns:
-            `stage1` .. `stageS`, `fused`, with `train_crop` `crop`, and for the l-th classifier `distill{l}` and `align{l}`.
+            `stage1` .. `stageS`, `fused`, and for the l-th of them `distill{l}` and `align{l}`.
         """
         terms = super().loss(output, targets)
-        views = [name for name in ("fused", "crop") if name in terms]
-        for name in views:
-            terms[name] = self.fused_weight / len(views) * terms[name]
+        if "fused" in terms:
+            terms["fused"] = self.fused_weight * terms["fused"]
         extra = output.extra
         assert isinstance(self.network, IAGNNetwork)
         for number, name in enumerate(self.network.names, start=1):

@@ -469,22 +469,6 @@ def test_guided_stages_see_the_crop_and_the_fused_head_the_whole_image() -> None
             torch.testing.assert_close(logits, net._heads(net._maps(seen))[name])
 
 
-@pytest.mark.parametrize("one_step", [False, True])
-def test_the_fused_classifier_may_learn_from_the_guiding_crop_too(one_step: bool) -> None:
-    model = steady(make(train_crop=True, one_step=one_step))
-    net, (images, targets, keys) = network(model), example_batch((96, 64))
-    with model.evaluating():
-        boxes = net.guide(images, targets, keys)
-    output = list(model.training_outputs(images, targets, keys))[-1]
-    with torch.no_grad():
-        whole, crop = (net._heads(net._maps(seen))["fused"] for seen in (images, crop_boxes(images, boxes, (96, 64))))
-    torch.testing.assert_close(output.logits, whole)
-    torch.testing.assert_close(output.heads["crop"], crop)
-    terms = model.loss(output, targets)  # fused_weight 2, a half each
-    torch.testing.assert_close(terms["fused"], F.cross_entropy(output.heads["fused"], targets))
-    torch.testing.assert_close(terms["crop"], F.cross_entropy(output.heads["crop"], targets))
-
-
 def test_guidance_leaves_statistics_and_modes_alone() -> None:
     model = make(distillation="none", alignment_weight=0, whole_statistics=False).train()
     twin = copy.deepcopy(model)
@@ -510,12 +494,12 @@ def moved(model: IAGN, step: int | None = None) -> dict[str, Tensor]:
     return dict(model.named_buffers())
 
 
-@pytest.mark.parametrize("arguments", [{}, {"one_step": True}, {"train_crop": True}], ids=str)
-def test_whole_images_alone_move_the_statistics(arguments: dict[str, Any]) -> None:
-    model = make(**arguments)
+@pytest.mark.parametrize("one_step", [False, True])
+def test_whole_images_alone_move_the_statistics(one_step: bool) -> None:
+    model = make(one_step=one_step)
     found, expected = moved(model), moved(model, step=3)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    every = moved(make(**arguments, whole_statistics=False))
+    every = moved(make(one_step=one_step, whole_statistics=False))
     assert any(not torch.equal(every[name], expected[name]) for name in expected if "running_mean" in name)
 
 
@@ -583,7 +567,6 @@ def test_evaluation_has_no_extra() -> None:
         {"fused_weight": 1.0},
         {"guide_theta": (0.8, 0.9)},
         {"guide_padding": 0.0},
-        {"train_crop": True},
     ],
     ids=lambda arguments: "-".join(f"{k}={v}" for k, v in arguments.items()),
 )
@@ -633,7 +616,6 @@ def test_every_testing_argument_changes_the_logits(usually: dict[str, Any], argu
         ({"guide_padding": -0.1}, r"model\.guide_padding"),
         ({"feature_size": 0}, r"model\.feature_size"),
         ({"test_theta": 1.5}, r"model\.test_theta: 1\.5 is not within 0 and 1"),
-        ({"train_crop": True, "guidance": False}, r"model\.train_crop: without guidance there is no crop"),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: str) -> None:
