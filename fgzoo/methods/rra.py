@@ -12,7 +12,8 @@ fan-out; SGD, momentum 0.9, weight decay 5e-4, learning rate 1e-3 falling tenfol
 This project's decisions, each an argument: where patches come from (the authors drew one of ten stored boxes at random, at test
 time too; here the global stream's own strongest channels propose them, see [activation_boxes][fgzoo.nn.crops.activation_boxes],
 and testing averages the first four, so it is deterministic); the linear projection of x to the LSTM's width where the backbone's
-differs; which level of another backbone the local stream reads (`local_stride`).
+differs; which level of another backbone the local stream reads (`local_stride`); that a patch of a small image keeps the 224 pixels
+that ImageNet's networks are used to, as far as the image has them (`local_scale`).
 """
 
 from __future__ import annotations
