@@ -12,8 +12,8 @@ fan-out; SGD, momentum 0.9, weight decay 5e-4, learning rate 1e-3 falling tenfol
 This project's decisions, each an argument: where patches come from (the authors drew one of ten stored boxes at random, at test
 time too; here the global stream's own strongest channels propose them, see [activation_boxes][fgzoo.nn.crops.activation_boxes],
 and testing averages the first four, so it is deterministic); the linear projection of x to the LSTM's width where the backbone's
-differs; which level of another backbone the local stream reads (`local_stride`); that a patch of a small image keeps the 224 pixels
-that ImageNet's networks are used to, as far as the image has them (`local_scale`).
+differs; which level of another backbone the local stream reads (`local_stride`). How much a patch bounds (`patch_percentile`) and
+at what size it is seen (`local_scale`) are the authors' unless they are given.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ Patches = Literal["activation", "center", "random", "file"]
 
 #: The side of `center` and `random` boxes, relative to the image's.
 BOX_SIDE = 0.5
-#: Pixels that ImageNet's networks were trained on, which the authors' patches have: half of 448.
-USUAL_SIDE = 224
 #: Attention maps of a forward pass come at this stride, fine enough for a pasted patch.
 ATTENTION_STRIDE = 8
 
@@ -134,7 +132,7 @@ class RRANetwork(nn.Module):
         num_patches: Candidates, of which training draws one for every sample.
         test_patches: How many of the first candidates testing averages.
         patch_percentile: See [activation_boxes][fgzoo.nn.crops.activation_boxes].
-        local_scale: See [local_side][].
+        local_scale: The side to which patches are resized, relative to the image's; never less than 32 pixels.
 
     Attributes:
         stored_boxes: (number of images, num_patches, 4) for `file`, looked up by the samples' index.
@@ -161,7 +159,7 @@ class RRANetwork(nn.Module):
         num_patches: int = 10,
         test_patches: int = 4,
         patch_percentile: float = 0.95,
-        local_scale: float | None = None,
+        local_scale: float = 0.5,
     ) -> None:
         super().__init__()
         self.global_backbone = global_backbone
@@ -241,7 +239,7 @@ class RRANetwork(nn.Module):
         """
         if self.local_backbone is None:
             raise UsageError("patches: this network has no local stream (local=False)")
-        height, width = (local_side(side, self.local_scale) for side in images.shape[-2:])
+        height, width = (max(32, int(side * self.local_scale)) for side in images.shape[-2:])
         return self.local_backbone(crop_boxes(images, boxes, (height, width)))[-1]
 
     def _global_map(self, images: Tensor, maps: Tensor, logits: Tensor, targets: Tensor | None) -> Tensor:
@@ -279,10 +277,8 @@ class RRA(FineGrainedClassifier):
         patch_file: For `file`: an `.npz` with, under each image's name, (num_patches, 4) relative boxes x0, y0, x1, y1.
         local_stride: The local stream reads its backbone's deepest level of at most this stride (VGG-19 without its last pool:
             16), else the last level. Our decision for other backbones.
-        local_scale: The side to which patches are resized, relative to the image's. `None`: half of it, but no fewer than 224
-            pixels where the image has them, else the image's side. So it is the authors' at 448 pixels; half of 160 would show
-            the local network patches a third as wide as those it was pretrained on. Our decision
-            (`benchmarks/results/accuracy/remedies.md`).
+        local_scale: The side to which patches are resized, relative to the image's: 0.5 in the authors' code, 224 of 448 pixels.
+            Small images leave small patches; see `benchmarks/plans/remedies.yaml` for what helps them.
         **training: Optimiser, schedule and so on, see [FineGrainedClassifier][].
 
     Raises:
@@ -309,7 +305,7 @@ class RRA(FineGrainedClassifier):
         patch_percentile: float = 0.95,
         patch_file: str | Path | None = None,
         local_stride: int = 16,
-        local_scale: float | None = None,
+        local_scale: float = 0.5,
         **training: Any,
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
@@ -319,7 +315,7 @@ class RRA(FineGrainedClassifier):
             raise UsageError(f"model.test_patches: {test_patches} is not between 1 and num_patches ({num_patches})")
         if not 0 <= patch_percentile < 1:
             raise UsageError(f"model.patch_percentile: {patch_percentile} is not in [0, 1)")
-        if local_scale is not None and local_scale <= 0:
+        if local_scale <= 0:
             raise UsageError(f"model.local_scale: {local_scale}; must be more than 0")
         if (patches == "file") != (patch_file is not None):
             raise UsageError("model.patches: 'file' and model.patch_file go together; give both or neither")
@@ -502,19 +498,6 @@ def linear_classifier(width: int, num_classes: int) -> nn.Linear:
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def local_side(side: int, scale: float | None) -> int:
-    """The side of a resized patch, in pixels.
-
-    Args:
-        side: The image's.
-        scale: The patch's relative to it; `None`: a half, but at least 224 pixels where the image has as many.
-
-    Returns:
-        At least 32, below which deep networks have nothing left.
-    """
-    return max(32, min(side, max(side // 2, USUAL_SIDE)) if scale is None else int(side * scale))
 
 
 def _attention_size(images: Tensor) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from fgzoo.errors import DataError, UsageError
-from fgzoo.methods.rra import RRA, GlobalStream, LocalStream, RRANetwork, local_side, read_boxes
+from fgzoo.methods.rra import RRA, GlobalStream, LocalStream, RRANetwork, read_boxes
 from fgzoo.nn import crop_boxes, normalize_map, paste_boxes
 from fgzoo.testing import evaluation_mode, example_batch
 
@@ -121,26 +121,12 @@ def test_streams_do_not_share_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "image", "patch"),
-    [
-        (None, 448, 224),  # the authors'
-        (None, 600, 300),
-        (None, 300, 224),
-        (None, 160, 160),
-        (None, 24, 32),
-        (0.5, 128, 64),
-        (1.0, 448, 448),
-        (0.1, 128, 32),
-    ],
+    ("arguments", "size"), [({}, (64, 48)), ({"local_scale": 1.0}, (128, 96)), ({"local_scale": 0.1}, (32, 32))], ids=str
 )
-def test_a_patch_has_half_the_side_and_no_less_than_networks_are_used_to(scale: float | None, image: int, patch: int) -> None:
-    assert local_side(image, scale) == patch
-
-
-def test_patches_are_resized_side_by_side() -> None:
-    net = network(evaluation_mode(make(local_stride=4, local_scale=0.5)))
+def test_patches_have_half_the_side_or_what_is_asked_for(arguments: dict[str, Any], size: tuple[int, int]) -> None:
+    net = network(evaluation_mode(make(local_stride=4, **arguments)))
     maps = net.patch_features(torch.randn(1, 3, 128, 96), torch.tensor([[[0.0, 0, 1, 1]]]))
-    assert maps.shape[-2:] == (128 // 2 // 4, 96 // 2 // 4)
+    assert maps.shape[-2:] == (size[0] // 4, size[1] // 4)
 
 
 def test_a_lower_percentile_makes_larger_patches() -> None:
@@ -206,7 +192,7 @@ def test_no_gradient_flows_through_the_boxes() -> None:
         {"patches": "random"},
         {"test_patches": 1},
         {"local_stride": 8},
-        {"local_scale": 0.5},
+        {"local_scale": 1.0},
         {"patch_percentile": 0.5},
     ],
     ids=lambda arguments: "-".join(f"{k}={v}" for k, v in arguments.items()),
@@ -334,7 +320,7 @@ def test_explain_equals_plain_grad_cam_pasted_and_weighted() -> None:
     net, (images, targets, _) = network(model), example_batch((96, 64))
     with torch.no_grad():
         boxes = net.boxes(images, net.global_backbone(images)[-1], None)
-        patches = crop_boxes(images, boxes, (96, 64))
+        patches = crop_boxes(images, boxes, (48, 32))
         assert net.local_stream is not None
         probability = net.local_stream(net.patch_features(images, boxes).mean((2, 3))).softmax(1)
     repeated = targets.repeat_interleave(4)
