@@ -254,8 +254,9 @@ def spread(values: Sequence[float], factor: float = 100.0, digits: int = 1) -> s
 
 
 def baselines(plan: Plan, block: Block) -> list[Group]:
-    """The baseline and its longer runs."""
-    return [group for group in block.groups if group.label == plan.baseline or group.label.startswith(f"{plan.baseline}, ")]
+    """The baseline and its longer runs, as `cells_of` names them."""
+    name = re.compile(rf"{re.escape(plan.baseline)}(, (\S+, )?\d+ epochs)?")
+    return [group for group in block.groups if name.fullmatch(group.label)]
 
 
 def baseline_for(plan: Plan, block: Block, backbone: str, epochs: int) -> Group | None:
