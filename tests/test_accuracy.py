@@ -168,6 +168,13 @@ def test_folds_validate_once_and_test_nothing(bench: Any) -> None:
     assert set(per_method.values()) == {3}  # as many trials for every method
 
 
+def test_only_longer_runs_of_the_baseline_are_taken_for_it(bench: Any, plan_file: Path) -> None:
+    names = ("Baseline", "Baseline, 8 epochs", "Baseline, vgg19, 180 epochs", "Baseline, lr 1e-3", "Baseline with 8 epochs")
+    block = bench.accuracy_table.Block("short", "cub", [bench.accuracy_table.Group(name, []) for name in names])
+    found = bench.accuracy_table.baselines(bench.accuracy_plan.read_plan(str(plan_file)), block)
+    assert tuple(group.label for group in found) == names[:3]
+
+
 def test_passes_are_counted_and_remembered(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "costs.json"
     arguments = {"num_maps": 4}
