@@ -91,7 +91,7 @@ def draw(plan: Plan, variant: str, folder: Path) -> Figure:
                 accuracy(axes[1][column], other, found[other][1], colour, heads=other == label)
         axes[1][column].legend(fontsize=7, loc="lower right")
     axes[0][0].set_ylabel("terms of the training loss")
-    axes[1][0].set_ylabel("top-1 %: training, and test at the end")
+    axes[1][0].set_ylabel("top-1 %, training (ticks: test)")
     figure.suptitle(f"{plan.title}: {variant}, seed {group.first['seed']}", fontsize=10)
     return figure
 
