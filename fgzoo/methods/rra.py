@@ -80,6 +80,7 @@ class LocalStream(nn.Module):
         hidden_size: Width of the LSTM.
         recursion: Off: the classifier reads x directly (the control with two networks and no mechanism).
         attend_over_time: Off: the classifier reads the last step's state.
+        normalize_states: The classifier reads what attention gives after layer normalisation.
 
     Shape:
         - pooled: (N, C)
@@ -94,12 +95,14 @@ class LocalStream(nn.Module):
         hidden_size: int = 512,
         recursion: bool = True,
         attend_over_time: bool = True,
+        normalize_states: bool = False,
     ) -> None:
         super().__init__()
         self.steps = steps if recursion else 1
         self.project = nn.Identity() if channels == hidden_size else nn.Linear(channels, hidden_size)
         self.recursion = RepeatedInputLSTM(hidden_size, hidden_size) if recursion else None
         self.attention = TemporalAttention(hidden_size) if recursion and attend_over_time else None
+        self.norm = nn.LayerNorm(hidden_size) if normalize_states else nn.Identity()
         self.classifier = linear_classifier(hidden_size, num_classes)
 
     def states(self, pooled: Tensor) -> Tensor:
@@ -111,7 +114,12 @@ class LocalStream(nn.Module):
         """Classify patches by their pooled features."""
         hidden = self.states(pooled)
         context = hidden[:, -1] if self.attention is None else self.attention(hidden)[0]
-        return self.classifier(context)
+        return self.classify(context)
+
+    def classify(self, states: Tensor) -> Tensor:
+        """Classify states, (..., hidden) -> (..., K)."""
+        logits: Tensor = self.classifier(self.norm(states))
+        return logits
 
 
 class RRANetwork(nn.Module):
@@ -127,6 +135,7 @@ class RRANetwork(nn.Module):
         fusion_weight: lambda.
         recursion: See [LocalStream][].
         attend_over_time: See [LocalStream][].
+        normalize_states: See [LocalStream][].
         patches: Where patches come from: `activation` (the global stream's strongest channels), `center`, `random`, or `file`
             (`stored_boxes`).
         num_patches: Candidates, of which training draws one for every sample.
@@ -155,6 +164,7 @@ class RRANetwork(nn.Module):
         fusion_weight: float = 1.0,
         recursion: bool = True,
         attend_over_time: bool = True,
+        normalize_states: bool = False,
         patches: Patches = "activation",
         num_patches: int = 10,
         test_patches: int = 4,
@@ -168,7 +178,9 @@ class RRANetwork(nn.Module):
         self.local_stream: LocalStream | None = None
         if local_backbone is not None:
             channels = local_backbone.levels[-1].channels
-            self.local_stream = LocalStream(channels, num_classes, steps, hidden_size, recursion, attend_over_time)
+            self.local_stream = LocalStream(
+                channels, num_classes, steps, hidden_size, recursion, attend_over_time, normalize_states
+            )
         self.fusion_weight = fusion_weight
         self.patches = patches
         self.num_patches = num_patches
@@ -266,6 +278,8 @@ class RRA(FineGrainedClassifier):
         recursion: Off: the local classifier reads the pooled features without the recursion.
         steps: T, the number of steps of the recursion (10 in the authors' command).
         attend_over_time: Off: the last step's state instead of attention over all.
+        normalize_states: The local classifier reads what attention gives after layer normalisation. Our decision: an LSTM's
+            states are small at the start, so that a pretrained patch network learns slowly through them.
         hidden_size: Width of the LSTM (512 in the authors' code).
         global_width: Width of the global stream's added convolutions (1024 in the authors' code).
         fusion_weight: lambda in z = z_g + lambda z_l and in the loss.
@@ -296,6 +310,7 @@ class RRA(FineGrainedClassifier):
         recursion: bool = True,
         steps: int = 10,
         attend_over_time: bool = True,
+        normalize_states: bool = False,
         hidden_size: int = 512,
         global_width: int = 1024,
         fusion_weight: float = 1.0,
@@ -323,6 +338,7 @@ class RRA(FineGrainedClassifier):
         self.recursion = recursion
         self.steps = steps
         self.attend_over_time = attend_over_time
+        self.normalize_states = normalize_states
         self.hidden_size = hidden_size
         self.global_width = global_width
         self.fusion_weight = fusion_weight
@@ -346,6 +362,7 @@ class RRA(FineGrainedClassifier):
             fusion_weight=self.fusion_weight,
             recursion=self.recursion,
             attend_over_time=self.attend_over_time,
+            normalize_states=self.normalize_states,
             patches=self.patches,
             num_patches=self.num_patches,
             test_patches=self.test_patches,
@@ -451,7 +468,7 @@ def _step_gradients(stream: LocalStream, features: Tensor, targets: Tensor) -> t
     # Explanations work inside inference_mode, too: the head alone is differentiated, on a copy that autograd may follow.
     with torch.inference_mode(False), torch.enable_grad():
         pooled = features.mean(dim=(2, 3)).clone().requires_grad_()
-        logits = stream.classifier(stream.states(pooled))
+        logits = stream.classify(stream.states(pooled))
         chosen = logits.gather(2, targets.clone()[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(2)
         gradients = [torch.autograd.grad(chosen[:, step].sum(), pooled, retain_graph=True)[0] for step in range(chosen.shape[1])]
         probability = stream(pooled.detach()).float().softmax(dim=1)

@@ -69,6 +69,17 @@ def test_local_stream_follows_the_equations() -> None:
     torch.testing.assert_close(stream(pooled), expected)
 
 
+def test_states_may_be_normalised_before_they_are_classified() -> None:
+    torch.manual_seed(0)
+    stream = LocalStream(7, 4, steps=5, hidden_size=6, normalize_states=True).double()
+    pooled = torch.randn(3, 7, dtype=torch.double)
+    assert stream.attention is not None
+    context = stream.attention(stream.states(pooled))[0]
+    centred = context - context.mean(dim=1, keepdim=True)
+    normal = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(stream(pooled), normal @ stream.classifier.weight.T + stream.classifier.bias)
+
+
 def test_paper_width_needs_no_projection() -> None:
     assert isinstance(LocalStream(512, 4).project, torch.nn.Identity)
 
@@ -185,6 +196,7 @@ def test_no_gradient_flows_through_the_boxes() -> None:
         {"recursion": False},
         {"steps": 1},
         {"attend_over_time": False},
+        {"normalize_states": True},
         {"hidden_size": 16},
         {"global_width": 8},
         {"fusion_weight": 0.5},
@@ -309,14 +321,15 @@ def plain_grad_cam(net: RRANetwork, patches: torch.Tensor, targets: torch.Tensor
     assert net.local_backbone is not None
     assert net.local_stream is not None
     features = net.local_backbone(patches)[-1].detach().requires_grad_()
-    logits = net.local_stream.classifier(net.local_stream.states(features.mean((2, 3))))[:, step]
+    logits = net.local_stream.classify(net.local_stream.states(features.mean((2, 3))))[:, step]
     gradient = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), features)[0]
     weights = gradient.mean(dim=(2, 3))
     return (weights[:, :, None, None] * features).sum(dim=1).clamp_min(0).detach()
 
 
-def test_explain_equals_plain_grad_cam_pasted_and_weighted() -> None:
-    model = evaluation_mode(make())
+@pytest.mark.parametrize("normalize", [False, True])
+def test_explain_equals_plain_grad_cam_pasted_and_weighted(normalize: bool) -> None:
+    model = evaluation_mode(make(normalize_states=normalize))
     net, (images, targets, _) = network(model), example_batch((96, 64))
     with torch.no_grad():
         boxes = net.boxes(images, net.global_backbone(images)[-1], None)
