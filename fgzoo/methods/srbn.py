@@ -89,21 +89,23 @@ class HiddenReadout(nn.Module):
         hidden_size: Channels of the hidden map.
         num_classes: K.
         dropout: Probability of dropping an entry of the sum.
+        normalize: The sum goes through layer normalisation first.
 
     Shape:
         - hidden: (B, hidden_size, h, w); alpha: (B, h, w) or `None`
         - returns: logits (B, K), and the length of each hidden state (B, h, w)
     """
 
-    def __init__(self, hidden_size: int, num_classes: int, dropout: float = 0.5) -> None:
+    def __init__(self, hidden_size: int, num_classes: int, dropout: float = 0.5, normalize: bool = False) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(hidden_size) if normalize else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, num_classes)
 
     def forward(self, hidden: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
         """Classify."""
         pooled = hidden.mean(dim=(2, 3)) if alpha is None else (alpha[:, None] * hidden).sum(dim=(2, 3))
-        return self.classifier(self.dropout(pooled)), hidden.detach().norm(dim=1)
+        return self.classifier(self.dropout(self.norm(pooled))), hidden.detach().norm(dim=1)
 
 
 class ConcatReadout(nn.Module):
@@ -156,7 +158,9 @@ class SRBNNetwork(nn.Module):
         glimpses: Scans of the recurrent attention.
         dropout: Before the classifier that reads hidden states or concatenated features; the bilinear vector has none.
         bilinear_size: Largest length of the full bilinear vector, see [BilinearReadout][].
-        scale: Factor of the vectors of length one: the local features, and the full bilinear vector.
+        scale: Factor of the full bilinear vector of length one.
+        local_scale: Factor of the local features of length one.
+        normalize_states: See [HiddenReadout][].
 
     Shape:
         - images: (B, 3, H, W)
@@ -187,13 +191,15 @@ class SRBNNetwork(nn.Module):
         dropout: float = 0.5,
         bilinear_size: int = 262_144,
         scale: float = 1.0,
+        local_scale: float = 1.0,
+        normalize_states: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.second_backbone = second_backbone
         self.average_levels = average_levels
         self.glimpses = glimpses if attention == "recurrent" else 1
-        self.scale = scale
+        self.local_scale = local_scale
         self.hidden_weight = hidden_weight
         self.second_ratio: Tensor
         self.second_shift: Tensor
@@ -218,7 +224,7 @@ class SRBNNetwork(nn.Module):
         if combine == "concat":
             self.readout = ConcatReadout(c + d, num_classes, dropout)
         elif spatial_lstm:
-            self.readout = HiddenReadout(hidden_size, num_classes, dropout)
+            self.readout = HiddenReadout(hidden_size, num_classes, dropout, normalize_states)
             if bilinear_head:
                 self.bilinear = BilinearReadout(c, d, num_classes, bilinear_size, scale)
         else:
@@ -277,7 +283,7 @@ class SRBNNetwork(nn.Module):
         hidden = None
         if self.local is None:
             return alphas, hidden
-        x = self.scale * self.local(a, b)
+        x = self.local_scale * self.local(a, b)
         for _ in range(self.glimpses):
             attended = x
             if self.attention is not None:
@@ -327,9 +333,12 @@ class SRBN(FineGrainedClassifier):
         dropout: Before the classifier that reads hidden states or concatenated features; B-CNN has none.
         bilinear_size: Largest length of the full bilinear vector; for networks with more channels a 1x1 convolution narrows the
             wider stream. The default is 512 x 512, B-CNN's with two VGG-16.
-        scale: Factor of the vectors of length one, the local features and the full bilinear vector. `None`: 10 with `sgd`, where
-            B-CNN's classifier at learning rate 0.01 then learns as at rate 1, the order of published B-CNN code; 1 with `adamw`,
-            whose steps do not shrink with the features, so that long vectors would overshoot.
+        scale: Factor of the full bilinear vector of length one. `None`: 10 with `sgd`, where B-CNN's classifier at learning rate
+            0.01 then learns as at rate 1, the order of published B-CNN code; 1 with `adamw`, whose steps do not shrink with the
+            features, so that long vectors would overshoot.
+        local_scale: Factor of the local features of length one. `None`: as `scale`. The root of `projection` makes their entries
+            as large as an LSTM's inputs usually are.
+        normalize_states: The scan's classifier reads the pooled hidden states after layer normalisation.
         new_share: Share of the run in which the backbones stand still and only the new layers learn (B-CNN's first step);
             0: everything learns from the start, as it must where backbones are not pretrained.
         new_rate: Factor of the new layers' learning rate in that step.
@@ -364,6 +373,8 @@ class SRBN(FineGrainedClassifier):
         dropout: float = 0.5,
         bilinear_size: int = 262_144,
         scale: float | None = None,
+        local_scale: float | None = None,
+        normalize_states: bool = False,
         new_share: float = 1 / 3,
         new_rate: float = 2.0,
         **training: Any,
@@ -407,6 +418,8 @@ class SRBN(FineGrainedClassifier):
         self.dropout = dropout
         self.bilinear_size = bilinear_size
         self.scale = scale
+        self.local_scale = local_scale
+        self.normalize_states = normalize_states
         self.new_share = new_share
         self.new_rate = new_rate
 
@@ -435,6 +448,8 @@ class SRBN(FineGrainedClassifier):
             dropout=self.dropout,
             bilinear_size=self.bilinear_size,
             scale=scale,
+            local_scale=scale if self.local_scale is None else self.local_scale,
+            normalize_states=self.normalize_states,
         )
 
     def _streams(self) -> tuple[Backbone, Backbone, bool]:

@@ -85,6 +85,26 @@ def test_the_readout_of_the_scan_alone_follows_the_equations() -> None:
     torch.testing.assert_close(output.attention, torch.stack([normalize_map(alpha), normalize_map(hidden.norm(dim=1))], 1))
 
 
+def test_local_features_may_have_a_scale_of_their_own_and_states_be_normalised() -> None:
+    model = evaluation_mode(make(scale=3.0, local_scale=2.0, normalize_states=True))
+    net, images = network(model), example_batch((96, 64))[0]
+    assert net.local is not None
+    assert net.attention is not None
+    assert net.spatial_lstm is not None
+    assert net.bilinear is not None
+    with torch.no_grad():
+        a, b = net.streams(images)
+        x = 2.0 * power_normalize(net.local.features(a, b))
+        alpha = net.attention(x)
+        hidden = net.spatial_lstm(alpha[0].numel() * alpha[:, None] * x)
+        pooled = torch.einsum("bhw,bchw->bc", alpha, hidden)
+        centred = pooled - pooled.mean(dim=1, keepdim=True)
+        scanned = net.readout.classifier(centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt())
+        attended = net.bilinear.classifier(3.0 * power_normalize(bilinear_pool(a, b, alpha)))
+        heads = model(images).heads
+    torch.testing.assert_close(heads, {"hidden": scanned, "bilinear": attended})
+
+
 def test_the_recurrent_form_reads_the_scan_before() -> None:
     model = make(**HIDDEN, attention="recurrent", glimpses=3, dropout=0.0).train()
     net, (images, targets, keys) = network(model), example_batch()
@@ -310,6 +330,8 @@ def test_resnet50_keeps_a_classifier_of_the_papers_length() -> None:
         ({}, {"projection": 8}),
         ({}, {"attention_size": 4}),
         ({}, {"scale": 1.0}),
+        ({}, {"local_scale": 2.0}),
+        ({}, {"normalize_states": True}),
         ({}, {"stride": 8}),
         ({}, {"second_backbone": "test_resnet"}),
         ({"attention": "recurrent"}, {"glimpses": 3}),
