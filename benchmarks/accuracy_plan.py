@@ -80,6 +80,7 @@ class Plan:
         rows: Rows of the tables.
         variants: Settings under which all rows run.
         notes: What must stand beside the numbers.
+        details: What else the plan's page says, and README does not.
         baseline: Label of the row that the others are compared with.
         compare: Labels of rows beside which the baseline runs with the same backbone for as many epochs, and for as many passes.
         ensemble: Labels of rows whose probabilities are averaged.
@@ -94,6 +95,7 @@ class Plan:
     rows: tuple[Row, ...]
     variants: tuple[Variant, ...]
     notes: str = ""
+    details: str = ""
     baseline: str = "Baseline"
     compare: tuple[str, ...] = ()
     ensemble: tuple[str, ...] = ()

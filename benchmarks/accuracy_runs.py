@@ -236,7 +236,7 @@ def run_cell(cell: Cell, where: Where, costs: Costs, claim: Claim, gpu: str | No
     if not (folder / "cost.json").is_file():
         begun = (folder / CONFIG).is_file()
         run(*(("fit", "--resume", str(folder)) if begun else (*fit_arguments(cell, where), "--output", str(folder))))
-    if cell.fold is None and not (folder / PROBABILITIES).is_file():
+    if cell.fold is None and not (folder / PROBABILITIES["test"]).is_file():
         run("test", "--ckpt_path", str(folder))
     result = result_of(cell, where, costs)
     write_json(folder / RESULT, result)

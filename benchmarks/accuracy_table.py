@@ -28,7 +28,7 @@ FOLDER = RESULTS / "accuracy"
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 
-#: Arrays by name: `predicted/CELL` and `targets/FINGERPRINT`, both (N,) in the order of the test split, and what
+#: Arrays by name: `predicted/CELL` and what [targets_name][] says, both (N,) in the order of the split, and what
 #: [ensemble_name][] says, the classes with the largest averaged probabilities.
 Predictions = dict[str, NDArray[Any]]
 Line = dict[str, str]
@@ -100,11 +100,12 @@ def collect(plan: Plan, cells: Sequence[Cell], runs: Path, folder: Path = FOLDER
             mine = {"plan": plan.name, "table": cell.table, "label": cell.label, "arguments": cell.arguments}
             rows[cell.name] = {**found["row"], **mine}
             _write_record(folder / plan.name / f"{cell.name}.json", found["record"])
-            if (runs / cell.name / PROBABILITIES).is_file():
-                with np.load(runs / cell.name / PROBABILITIES) as scored:
+            given = runs / cell.name / PROBABILITIES["test" if cell.fold is None else "val"]
+            if given.is_file():
+                with np.load(given) as scored:
                     predictions[f"predicted/{cell.name}"] = _small(scored["predicted"])
-                    predictions[f"targets/{rows[cell.name]['fingerprint']}"] = _small(scored["targets"])
-                    if cell.label in plan.ensemble:
+                    predictions[targets_name(rows[cell.name])] = _small(scored["targets"])
+                    if cell.label in plan.ensemble and cell.fold is None:
                         kept = {"probabilities": scored["probabilities"].astype(np.float16)}
                         write_predictions(_probabilities(folder, plan, cell.name), kept)
         predictions.update(_ensembles(plan, rows.values(), folder))
@@ -128,6 +129,12 @@ def _small(classes: NDArray[Any]) -> NDArray[Any]:
 
 def _probabilities(folder: Path, plan: Plan, cell: str) -> Path:
     return folder / plan.name / f"{cell}.npz"
+
+
+def targets_name(row: Line) -> str:
+    """Under which name the classes of the images are kept that a run was scored on; the seed deals images to folds."""
+    fold = row["fold"].replace(" ", "-")
+    return f"targets/{row['fingerprint']}" + (f"/seed-{row['seed']}-fold-{fold}" if fold else "")
 
 
 def ensemble_name(cells: Iterable[str]) -> str:
@@ -227,13 +234,25 @@ def difference(first: Group, second: Group, predictions: Predictions) -> tuple[f
 
 
 def _predicted(runs: Sequence[Line], predictions: Predictions) -> NDArray[Any] | None:
-    names = [f"predicted/{run['cell']}" for run in runs]
-    return np.stack([predictions[name] for name in names]) if all(name in predictions for name in names) else None
+    """(seeds, images), a seed's folds in a row; `None` where single images are not known, or seeds differ in their folds."""
+    return _by_seed(runs, [f"predicted/{run['cell']}" for run in runs], predictions)
 
 
 def _hits(runs: Sequence[Line], predictions: Predictions) -> NDArray[np.bool_] | None:
     predicted = _predicted(runs, predictions)
-    return None if predicted is None else predicted == predictions[f"targets/{runs[0]['fingerprint']}"]
+    targets = _by_seed(runs, [targets_name(run) for run in runs], predictions)
+    return None if predicted is None or targets is None else predicted == targets
+
+
+def _by_seed(runs: Sequence[Line], names: Sequence[str], predictions: Predictions) -> NDArray[Any] | None:
+    if any(name not in predictions for name in names):
+        return None
+    seeds: dict[str, dict[str, NDArray[Any]]] = defaultdict(dict)
+    for run, name in zip(runs, names, strict=True):
+        seeds[run["seed"]][run["fold"]] = predictions[name]
+    if len({tuple(sorted(folds)) for folds in seeds.values()}) > 1:
+        return None
+    return np.stack([np.concatenate([folds[fold] for fold in sorted(folds)]) for folds in seeds.values()])
 
 
 def shown_difference(found: tuple[float, Difference | None] | None) -> str:
@@ -366,7 +385,7 @@ def together_table(plan: Plan, block: Block, predictions: Predictions) -> str:
         for (one, first), (two, second) in combinations(zip(members, predicted, strict=True), 2)
     ]
     text = table(("predict the same class", "% of test images"), lines)
-    targets = predictions[f"targets/{members[0].first['fingerprint']}"]
+    targets = predictions[targets_name(members[0].first)]
     names = [ensemble_name(group.by_seed()[seed]["cell"] for group in members) for seed in common]
     hits = [float((predictions[name] == targets).mean()) for name in names if name in predictions]
     if not hits or len(members) < len(plan.ensemble):
@@ -400,7 +419,10 @@ def report(plan: Plan, rows: Sequence[Line], predictions: Predictions) -> str:
     Returns:
         Markdown.
     """
-    text = [f"# {plan.title}", "", *([plan.notes.strip(), ""] if plan.notes.strip() else []), EXPLAINED, ""]
+    text = [f"# {plan.title}", ""]
+    for said in (plan.notes, plan.details):
+        text += [said.strip(), ""] if said.strip() else []
+    text += [EXPLAINED, ""]
     text += [f"{machines(rows)}. Seconds where other work ran on the machine are an upper bound.", ""]
     text += [f"`python benchmarks/accuracy.py run {plan.name}` makes the runs, `make table` this page. Every run's command and "]
     text[-1] += f"settings: `{plan.name}.csv`, and one file a run in `{plan.name}/`."
@@ -416,7 +438,8 @@ def report(plan: Plan, rows: Sequence[Line], predictions: Predictions) -> str:
 
 def summary(plan: Plan, rows: Sequence[Line], predictions: Predictions) -> str:
     """A plan's tables for README."""
-    text = [f"**{plan.title}.** {' '.join(plan.notes.split())}".strip(), ""]
+    page = f"[All its figures](benchmarks/results/accuracy/{plan.name}.md)."
+    text = [" ".join([f"**{plan.title}.**", *plan.notes.split(), page]), ""]
     for block in blocks_of(plan, rows):
         where = f"{block.dataset}, {block.table}" if len(plan.datasets) > 1 else block.table
         text += [f"{where[0].upper()}{where[1:]}:", "", equal_epochs_table(plan, block, predictions, short=True), ""]

@@ -84,7 +84,7 @@ def finished(plan: Plan, runs: Path, table: str, costs: Costs, methods: Sequence
         of_row = [cell for cell in cells if cell.label == label]
         if methods is not None and of_row[0].method not in methods:
             continue
-        folders = [runs / cell.name for cell in of_row if (runs / cell.name / PROBABILITIES).is_file()]
+        folders = [runs / cell.name for cell in of_row if (runs / cell.name / PROBABILITIES["test"]).is_file()]
         if not folders:
             raise UsageError(f"no run of {label} is finished, such as {runs / of_row[0].name}")
         found[name_of(of_row[0])] = folders

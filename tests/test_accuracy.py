@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -509,6 +510,51 @@ def test_tables_pair_methods_with_baseline_and_parent(bench: Any, plan_file: Pat
     assert "[" not in next(
         line for line in bench.accuracy_table.report(plan, rows, {}).splitlines() if line.startswith("| RRA |")
     )
+
+
+def test_folds_are_paired_by_the_images_that_each_holds_out(bench: Any) -> None:
+    draw, table = np.random.default_rng(0), bench.accuracy_table
+    rows: dict[str, list[dict[str, str]]] = {"a": [], "b": []}
+    kept, hits = {}, {}
+    for fold, images in (("0 of 2", 30), ("1 of 2", 31)):
+        targets = draw.integers(0, 3, images)
+        for name in rows:
+            row = {"cell": f"{name} {fold}", "seed": "0", "fold": fold, "fingerprint": "f"}
+            predicted = draw.integers(0, 3, images)
+            kept |= {f"predicted/{row['cell']}": predicted, table.targets_name(row): targets}
+            hits[name, fold] = predicted == targets
+            rows[name].append({**row, "top1": str(hits[name, fold].mean())})
+    one, two = (table.Group(name, rows[name]) for name in rows)
+    joined = [np.concatenate([hits[name, fold] for fold in ("0 of 2", "1 of 2")])[None] for name in rows]
+    mean, interval = table.difference(one, two, kept)
+    assert mean == pytest.approx(np.mean([hits["a", fold].mean() - hits["b", fold].mean() for fold in ("0 of 2", "1 of 2")]))
+    assert interval == bench.bootstrap.paired_difference(*joined)
+    # Another seed of which one fold was run: images of single seeds are not comparable then.
+    other = {**rows["a"][0], "seed": "1"}
+    kept[table.targets_name(other)] = kept[table.targets_name(rows["a"][0])]
+    assert table.difference(table.Group("a", [*rows["a"], other]), table.Group("b", [*rows["b"], other]), kept)[1] is None
+
+
+def test_what_a_fold_gave_single_images_is_collected(bench: Any, plan_file: Path, tmp_path: Path) -> None:
+    plan_file.write_text(f"{PLAN}folds: {{number: 2}}\n")
+    cell, results = cells_of(bench, plan_file)[0], tmp_path / "results"
+    row = dict.fromkeys(bench.accuracy_runs.COLUMNS, "") | {"fold": "0 of 2", "seed": "0", "fingerprint": "f", "cell": cell.name}
+    (tmp_path / cell.name).mkdir()
+    (tmp_path / cell.name / "result.json").write_text(json.dumps({"row": row, "record": {}}))
+    np.savez(tmp_path / cell.name / "val_probabilities.npz", targets=[0, 2], predicted=[1, 2], probabilities=np.eye(2))
+    bench.accuracy_table.collect(bench.accuracy_plan.read_plan(str(plan_file)), [cell], tmp_path, results)
+    kept = bench.accuracy_table.read_predictions(results / "small_plan.npz")
+    assert kept[f"predicted/{cell.name}"].tolist() == [1, 2]
+    assert kept[bench.accuracy_table.targets_name(row)].tolist() == [0, 2]
+
+
+def test_readme_is_spared_the_details(bench: Any) -> None:
+    plan = replace(bench.accuracy_plan.read_plan("cub50"), details="Tested twice.")
+    rows = bench.accuracy_table.read_rows(bench.accuracy_table.FOLDER / "cub50.csv")
+    page, part = (make(plan, rows, {}) for make in (bench.accuracy_table.report, bench.accuracy_table.summary))
+    assert "Tested twice." in page
+    assert "Tested twice." not in part
+    assert "results/accuracy/cub50.md" in part
 
 
 def test_committed_tables_are_those_of_the_committed_results(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:

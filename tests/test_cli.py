@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import yaml
 
@@ -19,6 +20,7 @@ from fgzoo import FGVCDataModule, create_model, load
 from fgzoo.errors import UntrainedError
 from fgzoo.methods import available, find_method
 from fgzoo.recipes import list_recipes
+from fgzoo.training.run import PROBABILITIES
 from tests.builders import make_cub
 from tests.command import MACHINE, fgzoo, fit, metrics
 
@@ -242,6 +244,15 @@ def test_validation_split_is_reported(trained: SimpleNamespace) -> None:
     assert (trained.run / "val_confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_held_out_image_is_scored_at_the_end_of_training(trained: SimpleNamespace) -> None:
+    with np.load(trained.run / PROBABILITIES["val"]) as scored:
+        assert len(scored["names"]) == 3
+        assert scored["probabilities"].sum(axis=1) == pytest.approx(1, abs=2e-3)
+        hits = (scored["predicted"] == scored["targets"]).mean()
+    last = [row for row in metrics(trained.run) if "val/top1" in row][-1]
+    assert hits == pytest.approx(float(last["val/top1"]))
+
+
 def test_nothing_held_out_means_no_best_checkpoint(plain: SimpleNamespace) -> None:
     assert [path.name for path in (plain.run / "checkpoints").iterdir()] == ["last.ckpt"]
 
@@ -320,6 +331,9 @@ def test_validate_scores_the_validation_split(trained: SimpleNamespace, tmp_path
     assert result.status == 0
     last = [row for row in metrics(trained.run) if "val/top1" in row][-1]
     assert metrics(tmp_path / "scored")[-1]["val/nll"] == last["val/nll"]
+    with np.load(trained.run / PROBABILITIES["val"]) as fitted, np.load(tmp_path / "scored" / PROBABILITIES["val"]) as scored:
+        assert scored["names"].tolist() == fitted["names"].tolist()
+        assert scored["probabilities"] == pytest.approx(fitted["probabilities"], abs=1e-3)
 
 
 def test_validate_without_a_validation_split_is_refused(plain: SimpleNamespace) -> None:

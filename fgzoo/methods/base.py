@@ -604,9 +604,9 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             self._freeze(name, False)
         self._frozen = set()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect the metrics of a batch."""
-        self._evaluate(batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Collect the metrics of a batch, and hand on what single images were given: `logits`, `targets` and `index`."""
+        return self._evaluate(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Collect the metrics of a batch, and hand on what single images were given: `logits`, `targets` and `index`."""

@@ -124,7 +124,9 @@ class RunRecord(Callback):
 
 
 class ImageScores(Callback):
-    """Writes what `test` gave every image, in the order of the test split, see [write_probabilities][].
+    """Writes what every image of a split was given, in the order of the split, see [write_probabilities][].
+
+    Of the test split after `test`, of the validation split after `validate` and after the last epoch's validation in `fit`.
 
     Args:
         folder: The run's folder.
@@ -132,39 +134,72 @@ class ImageScores(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.records: Sequence[Record] = ()
         self.logits = torch.empty(0)
         self.seen = torch.empty(0)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make room for every image of the split."""
-        assert isinstance(pl_module, FineGrainedClassifier)
-        images = len(_test_records(trainer))
-        self.logits = torch.zeros(images, pl_module.num_classes, device=pl_module.device)
-        self.seen = torch.zeros(images, device=pl_module.device)
+        """Make room for every image of the test split."""
+        self._begin(trainer, pl_module, "test")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make room for every image of the validation split, if this is the round that counts."""
+        if _validates_last(trainer):
+            self._begin(trainer, pl_module, "val")
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Put a batch where its images are in the split; what only fills a process up has no place."""
+        """Put a batch where its images are in the split."""
+        self._keep(outputs)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Put a batch where its images are in the split."""
+        if _validates_last(trainer):
+            self._keep(outputs)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the test split's file."""
+        self._write(trainer, "test")
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the validation split's file."""
+        if _validates_last(trainer):
+            self._write(trainer, "val")
+
+    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
+        assert isinstance(pl_module, FineGrainedClassifier)
+        self.records = trainer.datamodule.splits[split]  # type: ignore[attr-defined]
+        self.logits = torch.zeros(len(self.records), pl_module.num_classes, device=pl_module.device)
+        self.seen = torch.zeros(len(self.records), device=pl_module.device)
+
+    def _keep(self, outputs: Any) -> None:
+        if outputs is None:  # a step of somebody's own, which hands on nothing
+            return
+        # What only fills a process up has no place.
         counts = outputs["targets"] != IGNORED
         index = outputs["index"][counts]
         self.logits[index] = outputs["logits"][counts]
         self.seen[index] = 1
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the processes' images together: each has been in one of them, and is zero in the others."""
+    def _write(self, trainer: L.Trainer, split: str) -> None:
+        # Each image has been in one of the processes, and is zero in the others.
         logits = trainer.strategy.reduce(self.logits, reduce_op="sum").cpu()
         seen = trainer.strategy.reduce(self.seen, reduce_op="sum").cpu() > 0
-        if trainer.is_global_zero:
-            records = [record for record, there in zip(_test_records(trainer), seen.tolist(), strict=True) if there]
+        if trainer.is_global_zero and seen.any():
+            records = [record for record, there in zip(self.records, seen.tolist(), strict=True) if there]
             targets = torch.tensor([record.target for record in records])
             names = [record.name for record in records]
-            write_probabilities(self.folder / PROBABILITIES, logits[seen], targets, names)
+            write_probabilities(self.folder / PROBABILITIES[split], logits[seen], targets, names)
 
 
-def _test_records(trainer: L.Trainer) -> Sequence[Record]:
-    records: Sequence[Record] = trainer.datamodule.splits["test"]  # type: ignore[attr-defined]
-    return records
+def _validates_last(trainer: L.Trainer) -> bool:
+    """Whether the validation that runs is one that was asked for, or that of a training's last epoch."""
+    if trainer.state.fn == TrainerFn.VALIDATING:
+        return True
+    return not trainer.sanity_checking and trainer.current_epoch + 1 == trainer.max_epochs
 
 
 def checkpoints(folder: Path, validates: bool) -> list[Callback]:

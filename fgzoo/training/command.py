@@ -247,7 +247,7 @@ class TrainingCLI(LightningCLI):
         ]
         if self.verb == "fit":
             callbacks += [FiniteLoss(), EndOnSigterm()]
-        if self.verb == "test" and not self.dry:
+        if not self.dry:
             callbacks.append(ImageScores(self.run_folder))
         if self.verb == "fit" and not self.dry:
             callbacks += checkpoints(self.run_folder, validates)

@@ -27,7 +27,8 @@ from fgzoo.zoo.checkpoint import BEST, LAST
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
-PROBABILITIES = "test_probabilities.npz"
+#: What every image of a split was given, by the split.
+PROBABILITIES = {split: f"{split}_probabilities.npz" for split in ("val", "test")}
 
 
 def next_folder(base: Path) -> Path:
