@@ -26,6 +26,8 @@ from tests.command import MACHINE, fgzoo, fit, metrics
 
 RECIPES = sorted(list_recipes())
 METHOD_RECIPES = [name for name in RECIPES if "/" in name]
+#: What comes before a preset.
+BEFORE = {"small": ["cub/baseline"], "small-rra": ["cub/rra", "small"], "small-iagn": ["cub/iagn", "small"]}
 OPTIMISATION = [
     "optimizer",
     "lr",
@@ -135,9 +137,10 @@ def test_fit_with_nothing_else_is_rra_on_birds() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_parses(name: str) -> None:
-    model = [] if "/" in name or name == "small" else ["--model", "baseline"]
-    base = ["cub/baseline"] if name == "small" else []
-    config = resolved("--config", name, *model) if model else of_recipes(*base, name)
+    if "/" in name or name in BEFORE:
+        config = of_recipes(*BEFORE.get(name, []), name)
+    else:
+        config = resolved("--config", name, "--model", "baseline")
     assert config["model"]["class_path"].startswith("fgzoo.methods.")
 
 
@@ -164,6 +167,14 @@ def test_a_recipes_rate_is_meant_for_its_batch(name: str) -> None:
 def test_small_keeps_the_method(name: str) -> None:
     plain, small = of_recipes(name), of_recipes(name, "small")
     assert small["model"]["class_path"] == plain["model"]["class_path"]
+
+
+@pytest.mark.parametrize("method", ["rra", "iagn"])
+def test_a_methods_small_settings_are_those_of_the_tables(method: str) -> None:
+    plan = yaml.safe_load((Path(__file__).parents[1] / "benchmarks" / "plans" / "cub50.yaml").read_text())
+    typed = next(row["arguments"] for row in plan["rows"] if row["method"] == method).split()
+    preset = resolved("--config", "cub", "--model", method, "--config", "small", "--config", f"small-{method}")
+    assert preset["model"] == resolved("--config", "cub", "--model", method, "--config", "small", *typed)["model"]
 
 
 def test_every_recipe_opens_with_what_it_gives() -> None:

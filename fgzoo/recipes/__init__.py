@@ -1,4 +1,4 @@
-"""Recipes: the packaged ones, `<dataset>/<method>.yaml`, the data-only `<dataset>.yaml`, and the preset `small`."""
+"""Recipes: `<dataset>/<method>.yaml`, the data-only `<dataset>.yaml`, the preset `small` and what some methods need after it."""
 
 from __future__ import annotations
 
