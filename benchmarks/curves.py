@@ -103,7 +103,8 @@ def terms(axis: Axes, metrics: list[dict[str, str]]) -> None:
         epochs, values = series(metrics, name)
         axis.plot(epochs, values, marker=".", linewidth=1.2, label=name.removeprefix("train/loss_"))
     axis.set_yscale("log")
-    axis.legend(fontsize=7)
+    if names:
+        axis.legend(fontsize=7, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.03), handlelength=1.5, columnspacing=1)
     axis.grid(alpha=0.3)
 
 
@@ -120,14 +121,27 @@ def accuracy(axis: Axes, label: str, metrics: list[dict[str, str]], colour: str,
             axis.plot(end, [100 * value] * 2, color=colour, linewidth=2.5)
         elif heads:
             axis.plot(end, [100 * value] * 2, color=colour, linewidth=1.2, linestyle=":")
-            if abs(value - last["test/top1"]) > APART:
-                axis.annotate(
-                    name.removeprefix("test/top1_"), (end[1], 100 * value - 1), fontsize=7, color=colour, ha="right", va="top"
-                )
+    for value, said in named_heads(last) if heads else []:
+        axis.annotate(said, (end[1], 100 * value - 1), fontsize=7, color=colour, ha="right", va="top")
     axis.set_ylim(0, 102)
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
+
+
+def named_heads(scores: dict[str, float]) -> list[tuple[float, str]]:
+    """Where to write which names: of the heads that lie apart from the whole, those close to one another together."""
+    whole = scores.get("test/top1", 0.0)
+    heads = sorted((value, name.removeprefix("test/top1_")) for name, value in scores.items() if name != "test/top1")
+    groups: list[tuple[float, str]] = []
+    for value, name in heads:
+        if abs(value - whole) <= APART:
+            continue
+        if groups and value - groups[-1][0] <= APART:
+            groups[-1] = (groups[-1][0], f"{groups[-1][1]}, {name}")
+        else:
+            groups.append((value, name))
+    return groups
 
 
 def main(typed: Sequence[str] | None = None) -> int:

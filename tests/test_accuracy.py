@@ -295,6 +295,17 @@ def test_curves_show_every_term_and_head_of_the_compared_rows(bench: Any, plan_f
     assert (results / "small_plan_curves.png").stat().st_size > 10_000
 
 
+def test_heads_that_lie_together_are_named_together(bench: Any) -> None:
+    scores = {
+        "test/top1": 0.78,
+        "test/top1_fine": 0.77,
+        "test/top1_global": 0.74,
+        "test/top1_local": 0.735,
+        "test/top1_third": 0.5,
+    }
+    assert bench.curves.named_heads(scores) == [(0.5, "third"), (0.735, "local, global")]
+
+
 def test_curves_of_what_was_not_measured_are_refused(
     bench: Any, plan_file: Path, runner: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:
