@@ -158,8 +158,8 @@ class SRBNNetwork(nn.Module):
         glimpses: Scans of the recurrent attention.
         dropout: Before the classifier that reads hidden states or concatenated features; the bilinear vector has none.
         bilinear_size: Largest length of the full bilinear vector, see [BilinearReadout][].
-        scale: Factor of the full bilinear vector of length one.
-        local_scale: Factor of the local features of length one.
+        scale: Factor of the vectors of length one: the local features, and the full bilinear vector.
+        local_bias: The local features have biases, see [LowRankBilinear][fgzoo.nn.bilinear.LowRankBilinear].
         normalize_states: See [HiddenReadout][].
 
     Shape:
@@ -191,7 +191,7 @@ class SRBNNetwork(nn.Module):
         dropout: float = 0.5,
         bilinear_size: int = 262_144,
         scale: float = 1.0,
-        local_scale: float = 1.0,
+        local_bias: bool = False,
         normalize_states: bool = False,
     ) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class SRBNNetwork(nn.Module):
         self.second_backbone = second_backbone
         self.average_levels = average_levels
         self.glimpses = glimpses if attention == "recurrent" else 1
-        self.local_scale = local_scale
+        self.scale = scale
         self.hidden_weight = hidden_weight
         self.second_ratio: Tensor
         self.second_shift: Tensor
@@ -214,7 +214,7 @@ class SRBNNetwork(nn.Module):
         self.attention: LocalAttention | None = None
         self.spatial_lstm: SpatialLSTM | None = None
         if attention != "none" or spatial_lstm:
-            self.local = LowRankBilinear(c, d, rank, projection)
+            self.local = LowRankBilinear(c, d, rank, projection, local_bias)
         if attention != "none":
             self.attention = LocalAttention(projection, attention_size, hidden_size if attention == "recurrent" else None)
         if spatial_lstm:
@@ -283,7 +283,7 @@ class SRBNNetwork(nn.Module):
         hidden = None
         if self.local is None:
             return alphas, hidden
-        x = self.local_scale * self.local(a, b)
+        x = self.scale * self.local(a, b)
         for _ in range(self.glimpses):
             attended = x
             if self.attention is not None:
@@ -333,11 +333,11 @@ class SRBN(FineGrainedClassifier):
         dropout: Before the classifier that reads hidden states or concatenated features; B-CNN has none.
         bilinear_size: Largest length of the full bilinear vector; for networks with more channels a 1x1 convolution narrows the
             wider stream. The default is 512 x 512, B-CNN's with two VGG-16.
-        scale: Factor of the full bilinear vector of length one. `None`: 10 with `sgd`, where B-CNN's classifier at learning rate
-            0.01 then learns as at rate 1, the order of published B-CNN code; 1 with `adamw`, whose steps do not shrink with the
-            features, so that long vectors would overshoot.
-        local_scale: Factor of the local features of length one. `None`: as `scale`. The root of `projection` makes their entries
-            as large as an LSTM's inputs usually are.
+        scale: Factor of the vectors of length one, the local features and the full bilinear vector. `None`: 10 with `sgd`, where
+            B-CNN's classifier at learning rate 0.01 then learns as at rate 1, the order of published B-CNN code; 1 with `adamw`,
+            whose steps do not shrink with the features, so that long vectors would overshoot.
+        local_bias: The local features hold, besides products of the streams' features, these themselves. Products alone, through
+            random projections, tell classes apart far worse at the start (`benchmarks/results/readouts.md`).
         normalize_states: The scan's classifier reads the pooled hidden states after layer normalisation.
         new_share: Share of the run in which the backbones stand still and only the new layers learn (B-CNN's first step);
             0: everything learns from the start, as it must where backbones are not pretrained.
@@ -373,7 +373,7 @@ class SRBN(FineGrainedClassifier):
         dropout: float = 0.5,
         bilinear_size: int = 262_144,
         scale: float | None = None,
-        local_scale: float | None = None,
+        local_bias: bool = False,
         normalize_states: bool = False,
         new_share: float = 1 / 3,
         new_rate: float = 2.0,
@@ -418,7 +418,7 @@ class SRBN(FineGrainedClassifier):
         self.dropout = dropout
         self.bilinear_size = bilinear_size
         self.scale = scale
-        self.local_scale = local_scale
+        self.local_bias = local_bias
         self.normalize_states = normalize_states
         self.new_share = new_share
         self.new_rate = new_rate
@@ -448,7 +448,7 @@ class SRBN(FineGrainedClassifier):
             dropout=self.dropout,
             bilinear_size=self.bilinear_size,
             scale=scale,
-            local_scale=scale if self.local_scale is None else self.local_scale,
+            local_bias=self.local_bias,
             normalize_states=self.normalize_states,
         )
 

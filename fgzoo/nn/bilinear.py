@@ -118,32 +118,39 @@ class LowRankBilinear(nn.Module):
     numbers is stored. Signed square root and division by the length follow at each location, see [power_normalize][]. The
     product of the factors and what follows is in single precision whatever the autocast.
 
-    Source: Kim et al., "Hadamard Product for Low-rank Bilinear Pooling" (arXiv 1610.04325), without its non-linearity and
-    biases; its use in place of the outer product is our decision.
+    With biases, $x_l = P^\top ((U^\top a_l + u) \odot (V^\top b_l + v))$, features of a and of b alone stand beside those of their
+    products. u and v start from one, as if each vector had one more entry, a one.
+
+    Source: Kim et al., "Hadamard Product for Low-rank Bilinear Pooling" (arXiv 1610.04325), without its non-linearity; its use in
+    place of the outer product, and where biases start, are our decisions.
 
     Args:
         channels: Channels C of the first stream.
         second_channels: Channels D of the second stream.
         rank: Width of the product.
         out: Width of x_l.
+        bias: With u and v.
 
     Shape:
         - a: (B, C, h, w); b: (B, D, h, w)
         - returns: (B, out, h, w), each location of length one, or zero; float32 (float64 for float64)
     """
 
-    def __init__(self, channels: int, second_channels: int, rank: int, out: int) -> None:
+    def __init__(self, channels: int, second_channels: int, rank: int, out: int, bias: bool = False) -> None:
         super().__init__()
-        self.u = nn.Linear(channels, rank, bias=False)
-        self.v = nn.Linear(second_channels, rank, bias=False)
+        self.u = nn.Linear(channels, rank, bias=bias)
+        self.v = nn.Linear(second_channels, rank, bias=bias)
         self.p = nn.Linear(rank, out, bias=False)
+        if bias:
+            nn.init.ones_(self.u.bias)
+            nn.init.ones_(self.v.bias)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Local bilinear features, power-normalised."""
         return power_normalize(self.features(a, b))
 
     def features(self, a: Tensor, b: Tensor) -> Tensor:
-        """P^T (U^T a * V^T b) at every location, (B, out, h, w), before normalisation."""
+        """P^T (U^T a * V^T b), with biases where there are some, at every location, (B, out, h, w), before normalisation."""
         first, second = self.u(a.movedim(1, -1)), self.v(b.movedim(1, -1))
         with torch.autocast(a.device.type, enabled=False):
             product = single(first) * single(second)

@@ -85,8 +85,8 @@ def test_the_readout_of_the_scan_alone_follows_the_equations() -> None:
     torch.testing.assert_close(output.attention, torch.stack([normalize_map(alpha), normalize_map(hidden.norm(dim=1))], 1))
 
 
-def test_local_features_may_have_a_scale_of_their_own_and_states_be_normalised() -> None:
-    model = evaluation_mode(make(scale=3.0, local_scale=2.0, normalize_states=True))
+def test_local_features_may_have_biases_and_states_be_normalised() -> None:
+    model = evaluation_mode(make(scale=3.0, local_bias=True, normalize_states=True))
     net, images = network(model), example_batch((96, 64))[0]
     assert net.local is not None
     assert net.attention is not None
@@ -94,7 +94,8 @@ def test_local_features_may_have_a_scale_of_their_own_and_states_be_normalised()
     assert net.bilinear is not None
     with torch.no_grad():
         a, b = net.streams(images)
-        x = 2.0 * power_normalize(net.local.features(a, b))
+        factors = [stream.movedim(1, -1) @ side.weight.T + 1 for stream, side in ((a, net.local.u), (b, net.local.v))]
+        x = 3.0 * power_normalize((factors[0] * factors[1] @ net.local.p.weight.T).movedim(-1, 1))
         alpha = net.attention(x)
         hidden = net.spatial_lstm(alpha[0].numel() * alpha[:, None] * x)
         pooled = torch.einsum("bhw,bchw->bc", alpha, hidden)
@@ -330,7 +331,7 @@ def test_resnet50_keeps_a_classifier_of_the_papers_length() -> None:
         ({}, {"projection": 8}),
         ({}, {"attention_size": 4}),
         ({}, {"scale": 1.0}),
-        ({}, {"local_scale": 2.0}),
+        ({}, {"local_bias": True}),
         ({}, {"normalize_states": True}),
         ({}, {"stride": 8}),
         ({}, {"second_backbone": "test_resnet"}),

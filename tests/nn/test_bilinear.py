@@ -154,8 +154,22 @@ def test_low_rank_form_equals_a_full_bilinear_form_exactly() -> None:
     torch.testing.assert_close(block(a, b), power_normalize(full), rtol=0, atol=1e-9)
 
 
-def test_low_rank_form_has_the_right_gradients() -> None:
-    block = LowRankBilinear(3, 2, rank=4, out=3).double()
+def test_biases_are_the_form_of_vectors_with_another_entry() -> None:
+    torch.manual_seed(0)
+    block, longer = LowRankBilinear(5, 3, rank=7, out=4, bias=True).double(), LowRankBilinear(6, 4, rank=7, out=4).double()
+    with torch.no_grad():
+        for with_bias, without in ((block.u, longer.u), (block.v, longer.v)):
+            without.weight.copy_(torch.cat([with_bias.weight, torch.ones(7, 1)], dim=1))
+        longer.p.weight.copy_(block.p.weight)
+    a, b = maps(5), maps(3, seed=1)
+    one = torch.ones(2, 1, 3, 4, dtype=torch.double)
+    expected = longer.features(torch.cat([a, one], dim=1), torch.cat([b, one], dim=1))
+    torch.testing.assert_close(block.features(a, b), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_low_rank_form_has_the_right_gradients(bias: bool) -> None:
+    block = LowRankBilinear(3, 2, rank=4, out=3, bias=bias).double()
     inputs = (maps(3, 2, 2).requires_grad_(), maps(2, 2, 2, seed=1).requires_grad_(), *block.parameters())
     assert torch.autograd.gradcheck(lambda a, b, *_: block.features(a, b), inputs)
 
@@ -167,9 +181,10 @@ def test_local_features_have_length_one() -> None:
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("value", [0.0, 1e-4, 500.0])
-def test_low_rank_form_is_finite_in_half_precision(precision: torch.dtype, value: float) -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_low_rank_form_is_finite_in_half_precision(precision: torch.dtype, value: float, bias: bool) -> None:
     torch.manual_seed(0)
-    block = LowRankBilinear(64, 64, rank=128, out=16)
+    block = LowRankBilinear(64, 64, rank=128, out=16, bias=bias)
     a = torch.full((1, 64, 2, 2), value, requires_grad=True)
     with torch.autocast("cpu", precision):
         x = block(a, a)
