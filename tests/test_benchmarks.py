@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from fgzoo import create_model
 from fgzoo.errors import UsageError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -240,3 +241,58 @@ def test_a_page_says_what_was_measured_before(interpretability: Any, written: Pa
 def test_results_measured_in_another_way_are_not_kept(interpretability: Any, written: Path) -> None:
     with pytest.raises(UsageError, match="another limit"):
         interpretability.read_results(written, {"data": "birds", "limit": 60})
+
+
+# ---------------------------------------------------------------------- what features tell before training
+
+
+def test_the_readout_is_the_ridge_classifier_that_leave_one_out_prefers(common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    readouts = load("readouts", monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    classes, centres = 3, torch.randn(3, 6, generator=generator, dtype=torch.double)
+
+    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        targets = torch.randint(0, classes, (count,), generator=generator)
+        return centres[targets] + 1.5 * torch.randn(count, 6, generator=generator, dtype=torch.double), targets
+
+    (train, train_targets), (held_out, targets) = draw(24), draw(200)
+    x = (train - train.mean(dim=0)) / train.std(dim=0)
+    y = torch.nn.functional.one_hot(train_targets, classes).double()
+    y = y - y.mean(dim=0)
+
+    def solve(rows: torch.Tensor, wanted: torch.Tensor, penalty: float) -> torch.Tensor:
+        return torch.linalg.solve(rows.T @ rows + penalty * torch.eye(6).double(), rows.T @ wanted)
+
+    def left_out(penalty: float) -> float:
+        total = 0.0
+        for one in range(len(x)):
+            others = torch.arange(len(x)) != one
+            total += (y[one] - x[one] @ solve(x[others], y[others], penalty)).square().sum().item()
+        return total
+
+    penalty = min(readouts.PENALTIES, key=left_out)
+    assert readouts.PENALTIES[0] < penalty < readouts.PENALTIES[-1]
+    scores = (held_out - train.mean(dim=0)) / train.std(dim=0) @ solve(x, y, penalty)
+    expected = (scores.argmax(dim=1) == targets).double().mean().item()
+    assert readouts.ridge_accuracy(train, train_targets, held_out, targets) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "places"),
+    [
+        ("rra", {"image": 256, "patches": 48, "recursion": 512}),
+        ("srbn", {"first stream": 256, "second stream": 48, "local features": 512, "scan": 256}),
+    ],
+)
+def test_readouts_look_at_every_place(common: Any, monkeypatch: pytest.MonkeyPatch, method: str, places: dict[str, int]) -> None:
+    readouts = load("readouts", monkeypatch)
+    model = create_model(method, 5, "test_efficientnet", pretrained=False).eval()
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+
+    class Held:
+        def val_dataloader(self) -> list[Any]:
+            return [(images[:2], torch.tensor([0, 1])), (images[2:], torch.tensor([4]))]
+
+    found, targets = readouts.features(model, Held())
+    assert targets.tolist() == [0, 1, 4]
+    assert {name: tuple(value.shape) for name, value in found.items()} == {name: (3, width) for name, width in places.items()}

@@ -118,7 +118,7 @@ class LowRankBilinear(nn.Module):
     numbers is stored. Signed square root and division by the length follow at each location, see [power_normalize][]. The
     product of the factors and what follows is in single precision whatever the autocast.
 
-    With biases, $x_l = P^\top ((U^\top a_l + u) \odot (V^\top b_l + v))$, features of a and of b alone stand beside those of their
+    With biases, $x_l = P^\top ((U^\top a_l + u) \odot (V^\top b_l + v))$, features of a and of b alone stand beside those of
     products. u and v start from one, as if each vector had one more entry, a one.
 
     Source: Kim et al., "Hadamard Product for Low-rank Bilinear Pooling" (arXiv 1610.04325), without its non-linearity; its use in
