@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import deliver, heading, machine, table
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgzoo import FGVCDataModule, create_model
 from fgzoo.methods.base import FineGrainedClassifier
@@ -31,8 +31,8 @@ RRA = {"local_scale": 1.0, "local_stride": 32, "patch_percentile": 0.75}
 MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("rra", RRA),
     ("srbn", {}),
-    ("srbn", {"local_bias": True}),
-    ("srbn", {"local_bias": True, "scale": 22.6}),
+    ("srbn", {"scale": 22.6}),
+    ("srbn", {"batch_norm": True}),
 )
 
 
@@ -55,8 +55,21 @@ def srbn_places(network: SRBNNetwork, images: Tensor) -> dict[str, Tensor]:
     a, b = network.streams(images)
     alphas, hidden = network.focus(a, b)
     assert hidden is not None
-    places = {"first stream": a, "second stream": b, "local features": network.local(a, b)}
+    places = {"first stream": a, "second stream": b, "local features": network.local_features(a, b)}
     return {**{name: maps.mean(dim=(2, 3)) for name, maps in places.items()}, "scan": (alphas[-1][:, None] * hidden).sum((2, 3))}
+
+
+@torch.inference_mode()
+def calibrate(model: FineGrainedClassifier, data: FGVCDataModule) -> None:
+    """Give batch normalisation outside of pretrained backbones the statistics of the images that a fold holds out."""
+    norms = [m for name, m in model.network.named_modules() if isinstance(m, nn.BatchNorm2d) and "backbone" not in name]
+    for norm in norms:
+        norm.train()
+        norm.momentum = None
+    for images, *_ in data.val_dataloader() if norms else ():
+        model(model.normalize(images))
+    for norm in norms:
+        norm.eval()
 
 
 @torch.inference_mode()
@@ -111,6 +124,7 @@ def measure(options: argparse.Namespace) -> list[list[str]]:
         torch.manual_seed(options.seed)
         weights = {"pretrained": options.weights is None, "backbone_weights": options.weights}
         model = create_model(method, folds[0].num_classes, options.backbone, optimizer="adamw", **weights, **arguments).eval()
+        calibrate(model, folds[0])
         (train, train_targets), (held_out, targets) = (features(model, data) for data in folds)
         for place, value in train.items():
             accuracy = ridge_accuracy(value, train_targets, held_out[place], targets)

@@ -286,13 +286,19 @@ def test_the_readout_is_the_ridge_classifier_that_leave_one_out_prefers(common: 
 )
 def test_readouts_look_at_every_place(common: Any, monkeypatch: pytest.MonkeyPatch, method: str, places: dict[str, int]) -> None:
     readouts = load("readouts", monkeypatch)
-    model = create_model(method, 5, "test_efficientnet", pretrained=False).eval()
+    own = {"batch_norm": True} if method == "srbn" else {}
+    model = create_model(method, 5, "test_efficientnet", pretrained=False, **own).eval()
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
 
     class Held:
         def val_dataloader(self) -> list[Any]:
             return [(images[:2], torch.tensor([0, 1])), (images[2:], torch.tensor([4]))]
 
+    readouts.calibrate(model, Held())
+    assert not any(module.training for module in model.network.modules())
     found, targets = readouts.features(model, Held())
     assert targets.tolist() == [0, 1, 4]
     assert {name: tuple(value.shape) for name, value in found.items()} == {name: (3, width) for name, width in places.items()}
+    if method == "srbn":
+        assert model.network.batch_norm.num_batches_tracked == 2
+        assert found["local features"].mean(dim=0).abs().max() < 0.5

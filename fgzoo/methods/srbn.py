@@ -89,23 +89,24 @@ class HiddenReadout(nn.Module):
         hidden_size: Channels of the hidden map.
         num_classes: K.
         dropout: Probability of dropping an entry of the sum.
-        normalize: The sum goes through layer normalisation first.
+        batch_norm: Hidden states are batch-normalised first.
 
     Shape:
         - hidden: (B, hidden_size, h, w); alpha: (B, h, w) or `None`
         - returns: logits (B, K), and the length of each hidden state (B, h, w)
     """
 
-    def __init__(self, hidden_size: int, num_classes: int, dropout: float = 0.5, normalize: bool = False) -> None:
+    def __init__(self, hidden_size: int, num_classes: int, dropout: float = 0.5, batch_norm: bool = False) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(hidden_size) if normalize else nn.Identity()
+        self.norm = nn.BatchNorm2d(hidden_size) if batch_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, num_classes)
 
     def forward(self, hidden: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
         """Classify."""
-        pooled = hidden.mean(dim=(2, 3)) if alpha is None else (alpha[:, None] * hidden).sum(dim=(2, 3))
-        return self.classifier(self.dropout(self.norm(pooled))), hidden.detach().norm(dim=1)
+        states = self.norm(hidden)
+        pooled = states.mean(dim=(2, 3)) if alpha is None else (alpha[:, None] * states).sum(dim=(2, 3))
+        return self.classifier(self.dropout(pooled)), hidden.detach().norm(dim=1)
 
 
 class ConcatReadout(nn.Module):
@@ -159,8 +160,8 @@ class SRBNNetwork(nn.Module):
         dropout: Before the classifier that reads hidden states or concatenated features; the bilinear vector has none.
         bilinear_size: Largest length of the full bilinear vector, see [BilinearReadout][].
         scale: Factor of the vectors of length one: the local features, and the full bilinear vector.
-        local_bias: The local features have biases, see [LowRankBilinear][fgzoo.nn.bilinear.LowRankBilinear].
-        normalize_states: See [HiddenReadout][].
+        batch_norm: The local features have biases and, instead of power normalisation and scale, batch normalisation; see
+            [HiddenReadout][] for that of hidden states.
 
     Shape:
         - images: (B, 3, H, W)
@@ -191,8 +192,7 @@ class SRBNNetwork(nn.Module):
         dropout: float = 0.5,
         bilinear_size: int = 262_144,
         scale: float = 1.0,
-        local_bias: bool = False,
-        normalize_states: bool = False,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -200,6 +200,7 @@ class SRBNNetwork(nn.Module):
         self.average_levels = average_levels
         self.glimpses = glimpses if attention == "recurrent" else 1
         self.scale = scale
+        self.batch_norm: nn.BatchNorm2d | None = None
         self.hidden_weight = hidden_weight
         self.second_ratio: Tensor
         self.second_shift: Tensor
@@ -214,7 +215,9 @@ class SRBNNetwork(nn.Module):
         self.attention: LocalAttention | None = None
         self.spatial_lstm: SpatialLSTM | None = None
         if attention != "none" or spatial_lstm:
-            self.local = LowRankBilinear(c, d, rank, projection, local_bias)
+            self.local = LowRankBilinear(c, d, rank, projection, bias=batch_norm)
+            if batch_norm:
+                self.batch_norm = nn.BatchNorm2d(projection)
         if attention != "none":
             self.attention = LocalAttention(projection, attention_size, hidden_size if attention == "recurrent" else None)
         if spatial_lstm:
@@ -224,7 +227,7 @@ class SRBNNetwork(nn.Module):
         if combine == "concat":
             self.readout = ConcatReadout(c + d, num_classes, dropout)
         elif spatial_lstm:
-            self.readout = HiddenReadout(hidden_size, num_classes, dropout, normalize_states)
+            self.readout = HiddenReadout(hidden_size, num_classes, dropout, batch_norm)
             if bilinear_head:
                 self.bilinear = BilinearReadout(c, d, num_classes, bilinear_size, scale)
         else:
@@ -268,6 +271,12 @@ class SRBNNetwork(nn.Module):
         grid = (max(a.shape[2], b.shape[2]), max(a.shape[3], b.shape[3]))
         return _resize(a, grid), _resize(b, grid)
 
+    def local_features(self, a: Tensor, b: Tensor) -> Tensor:
+        """What attention and scan read, (B, C, h, w) and (B, D, h, w) -> (B, projection, h, w)."""
+        if self.local is None:
+            raise UsageError("local_features: this network has neither attention nor spatial LSTM")
+        return self.scale * self.local(a, b) if self.batch_norm is None else self.batch_norm(self.local.features(a, b))
+
     def focus(self, a: Tensor, b: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Attention and scan, as often as there are glimpses.
 
@@ -283,7 +292,7 @@ class SRBNNetwork(nn.Module):
         hidden = None
         if self.local is None:
             return alphas, hidden
-        x = self.scale * self.local(a, b)
+        x = self.local_features(a, b)
         for _ in range(self.glimpses):
             attended = x
             if self.attention is not None:
@@ -336,9 +345,10 @@ class SRBN(FineGrainedClassifier):
         scale: Factor of the vectors of length one, the local features and the full bilinear vector. `None`: 10 with `sgd`, where
             B-CNN's classifier at learning rate 0.01 then learns as at rate 1, the order of published B-CNN code; 1 with `adamw`,
             whose steps do not shrink with the features, so that long vectors would overshoot.
-        local_bias: The local features hold, besides products of the streams' features, these themselves. Products alone, through
-            random projections, tell classes apart far worse at the start (`benchmarks/results/readouts.md`).
-        normalize_states: The scan's classifier reads the pooled hidden states after layer normalisation.
+        batch_norm: Local features are batch-normalised instead of power-normalised, and hold, besides products of the streams'
+            features, these themselves (biases of the low-rank form); hidden states are batch-normalised before they are
+            classified. Products alone, through random projections, tell classes apart far worse at the start
+            (`benchmarks/results/readouts.md`), and what a scan tells is small beside what all its states have in common.
         new_share: Share of the run in which the backbones stand still and only the new layers learn (B-CNN's first step);
             0: everything learns from the start, as it must where backbones are not pretrained.
         new_rate: Factor of the new layers' learning rate in that step.
@@ -373,8 +383,7 @@ class SRBN(FineGrainedClassifier):
         dropout: float = 0.5,
         bilinear_size: int = 262_144,
         scale: float | None = None,
-        local_bias: bool = False,
-        normalize_states: bool = False,
+        batch_norm: bool = False,
         new_share: float = 1 / 3,
         new_rate: float = 2.0,
         **training: Any,
@@ -418,8 +427,7 @@ class SRBN(FineGrainedClassifier):
         self.dropout = dropout
         self.bilinear_size = bilinear_size
         self.scale = scale
-        self.local_bias = local_bias
-        self.normalize_states = normalize_states
+        self.batch_norm = batch_norm
         self.new_share = new_share
         self.new_rate = new_rate
 
@@ -448,8 +456,7 @@ class SRBN(FineGrainedClassifier):
             dropout=self.dropout,
             bilinear_size=self.bilinear_size,
             scale=scale,
-            local_bias=self.local_bias,
-            normalize_states=self.normalize_states,
+            batch_norm=self.batch_norm,
         )
 
     def _streams(self) -> tuple[Backbone, Backbone, bool]:
