@@ -387,6 +387,7 @@ def command(tmp_path: Path, bench: Any, monkeypatch: pytest.MonkeyPatch) -> Path
     """What `python -m fgzoo` runs in this folder."""
     monkeypatch.setattr(bench.accuracy, "Costs", lambda path: counted(bench))
     (tmp_path / "fgzoo").mkdir()
+    (tmp_path / "fgzoo" / "__init__.py").touch()  # without it, a package on PYTHONPATH would come first
     return tmp_path / "fgzoo" / "__main__.py"
 
 
