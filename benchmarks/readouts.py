@@ -1,7 +1,7 @@
 """What a linear classifier can tell from the features inside a method, before it is trained.
 
 Backbones have pretrained weights, the rest has those that training starts from. A row is one place in a network: its features,
-averaged over an image. Those of one of two folds of the training split train a ridge classifier, whose penalty leave-one-out
+averaged over an image. Those of one of two folds of the training split train a ridge classifier, whose penalty cross-validation
 chooses; its accuracy is on the other fold. What a layer loses here, training must find again. The test split is not read.
 
     python benchmarks/readouts.py --data cub --root PATH --backbone mobilenetv2_100 --weights PATH --write
@@ -26,6 +26,7 @@ from fgzoo.methods.rra import RRANetwork
 from fgzoo.methods.srbn import SRBNNetwork
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-1, 6))
+PARTS = 5
 RRA = {"local_scale": 1.0, "local_stride": 32, "patch_percentile": 0.75}
 #: What is looked at: a method, and arguments beside its own.
 MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -86,7 +87,7 @@ def features(model: FineGrainedClassifier, data: FGVCDataModule) -> tuple[dict[s
 
 
 def ridge_accuracy(train: Tensor, train_targets: Tensor, held_out: Tensor, targets: Tensor) -> float:
-    """Accuracy of a ridge classifier of standardised features; leave-one-out on the training images chooses its penalty.
+    """Accuracy of a ridge classifier of standardised features; cross-validation on the training images chooses its penalty.
 
     Args:
         train: (N, C), float64.
@@ -97,20 +98,28 @@ def ridge_accuracy(train: Tensor, train_targets: Tensor, held_out: Tensor, targe
     Returns:
         The share of held-out images that it is right about.
     """
+    classes = int(max(train_targets.max(), targets.max())) + 1
+    part = torch.arange(len(train)) % PARTS
+    hits = torch.zeros(len(PENALTIES))
+    for one in range(PARTS):
+        inside, outside = part != one, part == one
+        found = ridge_predictions(train[inside], train_targets[inside], train[outside], classes)
+        hits += (found == train_targets[outside]).sum(dim=1)
+    best = int(hits.argmax())
+    found = ridge_predictions(train, train_targets, held_out, classes)[best]
+    return (found == targets).double().mean().item()
+
+
+def ridge_predictions(train: Tensor, train_targets: Tensor, others: Tensor, classes: int) -> Tensor:
+    """What ridge classifiers with each of the penalties make of other images, (P, M)."""
     mean, deviation = train.mean(dim=0), train.std(dim=0).clamp_min(1e-12)
-    x, held_out = (train - mean) / deviation, (held_out - mean) / deviation
-    y = F.one_hot(train_targets, int(max(train_targets.max(), targets.max())) + 1).double()
-    y = y - y.mean(dim=0)
+    x, others = (train - mean) / deviation, (others - mean) / deviation
+    y = F.one_hot(train_targets, classes).double()
+    shares = y.mean(dim=0)
     values, vectors = torch.linalg.eigh(x @ x.T)
-    best, chosen = float("inf"), y
-    for penalty in PENALTIES:
-        inverse = vectors / (values.clamp_min(0) + penalty) @ vectors.T
-        weights = inverse @ y
-        error = (weights / inverse.diagonal()[:, None]).square().mean().item()  # the residuals of leave-one-out
-        if error < best:
-            best, chosen = error, weights
-    scores = held_out @ (x.T @ chosen)
-    return (scores.argmax(dim=1) == targets).double().mean().item()
+    turned, seen = vectors.T @ (y - shares), others @ x.T @ vectors
+    scores = [seen / (values.clamp_min(0) + penalty) @ turned + shares for penalty in PENALTIES]
+    return torch.stack(scores).argmax(dim=2)
 
 
 def measure(options: argparse.Namespace) -> list[list[str]]:
