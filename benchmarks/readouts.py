@@ -24,10 +24,12 @@ from fgzoo import FGVCDataModule, create_model
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.rra import RRANetwork
 from fgzoo.methods.srbn import SRBNNetwork
+from fgzoo.recipes import find_recipe, read_config
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-1, 6))
 PARTS = 5
-RRA = {"local_scale": 1.0, "local_stride": 32, "patch_percentile": 0.75}
+#: The settings of the tables' RRA.
+RRA = read_config(find_recipe("small-rra"))["model"]["init_args"]
 #: What is looked at: a method, and arguments beside its own.
 MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("rra", RRA),
@@ -158,7 +160,7 @@ def main() -> None:
     text = [
         "# What can be read from features before training",
         heading(about, torch.device("cpu"), options.seed),
-        (main.__globals__["__doc__"] or "").split("\n\n")[1].replace("\n", " "),
+        (__doc__ or "").split("\n\n")[1].replace("\n", " "),
         table(["model", "features", "channels", "top-1 % of a ridge classifier, held out"], rows),
     ]
     deliver("\n\n".join(text) + "\n", {"machine": about, "rows": rows}, "readouts" if options.write else None)
