@@ -294,12 +294,13 @@ def equal_epochs_table(plan: Plan, block: Block, predictions: Predictions, short
         plan: The plan.
         block: The runs.
         predictions: What single images were given.
-        short: With few columns.
+        short: With few columns, and of earlier settings' rows none: what the plan has today.
 
     Returns:
         Markdown.
     """
     parents = {row.label: row.parent for row in plan.rows}
+    today = {(row.label, row.method, row.arguments) for row in plan.rows}
     by_label = {group.label: group for group in block.groups}
     rest = [group for group in block.groups if group not in baselines(plan, block)]
     needed = {(group.first["backbone"], group.number) for group in rest}
@@ -309,6 +310,8 @@ def equal_epochs_table(plan: Plan, block: Block, predictions: Predictions, short
         if longer and (group.first["backbone"], group.number) not in needed:
             continue
         first = group.first
+        if short and not longer and (group.label, first["method"], first["arguments"]) not in today:
+            continue
         base = baseline_for(plan, block, first["backbone"], group.number)
         parent = by_label.get(parents.get(group.label, ""))
         against = [
@@ -319,7 +322,7 @@ def equal_epochs_table(plan: Plan, block: Block, predictions: Predictions, short
         ]
         line = {
             "what": group.label,
-            "model": f"`{first['method']} {first['arguments']}".strip() + "`",
+            "model": f"`{first['method']} {'' if short else first['arguments']}".strip() + "`",
             "runs": len(group.runs),
             "epochs": group.number,
             "top-1 %": spread(group.values("top1")),
@@ -338,6 +341,8 @@ def equal_epochs_table(plan: Plan, block: Block, predictions: Predictions, short
             "precision": ", ".join(dict.fromkeys(run["precision"] for run in group.runs)),
         }
         shown.append(line)
+    if not shown:
+        return "Nothing of today's settings has been run."
     columns = list(shown[0])
     if short:
         columns = ["what", "model", "runs", "top-1 %", "to Baseline", "to parent", "NLL", "passes a training image", "precision"]
@@ -438,7 +443,7 @@ def report(plan: Plan, rows: Sequence[Line], predictions: Predictions) -> str:
 
 def summary(plan: Plan, rows: Sequence[Line], predictions: Predictions) -> str:
     """A plan's tables for README."""
-    page = f"[All its figures](benchmarks/results/accuracy/{plan.name}.md)."
+    page = f"[Arguments, earlier settings and all figures](benchmarks/results/accuracy/{plan.name}.md)."
     text = [" ".join([f"**{plan.title}.**", *plan.notes.split(), page]), ""]
     for block in blocks_of(plan, rows):
         where = f"{block.dataset}, {block.table}" if len(plan.datasets) > 1 else block.table

@@ -569,6 +569,19 @@ def test_readme_is_spared_the_details(bench: Any) -> None:
     assert "results/accuracy/cub50.md" in part
 
 
+def test_readme_shows_the_rows_that_the_plan_has_today(bench: Any) -> None:
+    plan = bench.accuracy_plan.read_plan("cub50")
+    rows = bench.accuracy_table.read_rows(bench.accuracy_table.FOLDER / "cub50.csv")
+    report, summary = bench.accuracy_table.report, bench.accuracy_table.summary
+    others = {"IAGN": "--model.temperature 2"}
+    changed = replace(plan, rows=[replace(row, arguments=others.get(row.label, row.arguments)) for row in plan.rows])
+    page, part, before = (make(of, rows, {}) for make, of in ((report, changed), (summary, changed), (summary, plan)))
+    assert "| IAGN |" in page
+    assert "| IAGN |" not in part
+    assert "| IAGN |" in before
+    assert "--model.stages" not in before
+
+
 def test_committed_tables_are_those_of_the_committed_results(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.accuracy.main(["table", "--check"]) == 0, capsys.readouterr().out
 
