@@ -27,7 +27,7 @@ from tests.command import MACHINE, fgzoo, fit, metrics
 RECIPES = sorted(list_recipes())
 METHOD_RECIPES = [name for name in RECIPES if "/" in name]
 #: What comes before a preset.
-BEFORE = {"small": ["cub/baseline"], "small-rra": ["cub/rra", "small"], "small-iagn": ["cub/iagn", "small"]}
+BEFORE = {"small": ["cub/baseline"], **{f"small-{method}": [f"cub/{method}", "small"] for method in ("rra", "iagn", "srbn")}}
 OPTIMISATION = [
     "optimizer",
     "lr",
@@ -169,7 +169,7 @@ def test_small_keeps_the_method(name: str) -> None:
     assert small["model"]["class_path"] == plain["model"]["class_path"]
 
 
-@pytest.mark.parametrize("method", ["rra", "iagn"])
+@pytest.mark.parametrize("method", ["rra", "iagn", "srbn"])
 def test_a_methods_small_settings_are_those_of_the_tables(method: str) -> None:
     plan = yaml.safe_load((Path(__file__).parents[1] / "benchmarks" / "plans" / "cub50.yaml").read_text())
     typed = next(row["arguments"] for row in plan["rows"] if row["method"] == method).split()
