@@ -48,17 +48,23 @@ ATTENTION_STRIDE = 8
 class GlobalStream(nn.Module):
     """The image: features -> Conv1x1, ReLU, Conv1x1, ReLU -> global average pooling -> linear.
 
+    Args:
+        channels: Channels C of the features.
+        num_classes: K.
+        width: Of the two convolutions; 0: there are none.
+
     Shape:
         - features: (B, C, h, w)
-        - returns: logits z_g (B, K) and the maps that were pooled (B, width, h, w)
+        - returns: logits z_g (B, K) and the maps that were pooled (B, width, h, w), the features themselves without convolutions
     """
 
     def __init__(self, channels: int, num_classes: int, width: int = 1024) -> None:
         super().__init__()
-        self.added = nn.Sequential(
-            nn.Conv2d(channels, width, 1), nn.ReLU(inplace=True), nn.Conv2d(width, width, 1), nn.ReLU(inplace=True)
-        )
-        self.classifier = linear_classifier(width, num_classes)
+        self.added = nn.Sequential()
+        if width > 0:
+            self.added.extend([nn.Conv2d(channels, width, 1), nn.ReLU(inplace=True)])
+            self.added.extend([nn.Conv2d(width, width, 1), nn.ReLU(inplace=True)])
+        self.classifier = linear_classifier(width or channels, num_classes)
         for layer in self.added:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -131,7 +137,7 @@ class RRANetwork(nn.Module):
         num_classes: K.
         steps: T.
         hidden_size: Width of the LSTM.
-        global_width: Width of the global stream's added convolutions.
+        global_width: Width of the global stream's added convolutions, 0 for none.
         fusion_weight: lambda.
         recursion: See [LocalStream][].
         attend_over_time: See [LocalStream][].
@@ -281,7 +287,9 @@ class RRA(FineGrainedClassifier):
         normalize_states: The local classifier reads what attention gives after layer normalisation. Our decision: an LSTM's
             states are small at the start, so that a pretrained patch network learns slowly through them.
         hidden_size: Width of the LSTM (512 in the authors' code).
-        global_width: Width of the global stream's added convolutions (1024 in the authors' code).
+        global_width: Width of the global stream's added convolutions (1024 in the authors' code). 0: there are none, so that the
+            stream is plain fine-tuning. Our decision for backbones that end in many channels, and for training from scratch,
+            where two more layers without batch-norm learn slowly.
         fusion_weight: lambda in z = z_g + lambda z_l and in the loss.
         patches: Where patches come from: `activation`, `center`, `random` or `file`. Our decision, see the module.
         num_patches: Candidates, of which training draws one for every sample.
@@ -326,6 +334,8 @@ class RRA(FineGrainedClassifier):
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
         if steps < 1:
             raise UsageError(f"model.steps: {steps}; the recursion needs at least one step")
+        if global_width < 0:
+            raise UsageError(f"model.global_width: {global_width}; give 0 for no added convolutions")
         if not 1 <= test_patches <= num_patches:
             raise UsageError(f"model.test_patches: {test_patches} is not between 1 and num_patches ({num_patches})")
         if not 0 <= patch_percentile < 1:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -47,6 +48,13 @@ def test_global_stream_follows_the_equations() -> None:
                 torch.testing.assert_close(maps[n, :, i, j], value)
                 pooled += value / 20
         torch.testing.assert_close(logits[n], stream.classifier.weight @ pooled + stream.classifier.bias)
+
+
+def test_global_stream_without_added_convolutions_is_plain_fine_tuning() -> None:
+    stream, features = GlobalStream(3, 4, width=0), torch.randn(2, 3, 4, 5)
+    logits, maps = stream(features)
+    assert torch.equal(maps, features)
+    torch.testing.assert_close(logits, F.linear(features.mean(dim=(2, 3)), stream.classifier.weight, stream.classifier.bias))
 
 
 def test_local_stream_follows_the_equations() -> None:
@@ -199,6 +207,7 @@ def test_no_gradient_flows_through_the_boxes() -> None:
         {"normalize_states": True},
         {"hidden_size": 16},
         {"global_width": 8},
+        {"global_width": 0},
         {"fusion_weight": 0.5},
         {"patches": "center"},
         {"patches": "random"},
@@ -303,6 +312,7 @@ def test_box_file_with_code_is_not_executed(tmp_path: Path) -> None:
         ({"test_patches": 11}, "test_patches"),
         ({"test_patches": 0}, "test_patches"),
         ({"patch_percentile": 1.0}, r"patch_percentile: 1\.0 is not in \[0, 1\)"),
+        ({"global_width": -1}, r"global_width: -1; give 0"),
         ({"local_scale": 0.0}, r"local_scale: 0\.0; must be more than 0"),
         ({"patches": "file"}, "patch_file"),
         ({"patch_file": "boxes.npz"}, "patch_file"),
