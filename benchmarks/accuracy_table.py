@@ -260,8 +260,10 @@ def shown_difference(found: tuple[float, Difference | None] | None) -> str:
     if found is None:
         return "-"
     mean, interval = found
-    shown = f"{100 * mean:+.1f}"
-    return shown if interval is None else f"{shown} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+    # What rounds to zero is +0.0, on whichever side the sum of roundings left it.
+    values = [mean] if interval is None else [mean, interval.low, interval.high]
+    points = [f"{round(100 * value, 1) + 0.0:+.1f}" for value in values]
+    return points[0] if interval is None else f"{points[0]} [{points[1]}, {points[2]}]"
 
 
 def spread(values: Sequence[float], factor: float = 100.0, digits: int = 1) -> str:
