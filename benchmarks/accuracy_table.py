@@ -296,13 +296,12 @@ def equal_epochs_table(plan: Plan, block: Block, predictions: Predictions, short
         plan: The plan.
         block: The runs.
         predictions: What single images were given.
-        short: With few columns, and of earlier settings' rows none: what the plan has today.
+        short: With few columns.
 
     Returns:
         Markdown.
     """
     parents = {row.label: row.parent for row in plan.rows}
-    today = {(row.label, row.method, row.arguments) for row in plan.rows}
     by_label = {group.label: group for group in block.groups}
     rest = [group for group in block.groups if group not in baselines(plan, block)]
     needed = {(group.first["backbone"], group.number) for group in rest}
@@ -312,8 +311,6 @@ def equal_epochs_table(plan: Plan, block: Block, predictions: Predictions, short
         if longer and (group.first["backbone"], group.number) not in needed:
             continue
         first = group.first
-        if short and not longer and (group.label, first["method"], first["arguments"]) not in today:
-            continue
         base = baseline_for(plan, block, first["backbone"], group.number)
         parent = by_label.get(parents.get(group.label, ""))
         against = [
@@ -343,8 +340,6 @@ def equal_epochs_table(plan: Plan, block: Block, predictions: Predictions, short
             "precision": ", ".join(dict.fromkeys(run["precision"] for run in group.runs)),
         }
         shown.append(line)
-    if not shown:
-        return "Nothing of today's settings has been run."
     columns = list(shown[0])
     if short:
         columns = ["what", "model", "runs", "top-1 %", "to Baseline", "to parent", "NLL", "passes a training image", "precision"]
@@ -443,11 +438,24 @@ def report(plan: Plan, rows: Sequence[Line], predictions: Predictions) -> str:
     return "\n".join(text).rstrip() + "\n"
 
 
+def of_today(plan: Plan, block: Block) -> Block:
+    """A block without earlier settings, which may have the label of today's: the plan's rows and the longer baselines."""
+    today = {(row.label, row.method, row.arguments) for row in plan.rows}
+    longer = [group for group in baselines(plan, block) if group.label != plan.baseline]
+    kept = [
+        group
+        for group in block.groups
+        if group in longer or (group.label, group.first["method"], group.first["arguments"]) in today
+    ]
+    return block._replace(groups=kept)
+
+
 def summary(plan: Plan, rows: Sequence[Line], predictions: Predictions) -> str:
-    """A plan's tables for README."""
+    """A plan's tables for README, of today's settings."""
     page = f"[Arguments, earlier settings and all figures](benchmarks/results/accuracy/{plan.name}.md)."
     text = [" ".join([f"**{plan.title}.**", *plan.notes.split(), page]), ""]
-    for block in blocks_of(plan, rows):
+    blocks = [of_today(plan, block) for block in blocks_of(plan, rows)]
+    for block in (block for block in blocks if block.groups):
         where = f"{block.dataset}, {block.table}" if len(plan.datasets) > 1 else block.table
         text += [f"{where[0].upper()}{where[1:]}:", "", equal_epochs_table(plan, block, predictions, short=True), ""]
         passes = equal_passes_table(plan, block, predictions)

@@ -60,10 +60,10 @@ class GlobalStream(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, width: int = 1024) -> None:
         super().__init__()
-        self.added = nn.Sequential()
+        added: list[nn.Module] = []
         if width > 0:
-            self.added.extend([nn.Conv2d(channels, width, 1), nn.ReLU(inplace=True)])
-            self.added.extend([nn.Conv2d(width, width, 1), nn.ReLU(inplace=True)])
+            added = [nn.Conv2d(channels, width, 1), nn.ReLU(inplace=True), nn.Conv2d(width, width, 1), nn.ReLU(inplace=True)]
+        self.added = nn.Sequential(*added)
         self.classifier = linear_classifier(width or channels, num_classes)
         for layer in self.added:
             if isinstance(layer, nn.Conv2d):
