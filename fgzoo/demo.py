@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from fgzoo.cli import main as fgzoo
 from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.data.records import Record
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.interpret.overlays import attention_picture, in_input_frame
 from fgzoo.training.run import CONFIG, new_folder
@@ -130,9 +132,8 @@ def explain(run: Path, path: Path, pictures: int) -> Path:
     model = load(run)
     assert model.card is not None
     data = data_of(run)
-    records, birds = data.splits["test"], SyntheticBirds(data.birds)
-    step = max(1, len(records) // pictures)
-    chosen = [record for record in records[::step] if birds.deciding_part(record) is not None][:pictures]
+    birds = SyntheticBirds(data.birds)
+    chosen = of_many_classes([record for record in data.splits["test"] if birds.deciding_part(record) is not None], pictures)
     images = torch.stack([model.transform(birds.read(record)) for record in chosen])
     inputs = model.normalize(images)
     with torch.no_grad():
@@ -148,6 +149,21 @@ def explain(run: Path, path: Path, pictures: int) -> Path:
         marks.append(in_input_frame(part.x, part.y, data.birds.size, model.card.resize, model.card.image_size))
     names = [model.map_names(maps.shape[1])[index] for index in shown]
     return attention_picture(path, images, maps[:, shown], names, captions, marks)
+
+
+def of_many_classes(records: Sequence[Record], count: int) -> list[Record]:
+    """Some records, their classes evenly spread over all.
+
+    Args:
+        records: What to choose from.
+        count: How many.
+
+    Returns:
+        As many as were asked for, or all there are.
+    """
+    ordered = sorted(records, key=lambda record: record.target)
+    count = min(count, len(ordered))
+    return [ordered[index * len(ordered) // count] for index in range(count)]
 
 
 def data_of(run: Path) -> FGVCDataModule:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fgzoo.demo import demo
+from fgzoo.data.records import Record
+from fgzoo.demo import demo, of_many_classes
 from fgzoo.interpret.overlays import attention_picture, in_input_frame, overlay
 
 TINY = ["--data.birds", "{classes: 4, train_per_class: 8, test_per_class: 4, size: 64}", "--data.image_size", "64"]
@@ -25,6 +26,17 @@ def test_demo_trains_tests_compares_and_draws(tmp_path: Path, capsys: pytest.Cap
         assert picture.width > picture.height
     for method in ("rra", "baseline"):
         assert "test/top1" in (tmp_path / "demo" / method / "metrics.csv").read_text()
+
+
+def test_pictures_are_of_many_classes_in_whatever_order_images_lie() -> None:
+    in_turn = [Record(str(index), index % 4) for index in range(16)]
+    assert [record.target for record in of_many_classes(in_turn, 4)] == [0, 1, 2, 3]
+    assert [record.target for record in of_many_classes(in_turn, 2)] == [0, 2]
+    assert len({record.name for record in of_many_classes(in_turn, 8)}) == 8
+
+
+def test_more_pictures_than_images_are_all_images() -> None:
+    assert [record.name for record in of_many_classes([Record("b", 1), Record("a", 0)], 5)] == ["a", "b"]
 
 
 def test_overlay_shows_the_image_where_the_map_is_one_and_dims_it_where_it_is_zero() -> None:
