@@ -7,6 +7,7 @@ ones resumed. Any number of processes and machines may work on one plan at a tim
     python benchmarks/accuracy.py run cub50 --root cub=PATH --weights PATH --jobs 2
     python benchmarks/accuracy.py run full --root cub=PATH cars=PATH aircraft=PATH --devices 0,1,2,3
     python benchmarks/accuracy.py run smoke                                                     # minutes, nothing to download
+    python benchmarks/accuracy.py collect cub50                                                 # what others finished meanwhile
     python benchmarks/accuracy.py table                                                         # or `make table`
     python benchmarks/accuracy.py table --check                                                 # are the tables up to date?
 
@@ -208,6 +209,21 @@ def chosen(cells: Sequence[Cell], only: str | None, seeds: Sequence[int] | None)
     ]
 
 
+def collected(options: argparse.Namespace, console: Console) -> int:
+    """Bring into the results what is finished, and start nothing."""
+    plan = read_plan(options.plan)
+    if not options.runs.is_dir():
+        raise UsageError(f"--runs: there is no {options.runs}")
+    cells = cells_of(plan, Costs(options.runs / "costs.json"))
+    before = {row["cell"] for row in read_rows(options.results / f"{plan.name}.csv")}
+    rows = {row["cell"] for row in collect(plan, cells, options.runs, options.results)}
+    console.print(
+        f"{len(rows - before)} new, {len(rows & {cell.name for cell in cells})} of {len(cells)} cells done. Next: make table",
+        highlight=False,
+    )
+    return 0
+
+
 def tables(options: argparse.Namespace, console: Console) -> int:
     """Write the tables, or with --check say which are not as the results are.
 
@@ -242,10 +258,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     runs = verbs.add_parser("run", help="run a plan's cells that are not done")
-    runs.add_argument("plan", help=f"{', '.join(plan_names())}, or a YAML file")
     runs.add_argument("--root", nargs="+", default=[], metavar="NAME=PATH", help="folders of data sets")
     runs.add_argument("--weights", nargs="+", default=[], metavar="[BACKBONE=]PATH", help="files instead of timm's hub")
-    runs.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="where runs go; shared by all who help")
     runs.add_argument("--devices", help="GPUs by number, e.g. 0,1,2,3: a cell at a time on each")
     runs.add_argument("--jobs", type=int, default=1, help="cells at a time, without --devices")
     runs.add_argument("--threads", type=int, help="threads of a cell (default: the cores shared equally)")
@@ -255,10 +269,14 @@ def arguments() -> argparse.ArgumentParser:
     runs.add_argument("--stale", type=float, default=10, help="minutes of silence after which another machine's cell is taken")
     runs.add_argument("--dry-run", action="store_true", help="list cells, commands and estimated time")
     runs.add_argument("--images-per-second", type=float, help="of training the plan's first row, for the estimate")
+    gathered = verbs.add_parser("collect", help="bring a plan's finished cells into the results, and start none")
+    for verb in (runs, gathered):
+        verb.add_argument("plan", help=f"{', '.join(plan_names())}, or a YAML file")
+        verb.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="where runs lie; shared by all who help")
     written = verbs.add_parser("table", help="write the tables from the results")
     written.add_argument("--check", action="store_true", help="write nothing; status 1 where a table is not up to date")
     written.add_argument("--readme", type=Path, default=README, help="where the tables between the markers go")
-    for verb in (runs, written):
+    for verb in (runs, gathered, written):
         verb.add_argument("--results", type=Path, default=FOLDER, help="where results are kept")
     return parser
 
@@ -271,8 +289,10 @@ def main(typed: Sequence[str] | None = None) -> int:
     try:
         if options.verb == "table":
             return tables(options, console)
-        options.root, options.weights = named_paths(options.root, "--root"), named_paths(options.weights, "--weights")
         options.runs = options.runs.expanduser().resolve()
+        if options.verb == "collect":
+            return collected(options, console)
+        options.root, options.weights = named_paths(options.root, "--root"), named_paths(options.weights, "--weights")
         return run(options, console)
     except UsageError as error:
         sys.stderr.write(f"accuracy: {' '.join(str(error).split())}\n")

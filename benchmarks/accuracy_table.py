@@ -96,9 +96,7 @@ def collect(plan: Plan, cells: Sequence[Cell], runs: Path, folder: Path = FOLDER
             if not result.is_file():
                 continue
             found = json.loads(result.read_text())
-            # The run may have been made for another plan that has the same cell.
-            mine = {"plan": plan.name, "table": cell.table, "label": cell.label, "arguments": cell.arguments}
-            rows[cell.name] = {**found["row"], **mine}
+            rows[cell.name] = found["row"]
             _write_record(folder / plan.name / f"{cell.name}.json", found["record"])
             given = runs / cell.name / PROBABILITIES["test" if cell.fold is None else "val"]
             if given.is_file():
@@ -108,6 +106,10 @@ def collect(plan: Plan, cells: Sequence[Cell], runs: Path, folder: Path = FOLDER
                     if cell.label in plan.ensemble and cell.fold is None:
                         kept = {"probabilities": scored["probabilities"].astype(np.float16)}
                         write_predictions(_probabilities(folder, plan, cell.name), kept)
+        for cell in cells:
+            # A run may have been made for another plan that has the same cell, or before this one named it anew.
+            if cell.name in rows:
+                rows[cell.name] |= {"plan": plan.name, "table": cell.table, "label": cell.label, "arguments": cell.arguments}
         predictions.update(_ensembles(plan, rows.values(), folder))
         order = {cell.name: number for number, cell in enumerate(cells)}
         ordered = sorted(rows.values(), key=lambda row: order.get(row["cell"], len(order)))

@@ -334,6 +334,42 @@ def test_cells_of_committed_results_are_not_run_again(bench: Any, plan_file: Pat
     assert len(runner.calls) == 16
 
 
+def collected(bench: Any, plan_file: Path, runs: Path, results: Path) -> int:
+    status: int = bench.accuracy.main(["collect", str(plan_file), "--runs", str(runs), "--results", str(results)])
+    return status
+
+
+def test_what_others_finished_is_collected_and_nothing_started(
+    bench: Any, plan_file: Path, runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(bench, plan_file, "--seeds", "1")
+    calls = list(runner.calls)
+    capsys.readouterr()
+    assert collected(bench, plan_file, plan_file.parent / "runs", plan_file.parent / "mine") == 0
+    assert "4 new, 4 of 8 cells done" in capsys.readouterr().out
+    assert runner.calls == calls
+    theirs, mine = (plan_file.parent / name / "small_plan.csv" for name in ("results", "mine"))
+    assert mine.read_text() == theirs.read_text()
+
+
+def test_collecting_from_nowhere_is_refused(
+    bench: Any, plan_file: Path, runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert collected(bench, plan_file, plan_file.parent / "nowhere", plan_file.parent / "mine") == 2
+    assert "--runs: there is no " in capsys.readouterr().err
+    assert not (plan_file.parent / "nowhere").exists()
+
+
+def test_results_take_the_labels_that_the_plan_has_today(bench: Any, plan_file: Path, runner: Runner) -> None:
+    run(bench, plan_file, "--only", "rra-parent")
+    shutil.rmtree(plan_file.parent / "runs")
+    (plan_file.parent / "runs").mkdir()
+    plan_file.write_text(plan_file.read_text().replace("RRA's parent", "the parent"))
+    assert collected(bench, plan_file, plan_file.parent / "runs", plan_file.parent / "results") == 0
+    with (plan_file.parent / "results" / "small_plan.csv").open() as file:
+        assert {row["label"] for row in csv.DictReader(file)} == {"the parent"}
+
+
 def test_a_broken_cell_is_resumed(bench: Any, plan_file: Path, runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     runner.fails = 1
     assert run(bench, plan_file, "--only", "RRA", "--seeds", "0") == 1
