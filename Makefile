@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-METHOD ?= rra
+METHOD ?= srbn
 # Threads that spin while they wait slow every other process on the same cores down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
-demo: install  ## Train on the built-in birds, test, compare, and draw where it looked (METHOD=rra)
+demo: install  ## Train on the built-in birds, test, compare, and draw where it looked (METHOD=srbn)
 	$(BIN)/python -m fgzoo.demo --method $(METHOD)
 
 test: check  ## Everything: rules, types, tests

@@ -35,7 +35,7 @@ class Result:
 
 
 def demo(
-    method: str = "rra",
+    method: str = "srbn",
     output: Path | None = None,
     epochs: int | None = None,
     pictures: int = 5,
@@ -46,7 +46,7 @@ def demo(
     Args:
         method: Name of a method with a recipe for the birds.
         output: Folder of everything the demo makes; by default a new one below `demo`.
-        epochs: Epochs of the method; by default its recipe's. The baseline gets as many as fit into the same time.
+        epochs: Epochs of the method; by default its recipe's. The baseline gets as many, and as many as fit into the same time.
         pictures: Images in the attention picture.
         more: Further arguments of every `fgzoo fit`, e.g. `["--data.birds.difficulty=hard"]`.
     """
@@ -55,10 +55,7 @@ def demo(
     started = time.perf_counter()
     results = [train(method, output / method, epochs, more)]
     if method != "baseline":
-        # Two short runs tell what starting up costs and what an epoch costs.
-        one, three = (fit("baseline", output / f"probe{count}", count, more) for count in (1, 3))
-        fitting = max(1, 1 + round((results[0].seconds - one) / max(0.1, (three - one) / 2)))
-        results.append(train("baseline", output / "baseline", fitting, more))
+        results += baselines(results[0], output, more)
     picture = explain(results[0].folder, output / "attention.png", pictures)
 
     table = Table(title="Synthetic birds, test split", title_justify="left")
@@ -73,9 +70,32 @@ def demo(
         f"Chance is {100 / data_of(results[0].folder).num_classes:.1f} %. Everything took {time.perf_counter() - started:.0f} s."
     )
     console.print(
-        f"Where it looked: {picture}\nRuns:            {', '.join(str(result.folder) for result in results)}",
+        f"Where it looked: {picture}; circled is the part that tells the bird's class from the nearest other\n"
+        f"Runs:            {', '.join(str(result.folder) for result in results)}",
         highlight=False,
     )
+
+
+def baselines(result: Result, output: Path, more: list[str] | None) -> list[Result]:
+    """Plain fine-tuning for as many epochs as a method, and, where that is more, for as long.
+
+    Args:
+        result: The method's.
+        output: Folder of everything the demo makes.
+        more: Further arguments of every `fgzoo fit`.
+
+    Returns:
+        One result or two.
+    """
+    epochs = result.epochs
+    equal = train("baseline", output / "baseline", epochs, more)
+    # What an epoch costs is the difference of two runs of different length: starting up costs, too.
+    other = 1 if epochs >= 3 else epochs + 2
+    epoch = (equal.seconds - fit("baseline", output / "probe", other, more)) / (epochs - other)
+    as_long = epochs + round((result.seconds - equal.seconds) / max(0.1, epoch))
+    if as_long <= epochs:
+        return [equal]
+    return [equal, train("baseline", output / "baseline_as_long", as_long, more)]
 
 
 def train(method: str, folder: Path, epochs: int | None, more: list[str] | None) -> Result:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fgzoo.data.records import Record
-from fgzoo.demo import demo, of_many_classes
+from fgzoo.demo import Result, baselines, demo, of_many_classes
 from fgzoo.interpret.overlays import attention_picture, in_input_frame, overlay
 
 TINY = ["--data.birds", "{classes: 4, train_per_class: 8, test_per_class: 4, size: 64}", "--data.image_size", "64"]
@@ -21,11 +21,29 @@ def test_demo_trains_tests_compares_and_draws(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr().out
     assert "rra" in shown
     assert "baseline" in shown
+    assert "circled is the part" in shown
     assert "Chance is 25.0 %" in shown
     with Image.open(tmp_path / "demo" / "attention.png") as picture:
         assert picture.width > picture.height
     for method in ("rra", "baseline"):
         assert "test/top1" in (tmp_path / "demo" / method / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(("seconds", "epochs"), [(40.0, [4, 8]), (12.0, [4])])
+def test_baseline_gets_as_many_epochs_and_as_much_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, epochs: list[int]
+) -> None:
+    def fit(method: str, folder: Path, epochs: int, more: None) -> float:
+        return 8.0 + 4.0 * epochs  # starting up, and the epochs
+
+    def train(method: str, folder: Path, epochs: int, more: None) -> Result:
+        return Result(method, folder, epochs, fit(method, folder, epochs, more), {})
+
+    monkeypatch.setattr("fgzoo.demo.fit", fit)
+    monkeypatch.setattr("fgzoo.demo.train", train)
+    found = baselines(Result("srbn", tmp_path / "srbn", 4, seconds, {}), tmp_path, None)
+    assert [result.epochs for result in found] == epochs
+    assert len({result.folder for result in found}) == len(epochs)
 
 
 def test_pictures_are_of_many_classes_in_whatever_order_images_lie() -> None:
