@@ -66,8 +66,10 @@ def demo(
         shown += [f"{result.metrics['test/nll']:.3f}", f"{result.metrics['test/ece']:.3f}"]
         table.add_row(result.name, str(result.epochs), f"{result.seconds:.0f}", *shown)
     console.print(table)
+    budgets = {2: "The baseline had as many epochs. ", 3: "The baseline had as many epochs, then as much time. "}
     console.print(
-        f"Chance is {100 / data_of(results[0].folder).num_classes:.1f} %. Everything took {time.perf_counter() - started:.0f} s."
+        f"{budgets.get(len(results), '')}Chance is {100 / data_of(results[0].folder).num_classes:.1f} %. "
+        f"Everything took {time.perf_counter() - started:.0f} s."
     )
     console.print(
         f"Where it looked: {picture}; circled is the part that tells the bird's class from the nearest other\n"

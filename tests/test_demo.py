@@ -21,6 +21,7 @@ def test_demo_trains_tests_compares_and_draws(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr().out
     assert "rra" in shown
     assert "baseline" in shown
+    assert "The baseline had as many epochs" in shown
     assert "circled is the part" in shown
     assert "Chance is 25.0 %" in shown
     with Image.open(tmp_path / "demo" / "attention.png") as picture:
