@@ -390,12 +390,14 @@ def together_table(plan: Plan, block: Block, predictions: Predictions) -> str:
     ]
     text = table(("predict the same class", "% of test images"), lines)
     targets = predictions[targets_name(members[0].first)]
-    names = [ensemble_name(group.by_seed()[seed]["cell"] for group in members) for seed in common]
-    hits = [float((predictions[name] == targets).mean()) for name in names if name in predictions]
+    averaged = {seed: ensemble_name(group.by_seed()[seed]["cell"] for group in members) for seed in common}
+    hits = {seed: float((predictions[name] == targets).mean()) for seed, name in averaged.items() if name in predictions}
     if not hits or len(members) < len(plan.ensemble):
         return text
-    each = ", ".join(f"{group.label} {spread(group.values('top1'))}" for group in members)
-    return f"{text}\n\nProbabilities of {', '.join(plan.ensemble)} averaged: {spread(hits)} % ({each})."
+    # Of the seeds that were averaged alone: some members may have more.
+    alone = [f"{group.label} {spread([float(group.by_seed()[seed]['top1']) for seed in hits])}" for group in members]
+    together = spread(list(hits.values()))
+    return f"{text}\n\nProbabilities of {', '.join(plan.ensemble)} averaged: {together} % ({', '.join(alone)})."
 
 
 def machines(rows: Sequence[Line]) -> str:

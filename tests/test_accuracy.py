@@ -561,6 +561,17 @@ def test_tables_pair_methods_with_baseline_and_parent(bench: Any, plan_file: Pat
     )
 
 
+def test_what_is_averaged_stands_beside_the_same_seeds_alone(bench: Any, plan_file: Path, runner: Runner) -> None:
+    run(bench, plan_file)
+    results = plan_file.parent / "results"
+    plan, rows = bench.accuracy_plan.read_plan(str(plan_file)), bench.accuracy_table.read_rows(results / "small_plan.csv")
+    kept = bench.accuracy_table.read_predictions(results / "small_plan.npz")
+    fewer = [row for row in rows if (row["label"], row["seed"]) != ("RRA", "1")]
+    parent = next(row for row in rows if (row["label"], row["seed"]) == ("RRA's parent", "0"))
+    line = next(line for line in bench.accuracy_table.report(plan, fewer, kept).splitlines() if line.startswith("Probabilities"))
+    assert f"(RRA's parent {100 * float(parent['top1']):.1f}, RRA " in line
+
+
 def test_no_difference_has_no_sign_of_its_rounding(bench: Any) -> None:
     assert bench.accuracy_table.shown_difference((-1e-17, None)) == "+0.0"
     assert (
