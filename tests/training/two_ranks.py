@@ -30,7 +30,6 @@ TOYS: dict[str, tuple[type[Any], dict[str, Any]]] = {
 METHODS = tuple(available())
 #: Nine test images leave one over for two ranks; of one, a rank has nothing.
 TEST_IMAGES = {"nine": 9, "one": 1}
-EPOCHS = 3
 
 
 def method(name: str, **arguments: Any) -> FineGrainedClassifier:
@@ -83,11 +82,21 @@ def scores(name: str, folder: Path, test_images: int, **how: Any) -> dict[str, f
     return dict(trainer(folder, callbacks=[each], **how).test(model, datamodule=birds(test_images), verbose=False)[0])
 
 
+def epochs(name: str) -> int:
+    """Enough for each of its stages, and for a resume on either side of a boundary where there is one."""
+    return 3 if len(method(name).stages()) > 1 else 2
+
+
 def fit(name: str, folder: Path, workers: int = 0, resume: str | None = None, **how: Any) -> dict[str, Tensor]:
-    """Weights after three epochs, of which each leaves a checkpoint; or after what is left of them from one on."""
+    """Weights after some epochs, of which each leaves a checkpoint; or after what is left of them from one on."""
     keep = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
     runner = trainer(
-        folder, max_epochs=EPOCHS, callbacks=[keep, ReproducibleSteps(0)], enable_checkpointing=True, limit_val_batches=0, **how
+        folder,
+        max_epochs=epochs(name),
+        callbacks=[keep, ReproducibleSteps(0)],
+        enable_checkpointing=True,
+        limit_val_batches=0,
+        **how,
     )
     model = method(name, optimizer="adamw", lr=1e-3)
     runner.fit(model, datamodule=birds(num_workers=workers, augmentation="standard"), ckpt_path=resume and folder / resume)
@@ -104,12 +113,15 @@ def main(folder: Path) -> None:
         weights = {key: value for key, value in model.state_dict().items() if "running_" not in key}
         torch.save({"weights": weights, "steps": runner.global_step}, folder / f"{name} {rank}.pt")
     for name in METHODS:
-        found = {
+        found: dict[str, Any] = {
             "gradients": gradients(name, folder, 2, rank, 2, **two),
             "scores": {label: scores(name, folder, images, **two) for label, images in TEST_IMAGES.items()},
             "whole": fit(name, folder / name, **two),
-            "resumed": {f"epoch={done}.ckpt": fit(name, folder / name, resume=f"epoch={done}.ckpt", **two) for done in (0, 1)},
+            "resumed": {},
         }
+        for done in range(epochs(name) - 1):
+            checkpoint = f"epoch={done}.ckpt"
+            found["resumed"][checkpoint] = fit(name, folder / name, resume=checkpoint, **two)
         torch.save(found, folder / f"{name} {rank}.pt")
     torch.distributed.destroy_process_group()
 
