@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -96,11 +96,12 @@ class SyntheticBirds:
             The data set; `listing.read` paints a record's image.
         """
         birds = self.birds
+        train, test = _records(birds)
         return Listing(
             dataset="birds",
             class_names=self.class_names,
-            train=tuple(self._record("train", i) for i in range(birds.classes * birds.train_per_class)),
-            test=tuple(self._record("test", i) for i in range(birds.classes * birds.test_per_class)),
+            train=train,
+            test=test,
             read=self.read,
             identity=repr(birds),
             notes=(f"Generated: {', '.join(f'{name} {value}' for name, value in asdict(birds).items())}.",),
@@ -145,7 +146,7 @@ class SyntheticBirds:
             The scene; depends on the seed and the record's name alone.
         """
         split, number = record.name.split("/")
-        return self._scene(split, int(number))
+        return _scene(self.birds, split, int(number))
 
     def render(self, scene: Scene, target: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         """Paint a scene with the traits of a class, which need not be the record's.
@@ -198,20 +199,27 @@ class SyntheticBirds:
         _write(root / "parts" / "part_locs.txt", locations)
         _write(root / "images.txt", images)  # last: its presence says that the rest is complete
 
-    def _record(self, split: str, number: int) -> Record:
-        target = number % self.birds.classes
-        scene = self._scene(split, number)
-        return Record(
-            name=f"{split}/{number:06d}",
-            target=target,
-            box=scene.box(_traits(self.codes[target])),
-            parts=scene.visible_parts(),
-        )
 
-    def _scene(self, split: str, number: int) -> Scene:
-        index = number + (TEST_START if split == "test" else 0)
-        birds = self.birds
-        return pose(np.random.default_rng([birds.seed, index]), birds.size, DIFFICULTIES[birds.difficulty])
+@lru_cache(maxsize=4)
+def _records(birds: Birds) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Training and test records. Laying out 1,800 scenes takes a second or two, and a process often asks for one set again."""
+    codes = class_codes()
+
+    def record(split: str, number: int) -> Record:
+        target = number % birds.classes
+        scene = _scene(birds, split, number)
+        return Record(f"{split}/{number:06d}", target, box=scene.box(_traits(codes[target])), parts=scene.visible_parts())
+
+    train, test = (
+        tuple(record(split, number) for number in range(birds.classes * per_class))
+        for split, per_class in (("train", birds.train_per_class), ("test", birds.test_per_class))
+    )
+    return train, test
+
+
+def _scene(birds: Birds, split: str, number: int) -> Scene:
+    index = number + (TEST_START if split == "test" else 0)
+    return pose(np.random.default_rng([birds.seed, index]), birds.size, DIFFICULTIES[birds.difficulty])
 
 
 @cache
