@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 METHOD ?= srbn
-# A worker takes a file of tests at a time. By default files of few tests come last, among them the longest: one worker would wait.
+# A worker takes a file of tests at a time, in the order of `tests/conftest.py`; by default those of few tests would come last.
 SPREAD := -n 2 --dist loadscope --no-loadscope-reorder
 # Threads that spin while they wait slow every other process on the same cores down.
 export OMP_WAIT_POLICY ?= PASSIVE
