@@ -23,7 +23,7 @@ import torch
 #: Where real data lies; taken before tests are kept from it.
 REAL_DATA = Path(os.environ["FGZOO_DATA"]).resolve() if os.environ.get("FGZOO_DATA") else None
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "", None)
-#: The files that take longest, most of them by the processes that they start. They are begun first, so that workers end together.
+#: The files that take longest are begun first, so that workers end together.
 LONGEST = ("test_every_method", "test_export", "test_faults", "test_step", "test_two_ranks", "test_cli", "test_launchers")
 
 

@@ -96,12 +96,11 @@ class SyntheticBirds:
             The data set; `listing.read` paints a record's image.
         """
         birds = self.birds
-        train, test = _records(birds)
         return Listing(
             dataset="birds",
             class_names=self.class_names,
-            train=train,
-            test=test,
+            train=_records(birds, "train", birds.classes * birds.train_per_class),
+            test=_records(birds, "test", birds.classes * birds.test_per_class),
             read=self.read,
             identity=repr(birds),
             notes=(f"Generated: {', '.join(f'{name} {value}' for name, value in asdict(birds).items())}.",),
@@ -201,20 +200,20 @@ class SyntheticBirds:
 
 
 @lru_cache(maxsize=4)
-def _records(birds: Birds) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Training and test records. Laying out 1,800 scenes takes a second or two, and a process often asks for one set again."""
-    codes = class_codes()
+def _records(birds: Birds, split: str, count: int) -> tuple[Record, ...]:
+    """A split's records. Laying out 1,800 scenes takes a second or two, and a process often asks for one set again."""
+    return tuple(_record(birds, split, number) for number in range(count))
 
-    def record(split: str, number: int) -> Record:
-        target = number % birds.classes
-        scene = _scene(birds, split, number)
-        return Record(f"{split}/{number:06d}", target, box=scene.box(_traits(codes[target])), parts=scene.visible_parts())
 
-    train, test = (
-        tuple(record(split, number) for number in range(birds.classes * per_class))
-        for split, per_class in (("train", birds.train_per_class), ("test", birds.test_per_class))
+def _record(birds: Birds, split: str, number: int) -> Record:
+    target = number % birds.classes
+    scene = _scene(birds, split, number)
+    return Record(
+        name=f"{split}/{number:06d}",
+        target=target,
+        box=scene.box(_traits(class_codes()[target])),
+        parts=scene.visible_parts(),
     )
-    return train, test
 
 
 def _scene(birds: Birds, split: str, number: int) -> Scene:

@@ -9,7 +9,7 @@ import pytest
 from fgzoo.methods.baseline import Baseline
 from tests.builders import make_cub
 from tests.command import Result, fgzoo, fit, metrics, same_weights, weights
-from tests.training.two_ranks import METHODS, epochs
+from tests.training.two_ranks import METHODS, unfinished
 from tests.training.two_ranks import fit as fit_method
 
 EPOCHS = 3
@@ -116,5 +116,5 @@ def test_another_seed_gives_another_result(runs: SimpleNamespace, tmp_path: Path
 @pytest.mark.parametrize("name", METHODS)
 def test_one_process_resumes_to_the_last_bit_whatever_its_workers(tmp_path: Path, name: str) -> None:
     whole = fit_method(name, tmp_path, workers=2)
-    for done in range(epochs(name) - 1):
-        assert same_weights(fit_method(name, tmp_path, workers=0, resume=f"epoch={done}.ckpt"), whole), done
+    for checkpoint in unfinished(name):
+        assert same_weights(fit_method(name, tmp_path, workers=0, resume=checkpoint), whole), checkpoint

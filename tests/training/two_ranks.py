@@ -82,23 +82,22 @@ def scores(name: str, folder: Path, test_images: int, **how: Any) -> dict[str, f
     return dict(trainer(folder, callbacks=[each], **how).test(model, datamodule=birds(test_images), verbose=False)[0])
 
 
-def epochs(name: str) -> int:
+def epochs(model: FineGrainedClassifier) -> int:
     """Enough for each of its stages, and for a resume on either side of a boundary where there is one."""
-    return 3 if len(method(name).stages()) > 1 else 2
+    return 3 if len(model.stages()) > 1 else 2
+
+
+def unfinished(name: str) -> list[str]:
+    """The checkpoints that [fit][] leaves, without the last."""
+    return [f"epoch={done}.ckpt" for done in range(epochs(method(name)) - 1)]
 
 
 def fit(name: str, folder: Path, workers: int = 0, resume: str | None = None, **how: Any) -> dict[str, Tensor]:
     """Weights after some epochs, of which each leaves a checkpoint; or after what is left of them from one on."""
     keep = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
-    runner = trainer(
-        folder,
-        max_epochs=epochs(name),
-        callbacks=[keep, ReproducibleSteps(0)],
-        enable_checkpointing=True,
-        limit_val_batches=0,
-        **how,
-    )
     model = method(name, optimizer="adamw", lr=1e-3)
+    how = {"max_epochs": epochs(model), "enable_checkpointing": True, "limit_val_batches": 0, **how}
+    runner = trainer(folder, callbacks=[keep, ReproducibleSteps(0)], **how)
     runner.fit(model, datamodule=birds(num_workers=workers, augmentation="standard"), ckpt_path=resume and folder / resume)
     return model.state_dict()
 
@@ -113,15 +112,12 @@ def main(folder: Path) -> None:
         weights = {key: value for key, value in model.state_dict().items() if "running_" not in key}
         torch.save({"weights": weights, "steps": runner.global_step}, folder / f"{name} {rank}.pt")
     for name in METHODS:
-        found: dict[str, Any] = {
+        found = {
             "gradients": gradients(name, folder, 2, rank, 2, **two),
             "scores": {label: scores(name, folder, images, **two) for label, images in TEST_IMAGES.items()},
             "whole": fit(name, folder / name, **two),
-            "resumed": {},
+            "resumed": {checkpoint: fit(name, folder / name, resume=checkpoint, **two) for checkpoint in unfinished(name)},
         }
-        for done in range(epochs(name) - 1):
-            checkpoint = f"epoch={done}.ckpt"
-            found["resumed"][checkpoint] = fit(name, folder / name, resume=checkpoint, **two)
         torch.save(found, folder / f"{name} {rank}.pt")
     torch.distributed.destroy_process_group()
 
