@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 METHOD ?= srbn
 # A worker takes a file of tests at a time, in the order of `tests/conftest.py`; by default those of few tests would come last.
-SPREAD := -n 2 --dist loadscope --no-loadscope-reorder
+SPREAD := -n 3 --dist loadscope --no-loadscope-reorder
 # Threads that spin while they wait slow every other process on the same cores down.
 export OMP_WAIT_POLICY ?= PASSIVE
 

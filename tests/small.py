@@ -26,8 +26,12 @@ SMALL: dict[str, dict[str, Any]] = {
 LAYERS = [8, "M", 16, "M", 16, "M", 32, "M", 32, "M"]
 
 
-def tiny_vgg(pretrained: bool = False, **arguments: Any) -> VGG:
-    return build_model_with_cfg(VGG, "vgg11", pretrained, model_cfg=LAYERS, mlp_ratio=0.01, **arguments)
+def tiny_vgg(pretrained: bool = False, num_classes: int = 10, **arguments: Any) -> VGG:
+    """Of few classes: behind 4,096 channels, those of ImageNet would be four million weights to draw."""
+    model: VGG = build_model_with_cfg(
+        VGG, "vgg11", pretrained, model_cfg=LAYERS, mlp_ratio=0.01, num_classes=num_classes, **arguments
+    )
+    return model
 
 
 tiny_vgg.__module__ = "timm.models.vgg"

@@ -415,6 +415,19 @@ def test_list_as_json_names_methods_recipes_and_data_sets() -> None:
     assert set(found["datasets"]) == {"birds", "cub", "cars", "aircraft", "folder"}
 
 
+def test_a_method_of_an_installed_package_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = tmp_path / "elsewhere-1.0.dist-info"
+    declared.mkdir()
+    (declared / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (declared / "entry_points.txt").write_text("[fgzoo.methods]\nplain = elsewhere:Plain\nrra = elsewhere:Plain\n")
+    (tmp_path / "elsewhere.py").write_text("from fgzoo.methods.baseline import Baseline\n\n\nclass Plain(Baseline):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = json.loads(fgzoo("list", "methods", "--json").out)["methods"]
+    assert found["plain"] == "elsewhere.Plain"
+    assert found["rra"] == "fgzoo.methods.rra.RRA"
+    assert resolved("--config", "cub", "--model", "plain")["model"]["class_path"] == "elsewhere.Plain"
+
+
 def test_list_takes_a_pattern() -> None:
     found = json.loads(fgzoo("list", "recipes", "cub*", "--json").out)
     assert set(found["recipes"]) == {name for name in RECIPES if name.startswith("cub")}

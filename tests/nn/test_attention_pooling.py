@@ -271,10 +271,8 @@ def move_on_a_rank(rank: int, folder: str) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_two_processes_move_the_same_centres_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The new processes import this file by its name, wherever the tests were started.
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
-    torch.multiprocessing.spawn(move_on_a_rank, args=(str(tmp_path),), nprocs=2)
+def test_two_processes_move_the_same_centres_as_one(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(move_on_a_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
     alone = ClassCenters(4, 5, rate=0.3).double().train()
     for round_ in range(3):
         alone(unit(6, 5, seed=round_), torch.tensor([0, 3, 3, 1, 0, 3]))
