@@ -1,8 +1,9 @@
-"""Every method and every parent passes every check, on five families of backbones."""
+"""Every method passes every check on five families of backbones, every parent on two."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import pytest
@@ -30,7 +31,9 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "srbn without its lstm": ("srbn", {"spatial_lstm": False, "bilinear_size": 4096}),
     "two networks": ("bcnn", {"combine": "concat"}),
 }
+#: The same classes without something, so less can go wrong on another backbone.
 PARENTS = ("rra-parent", "pmg", "wsdan", "bcnn")
+PARENTS_ON = ("tiny_vgg", "test_vit")
 METHODS = tuple(name for name in available() if name not in PARENTS)
 #: Methods and backbones of the slow checks. Whole trainings of the methods are compiled, and all are exported, elsewhere.
 SLOW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -50,7 +53,8 @@ def cases() -> list[Any]:
     every = []
     for check in CHECKS:
         names, backbones = SLOW.get(check, ((*METHODS, *PARENTS), BACKBONES))
-        methods = [(name, name, {}, backbone) for name in names for backbone in backbones]
+        pairs = itertools.product(names, backbones)
+        methods = [(name, name, {}, backbone) for name, backbone in pairs if name in METHODS or backbone in PARENTS_ON]
         variants = [(label, name, more, VARIANTS_ON) for label, (name, more) in CONTROLS.items()]
         for label, name, more, backbone in methods if check in NOT_OF_VARIANTS else methods + variants:
             every.append(pytest.param(name, more, check, backbone, id=f"{label}-{backbone}-{check}"))
