@@ -8,6 +8,7 @@ ones resumed. Any number of processes and machines may work on one plan at a tim
     python benchmarks/accuracy.py run full --root cub=PATH cars=PATH aircraft=PATH --devices 0,1,2,3
     python benchmarks/accuracy.py run smoke                                                     # minutes, nothing to download
     python benchmarks/accuracy.py collect cub50                                                 # what others finished meanwhile
+    python benchmarks/accuracy.py views cub50 --root cub=PATH                                   # the baseline on more test views
     python benchmarks/accuracy.py table                                                         # or `make table`
     python benchmarks/accuracy.py table --check                                                 # are the tables up to date?
 
@@ -32,6 +33,7 @@ from pathlib import Path
 from accuracy_plan import Cell, Cost, Costs, cells_of, plan_names, read_plan
 from accuracy_runs import PATH, RESULT, Progress, Where, run_cells, shown_command
 from accuracy_table import FOLDER, README, collect, files, read_rows
+from accuracy_views import score_views
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -224,6 +226,19 @@ def collected(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def viewed(options: argparse.Namespace, console: Console) -> int:
+    """Score the baseline's finished runs on more views of the test images."""
+    plan = read_plan(options.plan)
+    cells = cells_of(plan, Costs(options.runs / "costs.json"))
+    number = 0
+    for cell, found in score_views(plan, cells, Where(options.runs, options.root), options.results):
+        number += 1
+        said = ", ".join(f"{views} {100 * top1:.2f}" for views, top1 in found.items())
+        console.print(f"{cell.name}: top-1 % {said}", highlight=False)
+    console.print(f"{number} runs scored. Next: make table", highlight=False)
+    return 0
+
+
 def tables(options: argparse.Namespace, console: Console) -> int:
     """Write the tables, or with --check say which are not as the results are.
 
@@ -258,7 +273,6 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     runs = verbs.add_parser("run", help="run a plan's cells that are not done")
-    runs.add_argument("--root", nargs="+", default=[], metavar="NAME=PATH", help="folders of data sets")
     runs.add_argument("--weights", nargs="+", default=[], metavar="[BACKBONE=]PATH", help="files instead of timm's hub")
     runs.add_argument("--devices", help="GPUs by number, e.g. 0,1,2,3: a cell at a time on each")
     runs.add_argument("--jobs", type=int, default=1, help="cells at a time, without --devices")
@@ -270,13 +284,16 @@ def arguments() -> argparse.ArgumentParser:
     runs.add_argument("--dry-run", action="store_true", help="list cells, commands and estimated time")
     runs.add_argument("--images-per-second", type=float, help="of training the plan's first row, for the estimate")
     gathered = verbs.add_parser("collect", help="bring a plan's finished cells into the results, and start none")
-    for verb in (runs, gathered):
+    views = verbs.add_parser("views", help="score the baseline's finished runs on more views of the test images")
+    for verb in (runs, views):
+        verb.add_argument("--root", nargs="+", default=[], metavar="NAME=PATH", help="folders of data sets")
+    for verb in (runs, gathered, views):
         verb.add_argument("plan", help=f"{', '.join(plan_names())}, or a YAML file")
         verb.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="where runs lie; shared by all who help")
     written = verbs.add_parser("table", help="write the tables from the results")
     written.add_argument("--check", action="store_true", help="write nothing; status 1 where a table is not up to date")
     written.add_argument("--readme", type=Path, default=README, help="where the tables between the markers go")
-    for verb in (runs, gathered, written):
+    for verb in (runs, gathered, views, written):
         verb.add_argument("--results", type=Path, default=FOLDER, help="where results are kept")
     return parser
 
@@ -292,7 +309,10 @@ def main(typed: Sequence[str] | None = None) -> int:
         options.runs = options.runs.expanduser().resolve()
         if options.verb == "collect":
             return collected(options, console)
-        options.root, options.weights = named_paths(options.root, "--root"), named_paths(options.weights, "--weights")
+        options.root = named_paths(options.root, "--root")
+        if options.verb == "views":
+            return viewed(options, console)
+        options.weights = named_paths(options.weights, "--weights")
         return run(options, console)
     except UsageError as error:
         sys.stderr.write(f"accuracy: {' '.join(str(error).split())}\n")

@@ -23,12 +23,15 @@ from numpy.typing import NDArray
 
 from fgzoo.errors import UsageError
 from fgzoo.training.run import PROBABILITIES
+from fgzoo.zoo.prediction import TestTime
 
 FOLDER = RESULTS / "accuracy"
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 
-#: Arrays by name: `predicted/CELL` and what [targets_name][] says, both (N,) in the order of the split, and what
+#: How the baseline averages over views of a test image, and how many these are; see [fgzoo.zoo.prediction][].
+VIEWS: dict[TestTime, int] = {"flip": 2, "ten-crop": 10}
+#: Arrays by name: what [predicted_name][] and [targets_name][] say, both (N,) in the order of the split, and what
 #: [ensemble_name][] says, the classes with the largest averaged probabilities.
 Predictions = dict[str, NDArray[Any]]
 Line = dict[str, str]
@@ -101,7 +104,7 @@ def collect(plan: Plan, cells: Sequence[Cell], runs: Path, folder: Path = FOLDER
             given = runs / cell.name / PROBABILITIES["test" if cell.fold is None else "val"]
             if given.is_file():
                 with np.load(given) as scored:
-                    predictions[f"predicted/{cell.name}"] = _small(scored["predicted"])
+                    predictions[predicted_name(cell.name)] = _small(scored["predicted"])
                     predictions[targets_name(rows[cell.name])] = _small(scored["targets"])
                     if cell.label in plan.ensemble and cell.fold is None:
                         kept = {"probabilities": scored["probabilities"].astype(np.float16)}
@@ -131,6 +134,11 @@ def _small(classes: NDArray[Any]) -> NDArray[Any]:
 
 def _probabilities(folder: Path, plan: Plan, cell: str) -> Path:
     return folder / plan.name / f"{cell}.npz"
+
+
+def predicted_name(cell: str, tta: TestTime = "none") -> str:
+    """Under which name the classes are kept that a cell gave the images; with [VIEWS][], that is a row of its own."""
+    return f"predicted/{cell}" if tta == "none" else f"predicted/{cell}@{tta}"
 
 
 def targets_name(row: Line) -> str:
@@ -237,7 +245,7 @@ def difference(first: Group, second: Group, predictions: Predictions) -> tuple[f
 
 def _predicted(runs: Sequence[Line], predictions: Predictions) -> NDArray[Any] | None:
     """(seeds, images), a seed's folds in a row; `None` where single images are not known, or seeds differ in their folds."""
-    return _by_seed(runs, [f"predicted/{run['cell']}" for run in runs], predictions)
+    return _by_seed(runs, [predicted_name(run["cell"]) for run in runs], predictions)
 
 
 def _hits(runs: Sequence[Line], predictions: Predictions) -> NDArray[np.bool_] | None:
@@ -278,8 +286,12 @@ def spread(values: Sequence[float], factor: float = 100.0, digits: int = 1) -> s
 
 def baselines(plan: Plan, block: Block) -> list[Group]:
     """The baseline and its longer runs, as `cells_of` names them."""
-    name = re.compile(rf"{re.escape(plan.baseline)}(, (\S+, )?\d+ epochs)?")
-    return [group for group in block.groups if name.fullmatch(group.label)]
+    return [group for group in block.groups if is_baseline(plan, group.label)]
+
+
+def is_baseline(plan: Plan, label: str) -> bool:
+    """Whether a label is the baseline's, or that of a longer run of it."""
+    return re.fullmatch(rf"{re.escape(plan.baseline)}(, (\S+, )?\d+ epochs)?", label) is not None
 
 
 def baseline_for(plan: Plan, block: Block, backbone: str, epochs: int) -> Group | None:
@@ -375,6 +387,38 @@ def equal_passes_table(plan: Plan, block: Block, predictions: Predictions) -> st
     return table(columns, shown) if shown else ""
 
 
+def views_table(plan: Plan, block: Block, predictions: Predictions, short: bool) -> str:
+    """The compared rows beside the baseline that was tested on more views of an image; empty where that was not scored.
+
+    Args:
+        plan: The plan.
+        block: The runs.
+        predictions: What single images were given.
+        short: Of the baseline alone, without its longer runs.
+
+    Returns:
+        Markdown. A line has the runs of which all views are known.
+    """
+    compared = [group for group in block.groups if group.label in plan.compare]
+    shown = []
+    for base in baselines(plan, block):
+        runs = [run for run in base.runs if all(predicted_name(run["cell"], tta) in predictions for tta in VIEWS)]
+        if not runs or (short and base.label != plan.baseline):
+            continue
+        for tta, number in {"none": 1, **VIEWS}.items():
+            viewed = Group(base.label, [_viewed(run, tta, predictions) for run in runs])
+            against = [shown_difference(difference(group, viewed, predictions)) for group in compared]
+            shown.append([base.label, tta, number, len(runs), spread(viewed.values("top1")), *against])
+    return table(("what", "views", "number", "runs", "top-1 %", *(group.label for group in compared)), shown) if shown else ""
+
+
+def _viewed(run: Line, tta: TestTime, predictions: Predictions) -> Line:
+    """A run's row as it would be had its test averaged over views."""
+    name = predicted_name(run["cell"], tta)
+    top1 = float((predictions[name] == predictions[targets_name(run)]).mean())
+    return {**run, "cell": name.removeprefix("predicted/"), "top1": str(top1)}
+
+
 def together_table(plan: Plan, block: Block, predictions: Predictions) -> str:
     """How often methods agree, and what their averaged probabilities reach; empty where single images are not known."""
     members = [group for label in plan.ensemble for group in block.groups if group.label == label]
@@ -406,6 +450,10 @@ def machines(rows: Sequence[Line]) -> str:
     return "; ".join(sorted(found))
 
 
+VIEWED = (
+    "Beside the baseline tested on more views of an image, whose probabilities are averaged: itself and its mirror image (flip), "
+    "corners, centre and their mirror images (ten-crop). The methods are tested as above; the differences are theirs to it:"
+)
 EXPLAINED = (
     "Last epoch; the spread is the standard deviation over runs, which differ in their seed (folds: in what is held out). "
     f"Differences are in points, paired by seed, in brackets from 2.5 to 97.5 % of {RESAMPLES:,} paired bootstrap resamples of "
@@ -437,6 +485,8 @@ def report(plan: Plan, rows: Sequence[Line], predictions: Predictions) -> str:
         text += [f"## {block.dataset}, {block.table}", "", equal_epochs_table(plan, block, predictions, short=False), ""]
         passes = equal_passes_table(plan, block, predictions)
         text += ["### Equal passes", "", passes, ""] if passes else []
+        views = views_table(plan, block, predictions, short=False)
+        text += ["### More views of a test image", "", VIEWED, "", views, ""] if views else []
         together = together_table(plan, block, predictions)
         text += ["### Together", "", together, ""] if together else []
     return "\n".join(text).rstrip() + "\n"
@@ -464,6 +514,8 @@ def summary(plan: Plan, rows: Sequence[Line], predictions: Predictions) -> str:
         text += [f"{where[0].upper()}{where[1:]}:", "", equal_epochs_table(plan, block, predictions, short=True), ""]
         passes = equal_passes_table(plan, block, predictions)
         text += ["At equal passes:", "", passes, ""] if passes else []
+        views = views_table(plan, block, predictions, short=True)
+        text += [VIEWED, "", views, ""] if views else []
         together = together_table(plan, block, predictions).rpartition("\n\n")[2]
         text += [together, ""] if together.startswith("Probabilities") else []
     return "\n".join(text)

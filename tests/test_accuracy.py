@@ -22,15 +22,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from torchvision.transforms import v2
 
+from fgzoo import FGVCDataModule, load
 from fgzoo.errors import UsageError
 from fgzoo.methods import find_method
 from fgzoo.training.messages import get_parameter_names
-from tests.command import fgzoo
+from tests.builders import make_cub
+from tests.command import fgzoo, fit
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("bootstrap", "common", "accuracy_plan", "accuracy_runs", "accuracy_table", "accuracy", "curves", "publish")
+NAMES = (
+    "bootstrap",
+    "common",
+    "accuracy_plan",
+    "accuracy_runs",
+    "accuracy_table",
+    "accuracy_views",
+    "accuracy",
+    "curves",
+    "publish",
+)
 PLAN = """
 title: A small plan
 fit: --config {dataset} --model {method} --config small
@@ -613,6 +627,76 @@ def test_what_a_fold_gave_single_images_is_collected(bench: Any, plan_file: Path
     kept = bench.accuracy_table.read_predictions(results / "small_plan.npz")
     assert kept[f"predicted/{cell.name}"].tolist() == [1, 2]
     assert kept[bench.accuracy_table.targets_name(row)].tolist() == [0, 2]
+
+
+@pytest.fixture
+def tested(bench: Any, plan_file: Path, tmp_path: Path) -> SimpleNamespace:
+    """The baseline's first run, really trained and tested, and collected."""
+    cell, root = cells_of(bench, plan_file)[0], make_cub(tmp_path / "cub", per_class=6)
+    folder, results = tmp_path / "runs" / cell.name, tmp_path / "results"
+    assert fit(root, "--output", folder, "--data.resize", 72).status == 0
+    assert fgzoo("test", "--ckpt_path", folder).status == 0
+    row = dict.fromkeys(bench.accuracy_runs.COLUMNS, "") | {"seed": "0", "fingerprint": "f", "cell": cell.name}
+    (folder / "result.json").write_text(json.dumps({"row": row, "record": {}}))
+    bench.accuracy_table.collect(bench.accuracy_plan.read_plan(str(plan_file)), [cell], folder.parent, results)
+    folders = ["--runs", str(folder.parent), "--results", str(results), "--root", f"cub={root}"]
+    return SimpleNamespace(
+        cell=cell.name, root=root, run=folder, kept=results / "small_plan.npz", typed=[str(plan_file), *folders]
+    )
+
+
+def test_views_are_the_mean_of_each_alone(
+    bench: Any, tested: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.accuracy, "Costs", lambda path: counted(bench))
+    assert bench.accuracy.main(["views", *tested.typed]) == 0
+    assert f"{tested.cell}: top-1 % none " in capsys.readouterr().out
+    kept = bench.accuracy_table.read_predictions(tested.kept)
+    model = load(tested.run / "checkpoints" / "last.ckpt").eval()
+    data = FGVCDataModule("cub", tested.root)
+    read = data.dataset("test").read
+    for tta in bench.accuracy_table.VIEWS:
+        right = []
+        for record in data.splits["test"]:
+            image = v2.functional.resize(read(record), [72, 72], antialias=True)
+            crops = v2.functional.ten_crop(image, [64, 64]) if tta == "ten-crop" else [v2.functional.center_crop(image, [64, 64])]
+            views = [*crops, crops[0].flip(-1)] if tta == "flip" else crops
+            with torch.no_grad():
+                right.append(sum(model(model.normalize(view[None])).logits.softmax(dim=1) for view in views).argmax().item())
+        assert kept[f"predicted/{tested.cell}@{tta}"].tolist() == right
+    assert bench.accuracy.main(["views", *tested.typed]) == 0
+    assert capsys.readouterr().out.startswith("0 runs scored")
+
+
+def test_views_of_other_data_than_the_test_s_are_refused(
+    bench: Any, tested: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.accuracy, "Costs", lambda path: counted(bench))
+    kept = bench.accuracy_table.read_predictions(tested.kept)
+    kept[f"predicted/{tested.cell}"] = (kept[f"predicted/{tested.cell}"] + 1) % 3
+    bench.accuracy_table.write_predictions(tested.kept, kept)
+    assert bench.accuracy.main(["views", *tested.typed]) == 2
+    assert "its test gave other classes; is --root the data that it was tested on?" in capsys.readouterr().err
+
+
+def test_the_table_of_views_pairs_methods_with_each(bench: Any, plan_file: Path, runner: Runner) -> None:
+    run(bench, plan_file)
+    results, table = plan_file.parent / "results", bench.accuracy_table
+    plan, rows = bench.accuracy_plan.read_plan(str(plan_file)), table.read_rows(results / "small_plan.csv")
+    kept = table.read_predictions(results / "small_plan.npz")
+    assert "More views" not in table.report(plan, rows, kept)
+    base, method = (next(row for row in rows if (row["label"], row["seed"]) == (label, "1")) for label in ("Baseline", "RRA"))
+    targets = kept[table.targets_name(base)]
+    kept |= {table.predicted_name(base["cell"], tta): targets for tta in table.VIEWS}  # right about every image
+    part = table.report(plan, rows, kept).partition("### More views of a test image")[2]
+    one, flip, ten = (line.split(" | ") for line in part.splitlines() if line.startswith("| Baseline |"))
+    # Of the seed alone whose views are known.
+    assert one[1:5] == ["none", "1", "1", f"{100 * float(base['top1']):.1f}"]
+    assert flip[1:5] == ["flip", "2", "1", "100.0"]
+    assert ten[1:5] == ["ten-crop", "10", "1", "100.0"]
+    assert one[5].startswith(f"{100 * (float(method['top1']) - float(base['top1'])):+.1f} [")
+    assert flip[5].startswith(f"{100 * (float(method['top1']) - 1):+.1f} [")
+    assert table.VIEWED in table.summary(plan, rows, kept)
 
 
 def test_readme_is_spared_the_details(bench: Any) -> None:
