@@ -408,8 +408,9 @@ def views_table(plan: Plan, block: Block, predictions: Predictions, short: bool)
         for tta, number in {"none": 1, **VIEWS}.items():
             viewed = Group(base.label, [_viewed(run, tta, predictions) for run in runs])
             against = [shown_difference(difference(group, viewed, predictions)) for group in compared]
-            shown.append([base.label, tta, number, len(runs), spread(viewed.values("top1")), *against])
-    return table(("what", "views", "number", "runs", "top-1 %", *(group.label for group in compared)), shown) if shown else ""
+            views = str(number) if tta == "none" else f"{number} ({tta})"
+            shown.append([base.label, views, len(runs), spread(viewed.values("top1")), *against])
+    return table(("what", "test views", "runs", "top-1 %", *(group.label for group in compared)), shown) if shown else ""
 
 
 def _viewed(run: Line, tta: TestTime, predictions: Predictions) -> Line:

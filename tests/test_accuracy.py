@@ -691,11 +691,11 @@ def test_the_table_of_views_pairs_methods_with_each(bench: Any, plan_file: Path,
     part = table.report(plan, rows, kept).partition("### More views of a test image")[2]
     one, flip, ten = (line.split(" | ") for line in part.splitlines() if line.startswith("| Baseline |"))
     # Of the seed alone whose views are known.
-    assert one[1:5] == ["none", "1", "1", f"{100 * float(base['top1']):.1f}"]
-    assert flip[1:5] == ["flip", "2", "1", "100.0"]
-    assert ten[1:5] == ["ten-crop", "10", "1", "100.0"]
-    assert one[5].startswith(f"{100 * (float(method['top1']) - float(base['top1'])):+.1f} [")
-    assert flip[5].startswith(f"{100 * (float(method['top1']) - 1):+.1f} [")
+    assert one[1:4] == ["1", "1", f"{100 * float(base['top1']):.1f}"]
+    assert flip[1:4] == ["2 (flip)", "1", "100.0"]
+    assert ten[1:4] == ["10 (ten-crop)", "1", "100.0"]
+    assert one[4].startswith(f"{100 * (float(method['top1']) - float(base['top1'])):+.1f} [")
+    assert flip[4].startswith(f"{100 * (float(method['top1']) - 1):+.1f} [")
     assert table.VIEWED in table.summary(plan, rows, kept)
 
 
