@@ -14,14 +14,13 @@ import torch
 from accuracy_plan import Cell, Plan
 from accuracy_runs import Where
 from accuracy_table import VIEWS, is_baseline, predicted_name, read_predictions, write_predictions
+from common import data_of
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import UsageError
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.recipes import read_config
-from fgzoo.training.run import CONFIG
 from fgzoo.zoo.checkpoint import LAST, load
 from fgzoo.zoo.prediction import TestTime, compute, probabilities
 
@@ -64,12 +63,6 @@ def score_views(plan: Plan, cells: Sequence[Cell], where: Where, results: Path) 
             kept.update({predicted_name(cell.name, tta): classes.astype(tested.dtype) for tta, classes in found.items()})
             write_predictions(path, kept)
         yield cell, {tta: float((classes == targets).mean()) for tta, classes in {"none": again, **found}.items()}
-
-
-def data_of(folder: Path, root: Path | None) -> FGVCDataModule:
-    """The data of a run, which may lie elsewhere now."""
-    settings = read_config(folder / CONFIG)["data"]
-    return FGVCDataModule(**{**settings, "root": root or settings["root"], "num_workers": 0})
 
 
 def predicted(model: FineGrainedClassifier, data: FGVCDataModule, tta: TestTime) -> NDArray[np.int64]:

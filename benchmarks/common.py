@@ -32,13 +32,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgzoo import create_model
+from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.methods import find_method
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
 from fgzoo.recipes import find_recipe, list_recipes, read_config
 from fgzoo.training.callbacks import ReproducibleSteps
 from fgzoo.training.faults import FiniteLoss
-from fgzoo.training.run import environment, peak_memory
+from fgzoo.training.run import CONFIG, environment, peak_memory
 
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
@@ -316,6 +317,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def data_of(run: Path, root: Path | None) -> FGVCDataModule:
+    """The data of a run's folder, which may lie elsewhere now; read in this process."""
+    settings = read_config(run / CONFIG)["data"]
+    return FGVCDataModule(**{**settings, "root": root or settings["root"], "num_workers": 0})
 
 
 def parse(parser: argparse.ArgumentParser, quick: dict[str, Any]) -> argparse.Namespace:

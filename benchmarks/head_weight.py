@@ -13,11 +13,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import deliver, heading, machine, table
+from common import data_of, deliver, heading, machine, table
 from torch import Tensor
 
-from fgzoo.data.datamodule import FGVCDataModule
-from fgzoo.recipes import read_config
 from fgzoo.training.run import CONFIG
 from fgzoo.zoo.checkpoint import LAST, load
 
@@ -28,8 +26,7 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 def scores(run: Path, root: Path | None, names: tuple[str, str]) -> tuple[Tensor, Tensor, Tensor]:
     """Both heads' logits (N, K) of the images held out, and their classes (N,)."""
     model = load(run / LAST).eval()
-    settings = read_config(run / CONFIG)["data"]
-    data = FGVCDataModule(**{**settings, "root": root or settings["root"], "num_workers": 0})
+    data = data_of(run, root)
     data.setup("fit")
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for images, targets, *_ in data.val_dataloader():
