@@ -202,6 +202,30 @@ def _validates_last(trainer: L.Trainer) -> bool:
     return not trainer.sanity_checking and trainer.current_epoch + 1 == trainer.max_epochs
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """Writes an epoch's row of metrics.csv before its checkpoint.
+
+    Lightning logs the averages of an epoch after it has saved it. A run that is killed between the two would resume after that
+    epoch, and its row would be missing for good; a row without its checkpoint is dropped and done again.
+    """
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the values of epochs before, which stay where an epoch logs no new ones."""
+        self._earlier = dict(trainer.logged_metrics)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the epoch, then save it."""
+        values = {
+            name: float(value)
+            for name, value in trainer.logged_metrics.items()
+            if name.startswith("train/") and value is not self._earlier.get(name)
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.log_metrics({**values, "epoch": float(trainer.current_epoch)}, step=trainer.global_step - 1)
+        super().on_train_epoch_end(trainer, pl_module)
+
+
 def checkpoints(folder: Path, validates: bool) -> list[Callback]:
     """The run's checkpoints: the last epoch's, and the best one where something is held out to judge it on.
 
@@ -213,7 +237,7 @@ def checkpoints(folder: Path, validates: bool) -> list[Callback]:
         One or two checkpoint callbacks.
     """
     where: dict[str, Any] = {"dirpath": folder / LAST.parent, "save_top_k": 1, "enable_version_counter": False}
-    last = ModelCheckpoint(filename=LAST.stem, save_on_train_epoch_end=True, **where)
+    last = LastCheckpoint(filename=LAST.stem, save_on_train_epoch_end=True, **where)
     # Straight after validation: the last checkpoint, saved after it, then holds the best score so far, for resuming.
     best = ModelCheckpoint(filename=BEST.stem, monitor="val/top1", mode="max", save_on_train_epoch_end=False, **where)
     return [last, best] if validates else [last]

@@ -161,7 +161,7 @@ class RunLogger(Logger):
         if _is_test(values):
             self.rows = [row for row in self.rows if not (_is_test(row) and place.items() <= row.items())]
             self.rows.append({**place, **values})
-        elif place.items() <= last.items() and not _is_test(last) and not any(last.get(name) for name in values):
+        elif place.items() <= last.items() and not _is_test(last) and all(last.get(n, v) == v for n, v in values.items()):
             last.update(values)
         else:
             self.rows.append({**place, **values})

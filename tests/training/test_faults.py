@@ -117,6 +117,22 @@ def test_a_run_on_a_full_disk_stops_and_goes_on_later(tmp_path: Path, small_file
     assert [row["epoch"] for row in metrics(tmp_path / "run")] == ["0", "1"]
 
 
+def test_an_epoch_that_is_saved_is_in_metrics_csv_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = WholeCheckpoints.save_checkpoint
+
+    def save_and_die(*arguments: Any, **options: Any) -> None:
+        save(*arguments, **options)
+        raise SystemExit(1)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(WholeCheckpoints, "save_checkpoint", save_and_die)
+        fit(make_cub(tmp_path / "data"), "--output", "run", epochs=2)
+    assert fgzoo("fit", "--resume", "run").status == 0
+    rows = metrics(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all(row["train/loss"] and row["train/top1"] for row in rows)
+
+
 # ---------------------------------------------------------------------- processes that die
 
 

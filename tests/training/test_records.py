@@ -72,6 +72,20 @@ def test_values_of_one_step_share_a_row(tmp_path: Path) -> None:
     assert logged(tmp_path) == [{"epoch": "0", "step": "3", "val/top1": "0.5", "train/loss": "1.25"}]
 
 
+def test_values_that_are_logged_twice_share_a_row(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path)
+    for _ in range(2):
+        logger.log_metrics({"train/loss": 1.25, "epoch": 0}, step=3)
+    assert logged(tmp_path) == [{"epoch": "0", "step": "3", "train/loss": "1.25"}]
+
+
+def test_other_values_of_one_step_have_a_row_of_their_own(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path)
+    for value in (1.25, 1.5):
+        logger.log_metrics({"train/loss": value, "epoch": 0}, step=3)
+    assert [row["train/loss"] for row in logged(tmp_path)] == ["1.25", "1.5"]
+
+
 def test_a_new_column_keeps_the_rows_before_it(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path)
     logger.log_metrics({"a": 1, "epoch": 0}, step=0)
