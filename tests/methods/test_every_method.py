@@ -35,9 +35,10 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
 PARENTS = ("rra-parent", "pmg", "wsdan", "bcnn")
 PARENTS_ON = ("tiny_vgg", "test_vit")
 METHODS = tuple(name for name in available() if name not in PARENTS)
-#: Methods and backbones of the slow checks. Whole trainings of the methods are compiled, and all are exported, elsewhere.
+#: Methods and backbones of the slow checks. Whole trainings of the methods are compiled, and they are exported to both formats,
+#: elsewhere.
 SLOW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "exports": (METHODS, ("test_vit",)),
+    "exports": ((*METHODS, *PARENTS), ("test_vit",)),
     "trains_and_reloads": ((*METHODS, *PARENTS), ("test_efficientnet", "test_vit")),
     "one_graph": (PARENTS, ("tiny_vgg",)),
 }
