@@ -194,7 +194,7 @@ def test_killed_process_leaves_a_half_that_is_resumed(server: Server, tmp_path: 
     process = start_fetch(archive, tmp_path)
     part = tmp_path / "file.tgz.part"
     deadline = time.monotonic() + 60
-    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
+    while not (part.exists() and part.stat().st_size >= 1 << 20) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
     process.wait()
