@@ -362,7 +362,7 @@ def equal_epochs_table(plan: Plan, block: Block, predictions: Predictions, short
 
 
 def equal_passes_table(plan: Plan, block: Block, predictions: Predictions) -> str:
-    """The compared rows beside the baseline that had as many passes; empty where there is none yet."""
+    """The compared rows beside the baseline that had as many passes, both of the seeds that they share; empty where none is."""
     shown = []
     for group in block.groups:
         if group.label not in plan.compare:
@@ -371,18 +371,22 @@ def equal_passes_table(plan: Plan, block: Block, predictions: Predictions) -> st
         base = baseline_for(plan, block, group.first["backbone"], equal_epochs(group.number, passes))
         if base is None:
             continue
+        common = group.by_seed().keys() & base.by_seed().keys()
+        if not common:
+            continue
+        mine, theirs = ([run for seed, run in each.by_seed().items() if seed in common] for each in (group, base))
         against = shown_difference(difference(group, base, predictions))
-        cells = [group.label, spread(group.values("top1")), group.number, f"{group.number * passes:.0f}", base.number]
-        shown.append([*cells, spread(base.values("top1")), against, f"{len(group.runs)}, {len(base.runs)}"])
+        cells = [group.label, len(common), spread(Group("", mine).values("top1")), group.number, f"{group.number * passes:.0f}"]
+        shown.append([*cells, base.number, spread(Group("", theirs).values("top1")), against])
     columns = (
         "what",
+        "runs",
         "top-1 %",
         "epochs",
         "passes an image in all",
         "Baseline's epochs",
         "Baseline's top-1 %",
         "difference",
-        "runs",
     )
     return table(columns, shown) if shown else ""
 
@@ -458,8 +462,9 @@ VIEWED = (
 EXPLAINED = (
     "Last epoch; the spread is the standard deviation over runs, which differ in their seed (folds: in what is held out). "
     f"Differences are in points, paired by seed, in brackets from 2.5 to 97.5 % of {RESAMPLES:,} paired bootstrap resamples of "
-    "images and seeds (of images alone where there is one seed; without brackets where single images were not kept). A pass is "
-    "a forward pass of the backbone over an image; passes are the multiply-adds inside a method's backbones over those of a pass."
+    "images and seeds (of images alone where there is one seed; without brackets where single images were not kept). At "
+    "equal passes, methods and baseline have the seeds that both were run with. A pass is a forward pass of the backbone over an "
+    "image; passes are the multiply-adds inside a method's backbones over those of a pass."
 )
 
 

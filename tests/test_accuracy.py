@@ -586,6 +586,19 @@ def test_what_is_averaged_stands_beside_the_same_seeds_alone(bench: Any, plan_fi
     assert f"(RRA's parent {100 * float(parent['top1']):.1f}, RRA " in line
 
 
+def test_what_had_equal_passes_stands_beside_the_same_seeds_alone(bench: Any, plan_file: Path, runner: Runner) -> None:
+    run(bench, plan_file)
+    results = plan_file.parent / "results"
+    plan, rows = bench.accuracy_plan.read_plan(str(plan_file)), bench.accuracy_table.read_rows(results / "small_plan.csv")
+    fewer = [row for row in rows if (row["label"], row["epochs"], row["seed"]) != ("Baseline, 8 epochs", "8", "1")]
+    assert len(fewer) == len(rows) - 1
+    mine = next(float(row["top1"]) for row in rows if (row["label"], row["seed"]) == ("RRA", "0"))
+    theirs = next(float(row["top1"]) for row in rows if (row["epochs"], row["seed"]) == ("8", "0"))
+    text = bench.accuracy_table.report(plan, fewer, {}).partition("### Equal passes")[2]
+    line = next(line for line in text.splitlines() if line.startswith("| RRA |"))
+    assert line == f"| RRA | 1 | {100 * mine:.1f} | 4 | 8 | 8 | {100 * theirs:.1f} | {100 * (mine - theirs):+.1f} |"
+
+
 def test_no_difference_has_no_sign_of_its_rounding(bench: Any) -> None:
     assert bench.accuracy_table.shown_difference((-1e-17, None)) == "+0.0"
     assert (
