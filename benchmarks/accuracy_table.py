@@ -8,7 +8,7 @@ import json
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,6 +194,10 @@ class Group(NamedTuple):
         """The runs by what they are paired by."""
         return {(run["seed"], run["fold"]): run for run in self.runs}
 
+    def of(self, seeds: Container[tuple[str, str]]) -> Group:
+        """The runs of these seeds alone."""
+        return self._replace(runs=[run for seed, run in self.by_seed().items() if seed in seeds])
+
 
 class Block(NamedTuple):
     """Groups that may be compared: of one data set under one variant."""
@@ -374,10 +378,10 @@ def equal_passes_table(plan: Plan, block: Block, predictions: Predictions) -> st
         common = group.by_seed().keys() & base.by_seed().keys()
         if not common:
             continue
-        mine, theirs = ([run for seed, run in each.by_seed().items() if seed in common] for each in (group, base))
+        mine, theirs = (spread(each.of(common).values("top1")) for each in (group, base))
         against = shown_difference(difference(group, base, predictions))
-        cells = [group.label, len(common), spread(Group("", mine).values("top1")), group.number, f"{group.number * passes:.0f}"]
-        shown.append([*cells, base.number, spread(Group("", theirs).values("top1")), against])
+        cells = [group.label, len(common), mine, group.number, f"{group.number * passes:.0f}"]
+        shown.append([*cells, base.number, theirs, against])
     columns = (
         "what",
         "runs",
@@ -444,7 +448,7 @@ def together_table(plan: Plan, block: Block, predictions: Predictions) -> str:
     if not hits or len(members) < len(plan.ensemble):
         return text
     # Of the seeds that were averaged alone: some members may have more.
-    alone = [f"{group.label} {spread([float(group.by_seed()[seed]['top1']) for seed in hits])}" for group in members]
+    alone = [f"{group.label} {spread(group.of(hits).values('top1'))}" for group in members]
     together = spread(list(hits.values()))
     return f"{text}\n\nProbabilities of {', '.join(plan.ensemble)} averaged: {together} % ({', '.join(alone)})."
 
