@@ -274,9 +274,9 @@ def shown_difference(found: tuple[float, Difference | None] | None) -> str:
     if found is None:
         return "-"
     mean, interval = found
-    # What rounds to zero is +0.0, on whichever side the sum of roundings left it.
+    # What rounds to zero is +0.0 (`z`), on whichever side the sum of roundings left it.
     values = [mean] if interval is None else [mean, interval.low, interval.high]
-    points = [f"{round(100 * value, 1) + 0.0:+.1f}" for value in values]
+    points = [f"{100 * value:+z.1f}" for value in values]
     return points[0] if interval is None else f"{points[0]} [{points[1]}, {points[2]}]"
 
 

@@ -200,7 +200,7 @@ def _metrics(entry: Entry, training: Training) -> str:
         change = 100 * (entry.metrics["top1"]["value"] - training.before["top1"])
         nll = entry.metrics["nll"]["value"] - training.before["nll"]
         text += (
-            f" Stored as {training.stored}; against the weights as trained: {change:+.2f} points of top-1, {nll:+.5f} of "
+            f" Stored as {training.stored}; against the weights as trained: {change:+z.2f} points of top-1, {nll:+z.5f} of "
             "negative log-likelihood."
         )
     return text
