@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import os
 import shlex
 import signal
 import statistics
@@ -38,6 +37,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fgzoo.data.datamodule import usable_cores
 from fgzoo.errors import UsageError
 
 # ---------------------------------------------------------------------- how long it takes
@@ -170,7 +170,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if not cells:
         raise UsageError("--only, --seeds: they leave no cell")
     slots: list[str | None] = options.devices.split(",") if options.devices else [None] * options.jobs
-    where.threads = options.threads or max(1, (os.cpu_count() or 1) // len(slots))
+    where.threads = options.threads or max(1, usable_cores() // len(slots))
     rows = read_rows(options.results / f"{plan.name}.csv")
     done = {row["cell"] for row in rows} | {cell.name for cell in cells if (where.runs / cell.name / RESULT).is_file()}
     clock = Clock(cells, costs, rows, options.images_per_second)

@@ -47,6 +47,7 @@ from common import (
 )
 
 from fgzoo import FineGrainedClassifier, list_models
+from fgzoo.data.datamodule import usable_cores
 from fgzoo.training.command import default_precision, quieten
 
 QUICK = {
@@ -266,7 +267,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]], seconds: float) -> int | None:
 def cases(method: str, options: argparse.Namespace) -> list[tuple[str, Case]]:
     """What is measured of a method: (weak or strong, case)."""
     total = options.global_batch or options.batch * max(options.ranks)
-    threads = options.threads if options.device == "cpu" else max(1, (os.cpu_count() or 1) // max(options.ranks))
+    threads = options.threads if options.device == "cpu" else max(1, usable_cores() // max(options.ranks))
     found = []
     for kind in options.kinds:
         for ranks in sorted(options.ranks):

@@ -58,7 +58,7 @@ class FGVCDataModule(L.LightningDataModule):
             cutmix of each batch).
         batch_size: Training images a step, per device.
         eval_batch_size: Images a step of validation and testing; by default twice batch_size.
-        num_workers: Loader processes; by default none for `birds`, else one per core, at most eight.
+        num_workers: Loader processes; by default none for `birds`, else one per usable core, at most eight.
         val_fraction: Share of the training split held out for validation, stratified; 0 trains on all of it.
         folds: Number of cross-validation folds of the training split; 0: none. Excludes val_fraction.
         fold: The fold that is validated on, from 0.
@@ -490,8 +490,13 @@ def fetch_dataset(name: DatasetName, root: Path) -> None:
 
 
 def default_workers(name: str) -> int:
-    """Loader processes when nothing is said: none for generated images, else one per core, at most eight."""
-    return 0 if name == "birds" else min(8, os.cpu_count() or 1)
+    """Loader processes when nothing is said: none for generated images, else one per usable core, at most eight."""
+    return 0 if name == "birds" else min(8, usable_cores())
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: SLURM and `taskset`, say, may grant fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read_file(record: Record, decoder: DecoderName, banner: int) -> Tensor:

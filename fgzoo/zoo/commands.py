@@ -51,7 +51,7 @@ def _parser(verb: str, description: str, epilog: str, batch_size: int) -> _Parse
         metavar="N",
         help="images that pass the network at once (default: %(default)s)",
     )
-    add("--num-workers", type=_at_least(0), metavar="N", help="loader processes (default: one per core, at most 8)")
+    add("--num-workers", type=_at_least(0), metavar="N", help="loader processes (default: one per usable core, at most 8)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:0 or mps (default: auto)")
     add(
         "--trust",

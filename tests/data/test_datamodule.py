@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections import Counter
@@ -51,6 +52,16 @@ def same(one: list[tuple[Tensor, ...]], other: list[tuple[Tensor, ...]]) -> bool
 def test_workers_do_not_change_the_stream(cub: Path, augmentation: str, workers: int) -> None:
     alone = stream(module(cub, augmentation=augmentation))
     assert same(stream(module(cub, augmentation=augmentation, num_workers=workers)), alone)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_loaders_have_a_process_for_each_core_that_is_granted(cub: Path) -> None:
+    granted = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(granted)})
+    try:
+        assert module(cub, num_workers=None).num_workers == 1
+    finally:
+        os.sched_setaffinity(0, granted)
 
 
 def test_one_seed_gives_one_stream(cub: Path) -> None:
