@@ -134,6 +134,8 @@ class EndOnSigterm(Callback):
         launcher = trainer.strategy.launcher
 
         def end(_number: int, _frame: FrameType | None) -> None:
+            # Who ends a whole group of processes ends the loaders' workers, too; what torch raises for them is not why this ends.
+            signal.signal(signal.SIGCHLD, lambda *_: None)
             if launcher is not None:
                 launcher.kill(signal.SIGTERM)
             raise SystemExit(TERMINATED)

@@ -142,8 +142,15 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
 
 
 def run_in(folder: Path, command: list[str], **environment: str) -> subprocess.Popen[str]:
+    """A process at the head of its own group."""
     return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        start_new_session=True,
     )
 
 
@@ -204,6 +211,16 @@ def test_sigterm_ends_all_ranks(tmp_path: Path) -> None:
     while not gone(other):
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_sigterm_to_a_run_and_its_loader_workers_ends_it_as_sigterm_alone(tmp_path: Path) -> None:
+    run = start(tmp_path, "--output", "run", "--trainer.max_epochs", 4000, "--data.num_workers", 2)
+    wait_for(tmp_path / "run/checkpoints/last.ckpt", run)
+    os.killpg(run.pid, signal.SIGTERM)
+    _, err = run.communicate(timeout=SECONDS)
+    assert run.returncode == TERMINATED
+    assert "Error" not in err
+    assert "worker" not in err
 
 
 def test_the_file_that_kills_a_loader_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
