@@ -178,10 +178,11 @@ def test_the_baseline_takes_a_compared_method_s_backbone(bench: Any) -> None:
 
 def test_folds_validate_once_and_test_nothing(bench: Any) -> None:
     cells = bench.accuracy_plan.cells_of(bench.accuracy_plan.read_plan("search"), counted(bench))
-    assert {cell.fold for cell in cells} == {0}
-    assert all("--data.folds 2 --data.fold 0 --trainer.check_val_every_n_epoch 10" in " ".join(cell.typed) for cell in cells)
+    assert {cell.fold for cell in cells} == {0, 1}
+    for cell in cells:
+        assert f"--data.folds 2 --data.fold {cell.fold} --trainer.check_val_every_n_epoch 10" in " ".join(cell.typed)
     per_method = {method: sum(cell.method == method for cell in cells) for method in {cell.method for cell in cells}}
-    assert set(per_method.values()) == {3}  # as many trials for every method
+    assert set(per_method.values()) == {6}  # as many trials for every method, each on both folds
 
 
 def test_only_longer_runs_of_the_baseline_are_taken_for_it(bench: Any, plan_file: Path) -> None:
