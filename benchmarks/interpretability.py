@@ -386,7 +386,7 @@ def shown(found: dict[str, Any] | None, percent: bool = True) -> str:
 
 def report(results: Sequence[dict[str, Any]], options: argparse.Namespace, where: dict[str, Any]) -> str:
     """Everything as Markdown."""
-    regions = [BOX, PARTS, DECIDING] if options.data == "birds" else [BOX, PARTS]
+    regions = known_regions(results)
     columns = [f"{measure}, {region}" for measure in (POINTING, ENERGY) for region in regions]
     places, needs, single = [], [], []
     for result in results:
@@ -407,7 +407,7 @@ def report(results: Sequence[dict[str, Any]], options: argparse.Namespace, where
         "# Where the networks look", "",
         heading(where, options.device, options.seed), "",
         *earlier(results, where),
-        *introduction(results, options), "",
+        *introduction(results, options, regions), "",
         "## Where the maps lie, %", "",
         table(["method", "map", "images", *columns], places), "",
         *target(results, options.data == "birds"),
@@ -417,6 +417,12 @@ def report(results: Sequence[dict[str, Any]], options: argparse.Namespace, where
         "## Every map of a method, %", "",
         table(["method", "map", f"{POINTING}, {regions[-1]}"], single), "",
     ])  # fmt: skip
+
+
+def known_regions(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The regions that some image has: boxes alone in a copy of CUB-200-2011 without `parts`, a deciding part on birds alone."""
+    finals = [result["maps"][FINAL] for result in results]
+    return [region for region in (BOX, PARTS, DECIDING) if any(found[f"{POINTING}, {region}"]["images"] for found in finals)]
 
 
 def earlier(results: Sequence[dict[str, Any]], where: dict[str, Any]) -> list[str]:
@@ -429,15 +435,18 @@ def earlier(results: Sequence[dict[str, Any]], where: dict[str, Any]) -> list[st
     return [*lines, ""] if lines else []
 
 
-def introduction(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> list[str]:
+def introduction(results: Sequence[dict[str, Any]], options: argparse.Namespace, regions: Sequence[str]) -> list[str]:
     """What was measured, in the terms of the report's tables."""
+    parts = len(regions) > 1
+    near = {BOX: "from the box", PARTS: "from any part's centre", DECIDING: "from the deciding part's"}
     accuracy = ", ".join(f"{result['method']} {shown(result['top1'])}" for result in results)
     return [
         f"Test split, top-1 % on the images judged: {accuracy}. Cells are means ± standard errors over images. Maps explain the",
         f"{options.explain} class. *Final map*: the last of `explain`, fixed before measuring. *Pointing*: the map's maximum is",
-        f"at most {options.tolerance:g} pixels (at 224) from the box, from any part's centre, from the deciding part's; several",
-        "maxima share the hit. *Energy*: the map's mass inside the box, or inside discs of that radius. Images whose part is",
-        "hidden or cut off are left out of its columns. Grad-CAM reads the network's first backbone.",
+        f"at most {options.tolerance:g} pixels (at 224) {', '.join(near[region] for region in regions)}; several",
+        f"maxima share the hit. *Energy*: the map's mass inside the box{', or inside discs of that radius' if parts else ''}.",
+        *(["Images whose part is hidden or cut off are left out of its columns."] if parts else []),
+        "Grad-CAM reads the network's first backbone.",
         "A coarse map cannot point finely: enlarging puts its maximum at the middle of a cell.",
         f"Insertion from the blurred image, deletion to the mean colour, {options.steps} steps, areas under the explained",
         "class's probability: to be compared within a network. *Ranks*: Spearman's correlation with the trained network's map",

@@ -238,6 +238,36 @@ def test_a_page_says_what_was_measured_before(interpretability: Any, written: Pa
     assert lines[0] == "Measured before, by fgzoo abc: baseline, srbn."
 
 
+@pytest.mark.parametrize(
+    ("known", "said", "silent"),
+    [
+        (("box",), [], ["part"]),
+        (("box", "any part"), ["any part"], ["deciding part"]),
+        (("box", "any part", "deciding part"), ["deciding part"], []),
+    ],
+)
+def test_a_page_has_columns_of_the_regions_that_are_known(
+    interpretability: Any, known: tuple[str, ...], said: list[str], silent: list[str]
+) -> None:
+    def judged() -> dict[str, dict[str, Any]]:
+        regions = ("box", "any part", "deciding part")
+        found = {
+            region: {"mean": 0.5, "error": 0.1, "images": 4} if region in known else {"mean": None, "error": None, "images": 0}
+            for region in regions
+        }
+        return {f"{measure}, {region}": found[region] for measure in ("pointing", "energy") for region in regions}
+
+    top1 = {"mean": 0.5, "error": 0.1, "images": 4}
+    maps = {"final map": judged(), "centred Gaussian": judged()}
+    result = {"method": "rra", "top1": top1, "maps": maps, "single_maps": {"step 1": judged()}, "ratio": None, "notes": []}
+    where = interpretability.machine()
+    options = interpretability.arguments().parse_args(["--data", "birds" if "deciding part" in known else "cub"])
+    page = interpretability.report([{"measured": where, **result}], options, where)
+    assert all(region in page for region in said)
+    assert not any(region in page for region in silent)
+    assert "| step 1 (best, chosen afterwards) | 50.0 ± 10.0 |" in page
+
+
 def test_results_measured_in_another_way_are_not_kept(interpretability: Any, written: Path) -> None:
     with pytest.raises(UsageError, match="another limit"):
         interpretability.read_results(written, {"data": "birds", "limit": 60})
