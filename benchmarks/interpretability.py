@@ -410,7 +410,7 @@ def report(results: Sequence[dict[str, Any]], options: argparse.Namespace, where
         *introduction(results, options, regions), "",
         "## Where the maps lie, %", "",
         table(["method", "map", "images", *columns], places), "",
-        *target(results, options.data == "birds"),
+        *target(results, DECIDING in regions),
         "## Whether the network needs what the maps show, and whether they depend on its weights", "",
         table(["method", "map", "insertion (higher is better)", "deletion (lower is better)", RANDOM_TOP, RANDOM_ALL], needs),
         "",
@@ -437,7 +437,7 @@ def earlier(results: Sequence[dict[str, Any]], where: dict[str, Any]) -> list[st
 
 def introduction(results: Sequence[dict[str, Any]], options: argparse.Namespace, regions: Sequence[str]) -> list[str]:
     """What was measured, in the terms of the report's tables."""
-    parts = len(regions) > 1
+    parts = PARTS in regions
     near = {BOX: "from the box", PARTS: "from any part's centre", DECIDING: "from the deciding part's"}
     accuracy = ", ".join(f"{result['method']} {shown(result['top1'])}" for result in results)
     return [
