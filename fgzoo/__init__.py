@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fgzoo.allocator import keep_freed_memory as keep_freed_memory
     from fgzoo.data.datamodule import FGVCDataModule as FGVCDataModule
     from fgzoo.methods.base import FineGrainedClassifier as FineGrainedClassifier
     from fgzoo.nn.output import MethodOutput as MethodOutput
@@ -26,6 +27,7 @@ _HOME = {
     "FineGrainedClassifier": "fgzoo.methods.base",
     "MethodOutput": "fgzoo.nn.output",
     "create_model": "fgzoo.zoo.factory",
+    "keep_freed_memory": "fgzoo.allocator",
     "list_checkpoints": "fgzoo.zoo.registry",
     "list_models": "fgzoo.zoo.factory",
     "load": "fgzoo.zoo.checkpoint",
@@ -38,6 +40,7 @@ __all__ = [
     "MethodOutput",
     "__version__",
     "create_model",
+    "keep_freed_memory",
     "list_checkpoints",
     "list_models",
     "load",

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from fgzoo.allocator import keep_freed_memory
 from fgzoo.errors import TrainingError, UsageError
 
 #: Verb -> what it does, as `fgzoo --help` shows it.
@@ -67,6 +68,7 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean 'fgzoo {near[0]}'?" if near else "`fgzoo --help` names the verbs"
         raise UsageError(f"no verb '{verb}'; {hint}")
+    _surroundings()
     if verb in ("fit", "validate", "test"):
         return _train(verb, arguments[1:])
     from fgzoo import tools
@@ -81,16 +83,15 @@ def _dispatch(arguments: list[str]) -> int:
         "explain": commands.explain_command,
         "export": commands.export_command,
     }
-    if verb in ("predict", "explain", "export"):
-        _surroundings()
     return components[verb](arguments[1:])
 
 
 def _surroundings() -> None:
-    """What verbs that run a network need of the process, before torch is imported."""
+    """What the verbs need of the process, before torch is imported."""
     if os.environ.get("HOME") is None:
         # Caches of torch, timm and matplotlib fall back to the home folder, which there may be none of.
         os.environ["HOME"] = tempfile.gettempdir()
+    keep_freed_memory()
     # Threads that spin while they wait make every other process on the cores, loader workers too, many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A method of one's own may lie in the folder one works in; appended, so that no file there hides an installed module.
@@ -99,7 +100,6 @@ def _surroundings() -> None:
 
 def _train(verb: str, arguments: list[str]) -> int:
     """Lightning's verbs; its interrupt handling ends in exit status 1, ours in 130."""
-    _surroundings()
     from fgzoo.training.command import run
 
     try:

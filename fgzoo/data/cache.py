@@ -31,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fgzoo.allocator import keep_in_worker
 from fgzoo.data.records import Record
 from fgzoo.errors import DataError, UsageError
 
@@ -325,7 +326,9 @@ class ImageCache:
         self._check_room(least, free, f"{count} images take at least {least / _GB:.3g} GB")
         source = _Source(records, self.source, self.resize)
         # Without a generator of its own, a loader draws from torch's: a run that fills would differ from one that does not.
-        loader = DataLoader(source, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+        loader = DataLoader(
+            source, batch_size=None, num_workers=num_workers, generator=torch.Generator(), worker_init_fn=keep_in_worker
+        )
         entries: dict[str, Entry] = {}
         with _progress(count, self.path) as advance:
             for record, (pixels, entry) in zip(records, loader, strict=True):

@@ -12,6 +12,7 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fgzoo.allocator import keep_in_worker
 from fgzoo.data import bird_drawing, images, synthetic
 from fgzoo.data.cache import CacheMode, ImageCache, disk_folder, pixel_versions, ram_folder
 from fgzoo.data.card import DataCard
@@ -414,6 +415,7 @@ class FGVCDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
+            worker_init_fn=keep_in_worker,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
