@@ -15,16 +15,18 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
@@ -36,14 +38,13 @@ from fgzoo.methods.optimization import (
     Schedule,
     Stage,
     layer_decay_groups,
-    reached_by,
     schedule_factor,
     split_decay,
     stage_at,
     stage_ends,
     staged_factor,
 )
-from fgzoo.nn.backbone import Backbone
+from fgzoo.nn.backbone import Backbone, FreezeNorm, reached_by
 from fgzoo.nn.output import MethodOutput
 
 if TYPE_CHECKING:
@@ -102,6 +103,12 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         lr_batch: The batch that `lr` is meant for, over all devices. A run with another one scales the rates: in proportion with
             `sgd` (arXiv 1706.02677), by the square root with `adamw` (arXiv 2205.10287). `None`: `lr` is taken as it is.
         compile: Compile the network by `torch.compile`.
+        freeze: How many levels of every backbone, from the lowest, stay as they are: what computes them does not learn and is in
+            evaluation mode, which costs half as much time where it is half of the network. Five is all of most networks.
+        freeze_norm: `statistics`: the backbones' batch-norms normalise by the statistics that they were pretrained with, in
+            training, too, and nothing moves them; `affine`: their scale and shift are not learnt either; `none`: by the batch. A
+            backbone that a stage freezes (see [stages][]) keeps its statistics for the whole run in any case: what learns on it
+            meanwhile would not fit the other ones.
         recompute_backbone: Compute the backbone's activations again in the backward pass instead of keeping them: less memory,
             about a third more time.
 
@@ -134,8 +141,12 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         lr_batch: int | None = None,
         compile: bool = False,  # noqa: A002 - the field's word for it
         recompute_backbone: bool = False,
+        freeze: int = 0,
+        freeze_norm: FreezeNorm = "none",
     ) -> None:
         super().__init__()
+        if freeze_norm not in get_args(FreezeNorm):
+            raise UsageError(f"model.freeze_norm: '{freeze_norm}' is none of {', '.join(get_args(FreezeNorm))}")
         if num_classes < 2:
             raise UsageError(f"model.num_classes: {num_classes}; a classifier needs at least 2 classes")
         if not 0 <= label_smoothing < 1:
@@ -166,6 +177,8 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         self.lr_batch = lr_batch
         self.compile_network = compile
         self.recompute_backbone = recompute_backbone
+        self.freeze_levels = freeze
+        self.freeze_norm: FreezeNorm = freeze_norm
         self.card: DataCard | None = None
         self.trained = False
         self.network: nn.Module
@@ -186,6 +199,10 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
         self._set_hparams(plain)
         self.network = self.build_network().to(memory_format=torch.channels_last)
+        for name in {name for stage in self.stages() for name in self.learning_rates() if stage.rate(name) == 0}:
+            module = self.network.get_submodule(name)
+            if isinstance(module, Backbone) and not module.frozen_norms:
+                module.freeze_statistics()
         self.automatic_optimization = self.steps_per_batch == 1
         mean, std = self.image_statistics()
         # On the device from the start: a copy at every step would make it wait.
@@ -338,7 +355,14 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             The backbone.
         """
         own = name is None or name == self.backbone
-        return Backbone(name or self.backbone, self.pretrained, weights or (self.backbone_weights if own else None), max_stride)
+        return Backbone(
+            name or self.backbone,
+            self.pretrained,
+            weights or (self.backbone_weights if own else None),
+            max_stride,
+            self.freeze_levels,
+            self.freeze_norm,
+        )
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -468,7 +492,10 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
     # ------------------------------------------------------------------ Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Learn what data this is."""
+        """Learn what data this is, and say what cannot be frozen."""
+        backbones = [module for module in self.network.modules() if isinstance(module, Backbone)]
+        if stage == "fit" and self.freeze_norm != "none" and not any(backbone.frozen_norms for backbone in backbones):
+            rank_zero_warn(f"model.freeze_norm: '{self.backbone}' has no batch-norms, so there is nothing to freeze")
         card = getattr(self._datamodule(), "card", None)
         if card is None:
             return
@@ -715,7 +742,10 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         """The moving average of the weights, where it is asked for; and a last look at the trainer, before it starts."""
         if not self.automatic_optimization and self.trainer.state.fn == TrainerFn.FITTING:
             self._check_trainer()
-        return [] if self.ema_decay is None else [EMAWeightAveraging(decay=self.ema_decay)]
+        if self.ema_decay is None:
+            return []
+        # By interpolation, so that the average of what stands still is what it is, to the bit.
+        return [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(self.ema_decay))]
 
     def _check_trainer(self) -> None:
         """Refuse what Lightning cannot do where a batch takes several optimiser steps."""

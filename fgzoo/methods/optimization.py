@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from fgzoo.errors import UsageError
 from fgzoo.nn.backbone import Backbone
@@ -25,7 +25,8 @@ class Stage(NamedTuple):
 
     Every parameter group exists from the start and nothing is switched but numbers: what torch's DistributedDataParallel and a
     resumed optimiser rely on. A factor of zero freezes: the group's gradients are dropped before the step (so that momentum and
-    weight decay leave it alone, too), its batch-norm layers use their running statistics, a frozen backbone builds no graph.
+    weight decay leave it alone, too), it is in evaluation mode, and a frozen backbone builds no graph. A backbone that any stage
+    freezes normalises by its running statistics in all of them, so that its function is the one that was learnt on.
 
     Attributes:
         name: What it is called in logs.
@@ -106,29 +107,6 @@ def staged_factor(
         return stages[index].rate(group) * schedules[index](batch - starts[index])
 
     return factor
-
-
-def reached_by(loss: Tensor) -> set[Tensor]:
-    """The parameters that a loss depends on, found by walking its graph.
-
-    Args:
-        loss: A scalar with a graph.
-
-    Returns:
-        The leaves that its backward pass gives a gradient.
-    """
-    seen: set[Any] = set()
-    pending: list[Any] = [loss.grad_fn]
-    found: set[Tensor] = set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(node.variable)
-        pending += [following for following, _ in node.next_functions]
-    return found
 
 
 def schedule_factor(

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.nn.frozen import fold_batch_norms, freeze_batch_norms
 from fgzoo.nn.statistics import still_statistics
 from fgzoo.nn.weights import read_weights
+
+FreezeNorm = Literal["none", "statistics", "affine"]
+
+#: Side of the image that is sent through a network once to see which modules its levels run, where its size is free.
+EXAMPLE_SIDE = 96
 
 
 class Level(NamedTuple):
@@ -39,6 +45,10 @@ class Backbone(nn.Module):
             over `pretrained`.
         max_stride: Cut the network after its deepest level of at most this stride; without such a level, or by default, nothing
             is cut.
+        freeze: How many levels, from the lowest, stay as they are: what computes them does not learn, builds no graph of its own
+            and is in evaluation mode. Of a cut network at most those that are left.
+        freeze_norm: `statistics`: batch-norms normalise by the statistics of the weights, in training, too; `affine`: their scale
+            and shift are not learnt either; `none`: they normalise by the batch. Nothing to do without batch-norms.
 
     Attributes:
         levels: Channels and stride of each map that `forward` returns.
@@ -46,6 +56,7 @@ class Backbone(nn.Module):
         mean: Channel means the weights were trained with.
         std: Channel standard deviations the weights were trained with.
         frozen: Build no graph, because no gradient is wanted at the moment. Its parameters stay trainable.
+        frozen_norms: How many batch-norms normalise by fixed statistics.
         recomputes: Keep few activations of a training pass, see [recompute][Backbone.recompute].
 
     Shape:
@@ -53,7 +64,7 @@ class Backbone(nn.Module):
         - returns: list of (B, C_l, ceil(H / stride_l), ceil(W / stride_l)); some networks floor
 
     Raises:
-        UsageError: The name is unknown, or the pretrained weights cannot be fetched.
+        UsageError: The name is unknown, the pretrained weights cannot be fetched, or there are fewer levels than shall be frozen.
         CheckpointError: The weight file cannot be read or belongs to another network.
     """
 
@@ -63,6 +74,8 @@ class Backbone(nn.Module):
         pretrained: bool = True,
         weights: str | Path | None = None,
         max_stride: int | None = None,
+        freeze: int = 0,
+        freeze_norm: FreezeNorm = "none",
     ) -> None:
         super().__init__()
         self.name = name
@@ -73,12 +86,17 @@ class Backbone(nn.Module):
         self.frozen = False
         self.recomputes = False
         self._recomputes_whole = False
+        self.frozen_norms = 0
         self._held: contextlib.ExitStack | None = None
+        #: What is in evaluation mode always.
+        self._still: tuple[nn.Module, ...] = ()
         #: Tokens, or maps with channels last: their maps come from forward_intermediates, after the final norm.
         self._reshaped = hasattr(self.model, "num_prefix_tokens") or getattr(self.model, "output_fmt", "NCHW") == "NHWC"
 
         stages = [Level(info["num_chs"], info["reduction"]) for info in self.model.feature_info]
         last = len(stages) - 1
+        if not 0 <= freeze <= len(stages):
+            raise UsageError(f"model.freeze: {freeze}; '{name}' has {len(stages)} levels")
         if max_stride is not None:
             last = max((i for i, stage in enumerate(stages) if stage.stride <= max_stride), default=last)
         self._whole = last == len(stages) - 1
@@ -96,6 +114,65 @@ class Backbone(nn.Module):
             self.levels[-1] = Level(features, stages[-1].stride)
         if weights is not None:
             _load_weights(self.model, Path(weights), name, full_keys)
+        if freeze:
+            self._freeze_levels(min(freeze, len(self.levels)))
+        if freeze_norm != "none":
+            self.freeze_statistics(affine=freeze_norm == "affine")
+
+    def freeze_statistics(self, affine: bool = False) -> None:
+        """From now on, batch-norms normalise by their running statistics, in training, too.
+
+        Args:
+            affine: Scale and shift are not learnt either.
+        """
+        self.frozen_norms = freeze_batch_norms(self.model, affine=not affine)
+        if self.frozen_norms:
+            self._fold()
+
+    def _freeze_levels(self, depth: int) -> None:
+        """Let the lowest levels stay as they are."""
+        run: set[nn.Module] = set()
+        training = self.model.training
+        self.model.eval()
+        handles = [module.register_forward_hook(lambda module, *_: run.add(module)) for module in self.model.modules()]
+        try:
+            maps = self.model.forward_intermediates(
+                self._example(), indices=self._indices[:depth], norm=False, stop_early=True, intermediates_only=True
+            )
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.model.train(training)
+        if depth == len(self.levels) and self._whole:  # with what lies beyond the deepest stage
+            run = set(self.model.modules())
+            reached: set[Tensor] = set(self.model.parameters())
+        else:
+            reached = reached_by(*maps)
+        for parameter in reached:
+            parameter.requires_grad_(False)
+        freeze_batch_norms(self.model, affine=False, inside=run)
+        self._fold()
+        # A module that runs deeper, too, has parameters or modules of its own there.
+        self._still = tuple(module for module in self.model.modules() if module in run and not _learns(module))
+
+    def _fold(self) -> None:
+        training = self.model.training
+        self.model.eval()
+        fold_batch_norms(self.model, lambda: self._levels_of(self._example(), None))
+        self.model.train(training)
+
+    def _example(self) -> Tensor:
+        """An image of the size that the network insists on, or a small one."""
+        config = self.model.pretrained_cfg
+        size = config.get("input_size", (3, 224, 224)) if config.get("fixed_input_size") else (3, EXAMPLE_SIDE, EXAMPLE_SIDE)
+        return next(self.model.parameters()).new_zeros(1, *size)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Training or evaluation mode, but for what stands still."""
+        super().train(mode)
+        for module in self._still:
+            module.training = False
+        return self
 
     def forward(self, images: Tensor, depth: int | None = None) -> list[Tensor]:
         """Compute all levels, or the first `depth` of them, without running what lies deeper."""
@@ -152,6 +229,33 @@ class Backbone(nn.Module):
             return maps
         final, maps = self.model.forward_intermediates(images, indices=self._indices, norm=self._reshaped, output_fmt="NCHW")
         return maps if self._reshaped else [*maps[:-1], final]
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def reached_by(*tensors: Tensor) -> set[Tensor]:
+    """The parameters that tensors depend on, found by walking their graph.
+
+    Args:
+        *tensors: Each with a graph.
+
+    Returns:
+        The leaves that a backward pass gives a gradient.
+    """
+    seen: set[Any] = set()
+    pending: list[Any] = [tensor.grad_fn for tensor in tensors]
+    found: set[Tensor] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        pending += [following for following, _ in node.next_functions]
+    return found
 
 
 def _create(name: str, pretrained: bool) -> Any:

@@ -62,7 +62,7 @@ def test_ranks_agree_to_the_last_bit(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", TOYS)
 def test_two_ranks_do_what_one_process_does_with_both_halves(folder: Path, tmp_path: Path, name: str) -> None:
     cls, arguments = TOYS[name]
-    model = make(cls, "tiny_vgg", **arguments)
+    model = make(cls, **{"backbone": "tiny_vgg", **arguments})
     runner = trainer(tmp_path)
     runner.fit(model, loader(batch_size=4))
     both = of_rank(folder, name)

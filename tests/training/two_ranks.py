@@ -26,6 +26,10 @@ TOYS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "staged": (Staged, {"optimizer": "adamw", "lr": 1e-3, "clip_norm": 1.0}),
     "steps": (Steps, {"optimizer": "adamw", "lr": 1e-3, "clip_norm": 1.0}),
     "steps with momentum": (Steps, {"optimizer": "sgd", "lr": 1e-2}),
+    "frozen": (
+        Staged,
+        {"backbone": "test_efficientnet", "freeze": 2, "freeze_norm": "statistics", "optimizer": "adamw", "lr": 1e-3},
+    ),
 }
 METHODS = tuple(available())
 #: Nine test images leave one over for two ranks; of one, a rank has nothing.
@@ -106,7 +110,7 @@ def main(folder: Path) -> None:
     rank = int(os.environ["LOCAL_RANK"])
     two: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
     for name, (cls, arguments) in TOYS.items():
-        model = make(cls, "tiny_vgg", **arguments)
+        model = make(cls, **{"backbone": "tiny_vgg", **arguments})
         runner = trainer(folder, **two)
         runner.fit(model, loader(batch_size=2, first=rank, every=2))
         weights = {key: value for key, value in model.state_dict().items() if "running_" not in key}
