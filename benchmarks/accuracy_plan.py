@@ -42,11 +42,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Variant:
-    """One setting under which all rows run, and its seeds."""
+    """One setting under which all rows run, its seeds, and which of the plan's folds and data sets it has (by default all)."""
 
     name: str
     arguments: str = ""
     seeds: tuple[int, ...] = (0,)
+    folds: tuple[int, ...] = ()
+    datasets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,7 @@ def cells_of(plan: Plan, costs: Costs) -> list[Cell]:
     """
     cells: dict[str, Cell] = {}
     for variant in plan.variants:
-        for dataset in plan.datasets:
+        for dataset in variant.datasets or plan.datasets:
             rows = [row for row in plan.rows if not row.variants or variant.name in row.variants]
             for row in [*rows, *_counterparts(plan, variant, dataset, rows, costs)]:
                 for cell in _runs(plan, variant, dataset, row):
@@ -300,7 +302,7 @@ def cells_of(plan: Plan, costs: Costs) -> list[Cell]:
 
 
 def _runs(plan: Plan, variant: Variant, dataset: str, row: Row) -> list[Cell]:
-    folds = (None,) if plan.folds is None else plan.folds.run
+    folds = (None,) if plan.folds is None else variant.folds or plan.folds.run
     number = 0 if plan.folds is None else plan.folds.number
     typed = shlex.split(plan.fit.format(dataset=dataset, method=row.method))
     typed += [*shlex.split(variant.arguments), *shlex.split(row.arguments)]

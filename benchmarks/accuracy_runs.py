@@ -77,6 +77,9 @@ def fit_arguments(cell: Cell, where: Where) -> list[str]:
     weights = where.weights.get(cell.backbone, where.weights.get(""))
     if weights is not None:
         typed += ["--model.backbone_weights", str(weights)]
+    second = cell.settings.get("model", {}).get("init_args", {}).get("second_backbone")
+    if second in where.weights:
+        typed += ["--model.second_backbone_weights", str(where.weights[second])]
     return [*typed, *where.more]
 
 

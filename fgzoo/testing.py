@@ -200,6 +200,30 @@ def check_learns(make: Make) -> None:
         later.append(step())
 
 
+def check_statistics_move(make: Make) -> None:
+    """A batch through every stage of the training moves the running statistics of every batch-norm.
+
+    One that training never shows a batch is tested by mean 0 and variance 1, whatever it is given. Layers that are in evaluation
+    mode in all stages are not asked: they are trained by what they are tested by.
+    """
+    model = make().train()
+    batch_norm = torch.nn.modules.batchnorm._BatchNorm
+    norms = {name: module for name, module in model.network.named_modules() if isinstance(module, batch_norm)}
+    before = {name: copy.deepcopy(dict(norm.named_buffers())) for name, norm in norms.items()}
+    trained: set[str] = set()
+    for stage in range(len(model.stages())):
+        model._enter_stage(stage)
+        trained.update(name for name, norm in norms.items() if norm.training and norm.running_mean is not None)
+        for _ in model.training_outputs(*example_batch()):
+            pass
+    still = [
+        name
+        for name in sorted(trained)
+        if all(torch.equal(before[name][key], getattr(norms[name], key)) for key in ("running_mean", "running_var"))
+    ]
+    assert not still, f"training shows {len(still)} batch-norms no batch, e.g. {still[:3]}"
+
+
 def check_deterministic(make: Make) -> None:
     """Evaluation gives the same bits twice, and leaves torch's generator alone."""
     model = evaluation_mode(make())
@@ -392,6 +416,7 @@ CHECKS: dict[str, Callable[[Make], None]] = {
         check_groups_cover,
         check_batch_independence,
         check_learns,
+        check_statistics_move,
         check_deterministic,
         check_keys_decide,
         check_inference_mode,

@@ -16,7 +16,7 @@ from torch import Tensor
 from fgzoo.errors import UsageError
 from fgzoo.interpret.metrics import grad_cam
 from fgzoo.nn.backbone import Backbone
-from fgzoo.zoo.prediction import ImageLike, batches, card_of, check_reading, listed, views_transform
+from fgzoo.zoo.prediction import ImageLike, batches, card_of, check_reading, listed, most_probable, views_transform
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier
@@ -125,7 +125,7 @@ def _batch(model: FineGrainedClassifier, pixels: Tensor, top_k: int, target: int
         classes = shares.argmax(dim=1) if target is None else torch.full_like(shares[:, 0], target, dtype=torch.long)
         maps, names = own_maps(model, inputs, classes)
         cams = comparison(model, inputs, classes)
-    ranked, order = (found.tolist() for found in shares.topk(min(top_k, len(known)), dim=1))
+    ranked, order = (found.tolist() for found in most_probable(shares, top_k))
     explanations = []
     for index, (pixel, place) in enumerate(zip(pixels, classes.tolist(), strict=True)):
         cam = None if cams is None else cams[index]

@@ -109,6 +109,8 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             training, too, and nothing moves them; `affine`: their scale and shift are not learnt either; `none`: by the batch. A
             backbone that a stage freezes (see [stages][]) keeps its statistics for the whole run in any case: what learns on it
             meanwhile would not fit the other ones.
+        output_stride: Stride of the backbones' last level, 8 or 16 instead of 32, where timm can build a network so: finer maps
+            at a higher cost. `None`: each network's own.
         recompute_backbone: Compute the backbone's activations again in the backward pass instead of keeping them: less memory,
             about a third more time.
 
@@ -143,6 +145,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         recompute_backbone: bool = False,
         freeze: int = 0,
         freeze_norm: FreezeNorm = "none",
+        output_stride: int | None = None,
     ) -> None:
         super().__init__()
         if freeze_norm not in get_args(FreezeNorm):
@@ -179,6 +182,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         self.recompute_backbone = recompute_backbone
         self.freeze_levels = freeze
         self.freeze_norm: FreezeNorm = freeze_norm
+        self.output_stride = output_stride
         self.card: DataCard | None = None
         self.trained = False
         self.network: nn.Module
@@ -362,6 +366,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             max_stride,
             self.freeze_levels,
             self.freeze_norm,
+            self.output_stride,
         )
 
     @contextmanager

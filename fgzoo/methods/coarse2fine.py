@@ -11,15 +11,16 @@ WS-DAN (Hu, Qi, Huang, Lu, "See Better Before Looking Closer", arXiv 1901.09891)
 to Mixed_6e; M = 32 attention maps; bilinear attention pooling; features times 100 into a linear classifier without bias; a pull
 towards the class centres; training averages the cross-entropies of the image, of a crop round one of the maps and of the image
 without the region of another; testing averages the predictions on the image and on a crop round the mean map. SGD 1e-3, times 0.9
-every second epoch, weight decay 1e-5, batch 12, images of 448x448.
+every second epoch, 80 epochs (160 in the code), weight decay 1e-5, batch 12, images of 448x448.
 
 This project's decisions, each an argument: that WS-DAN is the parent and stage 1; the form of the inverse mapping, that it reads
 the mean attended map, mean_k A_k F, and that stage 1 teaches it the box round the mean attention map, so that stage 2 begins with
 a region and not with the whole image; what the fine pass sees (the image times the mask, or a crop by the mask's moments), with
 the same backbone, attention and classifier; the loss of stage 2, the mean of the passes' cross-entropies and the mask's mean,
 since otherwise a mask of ones would be optimal; whether stage 2 keeps the parent's crop and drop beside the fine pass; its share
-of the run and its rates; the rates of attention and classifier under AdamW; that testing averages probabilities, where WS-DAN's
-code averages logits.
+of the run and its rates; the rates of attention and classifier under AdamW. And, without an argument: testing averages
+probabilities, where WS-DAN's code averages logits; a map of zeros erases nothing, where there it erases the whole image (a crop
+round one is the whole image in both).
 """
 
 from __future__ import annotations

@@ -26,8 +26,11 @@ On top, each switched by an argument:
   crops are normalised by their own batches. PMG's code, which shuffles but does not crop, lets every input move them.
 
 Also decided here: the blocks' widths follow the backbone's (512 and 1024 are made for ResNet-50), max pools take maps of any
-size, batch-norm keeps torch's momentum (PMG: 0.01, slow for short runs), every image has its own jigsaw. A step runs the
-backbone no deeper than it needs; PMG's code runs all of it, so that deeper batch-norm layers also see shuffled images there.
+size, batch-norm keeps torch's momentum (PMG: 0.01, slow for short runs), every image has its own jigsaw. Testing scores the fused
+classifier and logs "combined" beside it. A step runs the backbone, blocks and classifiers that it needs; PMG's code runs all of
+them on each of the four inputs, so that every batch-norm counts all four. Here, in PMG too, a stage's classifier counts its own
+jigsaw (unless `whole_statistics`) and the whole image, whose maps the fused step has at hand; running all the rest, for its
+statistics alone, would make training with ResNet-50 a fifth dearer.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone, Level
 from fgzoo.nn.crops import attention_boxes, crop_boxes
 from fgzoo.nn.evidence import EvidenceHead, alignment_loss, distillation_loss
+from fgzoo.nn.initialization import LayerInit, orthogonal_layers
 from fgzoo.nn.jigsaw import jigsaw, jigsaw_order
 from fgzoo.nn.maps import normalize_map
 from fgzoo.nn.output import MethodOutput
@@ -88,9 +92,17 @@ def stage_taps(levels: Sequence[Level], stages: int) -> list[int]:
     return [(stage + 1) * len(levels) // stages - 1 for stage in range(stages)]
 
 
-def stage_block(channels: int, feature_size: int) -> nn.Sequential:
-    """Conv1x1, BN, ReLU, Conv3x3, BN, ReLU: (B, channels, h, w) -> (B, 2 * feature_size, h, w)."""
-    return nn.Sequential(
+#: Shift of a batch-norm that begins by letting nearly all of what it normalises pass the ReLU or ELU behind it.
+OPEN_SHIFT = 2.0
+
+
+def stage_block(channels: int, feature_size: int, init: LayerInit = "default") -> nn.Sequential:
+    """Conv1x1, BN, ReLU, Conv3x3, BN, ReLU: (B, channels, h, w) -> (B, 2 * feature_size, h, w).
+
+    With `orthogonal` it begins as a projection to `feature_size` channels, which the second convolution hands on (a Dirac
+    kernel) beside as many new ones, and the ReLUs let nearly everything pass.
+    """
+    block = nn.Sequential(
         nn.Conv2d(channels, feature_size, 1, bias=False),
         nn.BatchNorm2d(feature_size),
         nn.ReLU(inplace=True),
@@ -98,10 +110,19 @@ def stage_block(channels: int, feature_size: int) -> nn.Sequential:
         nn.BatchNorm2d(2 * feature_size),
         nn.ReLU(inplace=True),
     )
+    if init == "orthogonal":
+        orthogonal_layers(block)
+        nn.init.dirac_(block[3].weight[:feature_size])  # type: ignore[index]
+        for norm in (block[1], block[4]):
+            nn.init.constant_(norm.bias, OPEN_SHIFT)  # type: ignore[arg-type]
+    return block
 
 
 class VectorNorm(nn.BatchNorm1d):
-    """Batch-norm of vectors; a single one, which has no variance, is normalised by the running statistics."""
+    """Batch-norm of vectors; a single one, which has no variance, is normalised by the running statistics and moves none.
+
+    So a run of single images is trained by what it is tested by, the statistics of the start: all it learns is scale and shift.
+    """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """Normalise (B, C)."""
@@ -117,13 +138,14 @@ class PMGHead(nn.Module):
         channels: Channels of each map.
         num_classes: K.
         feature_size: Width of the hidden layer.
+        init: `orthogonal`: the hidden layer begins as a projection that the ELU lets pass.
 
     Shape:
         - maps: n tensors (B, C_i, h_i, w_i)
         - returns: logits (B, K)
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, feature_size: int) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, feature_size: int, init: LayerInit = "default") -> None:
         super().__init__()
         self.classifier = nn.Sequential(
             VectorNorm(sum(channels)),
@@ -132,6 +154,9 @@ class PMGHead(nn.Module):
             nn.ELU(inplace=True),
             nn.Linear(feature_size, num_classes),
         )
+        if init == "orthogonal":
+            nn.init.orthogonal_(self.classifier[1].weight)  # type: ignore[arg-type]
+            nn.init.constant_(self.classifier[2].bias, OPEN_SHIFT)  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Classify."""
@@ -152,6 +177,8 @@ class IAGNNetwork(nn.Module):
         grids: Jigsaw of each stage, from the shallowest: n for n x n patches; as many as there are stages S.
         feature_size: Width of a block's first convolution, its second has twice that; by default a quarter of the backbone's
             deepest stage.
+        init: Of blocks and classifiers, see [IAGN][].
+        last_level: See [IAGN][].
         guidance: See [IAGN][].
         distillation: See [IAGN][].
         alignment: See [IAGN][].
@@ -164,9 +191,10 @@ class IAGNNetwork(nn.Module):
 
     Shape:
         - images: (B, 3, H, W); targets: (B,); keys: (B, 3)
-        - logits: (B, K); heads: `stage1` .. `stageS`, `fused`; attention: (B, S + 1, h, w) on the first stage's grid, the stages'
-          evidence and then the fused classifier's, for the predicted class (of the target, where targets are given in
-          evaluation); with PMG's classifier (B, S, h, w), the mean of the blocks' channels
+        - logits: (B, K); heads: `stage1` .. `stageS`, `fused` and, in evaluation, their mean, `combined`
+        - attention: (B, S + 1, h, w) on the first stage's grid, the stages' evidence and then the fused classifier's, for the
+          predicted class (of the target, where targets are given in evaluation); with PMG's classifier (B, S, h, w), the mean of
+          the blocks' channels
         - extra, in training, with l = 1 .. S + 1 for the student: `teacher{l}` (B, K), `attention{l}` (B, h, w), `evidence{l}`
           (B, h', w')
     """
@@ -178,6 +206,8 @@ class IAGNNetwork(nn.Module):
         head: Head = "evidence",
         grids: Sequence[int] = (8, 4, 2),
         feature_size: int | None = None,
+        init: LayerInit = "default",
+        last_level: bool = False,
         guidance: bool = True,
         distillation: Distillation = "deep_to_shallow",
         alignment: bool = True,
@@ -194,14 +224,14 @@ class IAGNNetwork(nn.Module):
         #: S, which is also the fused classifier's number.
         self.fused = len(self.grids)
         self.names = (*(f"stage{number}" for number in range(1, self.fused + 1)), "fused")
-        self.taps = stage_taps(backbone.levels, self.fused)
+        self.taps = [len(backbone.levels) - 1] * self.fused if last_level else stage_taps(backbone.levels, self.fused)
         width = feature_size or max(1, backbone.stage_channels // 4)
-        self.blocks = nn.ModuleList(stage_block(backbone.levels[tap].channels, width) for tap in self.taps)
+        self.blocks = nn.ModuleList(stage_block(backbone.levels[tap].channels, width, init) for tap in self.taps)
         self.heads = nn.ModuleList()
         for number in range(self.fused + 1):
             channels = [2 * width] * len(self.stages_of(number))
             evident = head == "evidence"
-            self.heads.append(EvidenceHead(channels, num_classes) if evident else PMGHead(channels, num_classes, width))
+            self.heads.append(EvidenceHead(channels, num_classes) if evident else PMGHead(channels, num_classes, width, init))
         self.guidance = guidance
         self.distillation: Distillation = distillation
         self.alignment = alignment
@@ -316,6 +346,11 @@ class IAGNNetwork(nn.Module):
                 extra[f"teacher{number}"] = self.heads[teacher]([known[i] for i in self.stages_of(teacher)])
             if deeper is not None:
                 extra[f"evidence{number}"] = self._evidence(deeper, known, _given(targets))
+            if student == self.fused:
+                # Testing shows the stages' classifiers whole images, so their norms count them, once.
+                for stage, head in enumerate(self.heads):
+                    if isinstance(head, PMGHead) and stage not in (student, teacher):
+                        head([maps[stage]])
         if deeper is not None:
             extra[f"attention{number}"] = maps[student].mean(dim=1)
         attention = self._attention(maps, logits.argmax(dim=1))
@@ -324,14 +359,14 @@ class IAGNNetwork(nn.Module):
     def _evaluate(self, images: Tensor, targets: Tensor | None) -> MethodOutput:
         maps = self._maps(images)
         heads = self._heads(maps)
-        logits = self._scored(heads)
+        logits = heads[self.test_heads]
         if self.test_crop:
             theta = torch.full((images.shape[0],), self.test_theta, device=images.device)
             evidence = self._evidence(self.fused, maps, logits.argmax(dim=1))
             boxes = attention_boxes(normalize_map(evidence), theta, TEST_PADDING)
             closer = self._heads(self._maps(crop_boxes(images, boxes)))
             heads = {name: (heads[name] + closer[name]) / 2 for name in heads}
-            logits = self._scored(heads)
+            logits = heads[self.test_heads]
         explained = logits.argmax(dim=1) if targets is None else targets
         return MethodOutput(logits, heads, self._attention(maps, explained))
 
@@ -341,11 +376,9 @@ class IAGNNetwork(nn.Module):
 
     def _heads(self, maps: dict[int, Tensor]) -> dict[str, Tensor]:
         numbered = enumerate(self.names)
-        return {name: self.heads[number]([maps[i] for i in self.stages_of(number)]) for number, name in numbered}
-
-    def _scored(self, heads: dict[str, Tensor]) -> Tensor:
+        heads = {name: self.heads[number]([maps[i] for i in self.stages_of(number)]) for number, name in numbered}
         # PMG adds the four up; their mean predicts the same class and keeps the scale that the losses gave them.
-        return heads["fused"] if self.test_heads == "fused" else torch.stack(list(heads.values())).mean(dim=0)
+        return heads | {"combined": torch.stack(list(heads.values())).mean(dim=0)}
 
     # ------------------------------------------------------------------ maps
 
@@ -404,13 +437,21 @@ class IAGN(FineGrainedClassifier):
         grids: Jigsaw of each stage, from the shallowest: n for n x n patches, 1 for none.
         feature_size: Width of the stages' first convolution, the second has twice that; by default a quarter of the backbone's
             deepest stage (512 for ResNet-50, PMG's).
-        fused_weight: Weight of the fused classifier's cross-entropy (2 in PMG's code).
+        init: Of blocks and PMG's classifiers: `default`, which is PMG's and torch's, or `orthogonal`, so that they begin by
+            handing on a projection of what the backbone tells. Our decision.
+        last_level: All stages read the backbone's last level and differ in their grids alone. Our decision for small backbones,
+            whose shallower levels hardly tell classes apart.
+        fused_weight: Weight of the fused classifier's cross-entropy (2 in PMG's code). With SGD it multiplies the gradient of the
+            fused step. AdamW divides a gradient by its own size: the fused classifier's own layers learn alike whatever the
+            weight is (but for AdamW's eps and a distillation beside it), and it acts through backbone and blocks alone, as the
+            share of the fused gradient in the moments that all steps move or, with `one_step`, in the summed gradient.
         guide_theta: Range from which training draws the share of the evidence's maximum that is cropped to (WS-DAN's).
         guide_padding: Margin of that crop, relative to the image's side (WS-DAN's).
         test_crop: Test a second view, too: the crop to the predicted class's evidence, with a margin of 0.05; all logits are
             averaged over both. Results must then be called multi-view.
         test_theta: Share of that evidence's maximum that bounds the crop (0.1 in WS-DAN's code).
-        test_heads: What is scored: the `fused` classifier, or `combined`, the mean of all classifiers' logits (PMG's sum).
+        test_heads: What is scored: the `fused` classifier, or `combined`, the mean of all classifiers' logits (PMG's sum, by
+            which its code chooses the best epoch). The accuracy of both, and of every stage, is logged.
         whole_statistics: Batch-norm's running statistics come from whole images alone, which is what testing sees. Off: the
             stages' shuffled crops move them, too. Our decision: on a fold of fifty classes of CUB it gives 3.6 points
             (`benchmarks/plans/remedies.yaml`).
@@ -438,6 +479,8 @@ class IAGN(FineGrainedClassifier):
         stages: int = 3,
         grids: Sequence[int] = (8, 4, 2),
         feature_size: int | None = None,
+        init: LayerInit = "default",
+        last_level: bool = False,
         fused_weight: float = 2.0,
         guide_theta: tuple[float, float] = (0.4, 0.6),
         guide_padding: float = 0.1,
@@ -450,7 +493,8 @@ class IAGN(FineGrainedClassifier):
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
         for name, value, known in (
-            ("head", head, Head), ("distillation", distillation, Distillation), ("test_heads", test_heads, TestHeads)
+            ("head", head, Head), ("distillation", distillation, Distillation), ("test_heads", test_heads, TestHeads),
+            ("init", init, LayerInit),
         ):  # fmt: skip
             if value not in get_args(known):
                 raise UsageError(f"model.{name}: '{value}' is none of {', '.join(get_args(known))}")
@@ -486,6 +530,8 @@ class IAGN(FineGrainedClassifier):
         self.alignment_weight = alignment_weight
         self.grids = tuple(grids)
         self.feature_size = feature_size
+        self.init: LayerInit = init
+        self.last_level = last_level
         self.fused_weight = fused_weight
         self.guide_theta = (guide_theta[0], guide_theta[1])
         self.guide_padding = guide_padding
@@ -503,6 +549,8 @@ class IAGN(FineGrainedClassifier):
             head=self.head,
             grids=self.grids,
             feature_size=self.feature_size,
+            init=self.init,
+            last_level=self.last_level,
             guidance=self.guidance,
             distillation=self.distillation,
             alignment=self.alignment_weight > 0,

@@ -13,14 +13,15 @@ This project's decisions, each an argument: where patches come from (the authors
 time too; here the global stream's own strongest channels propose them, see [activation_boxes][fgzoo.nn.crops.activation_boxes],
 and testing averages the first four, so it is deterministic); the linear projection of x to the LSTM's width where the backbone's
 differs; which level of another backbone the local stream reads (`local_stride`). How much a patch bounds (`patch_percentile`) and
-at what size it is seen (`local_scale`) are the authors' unless they are given.
+at what size it is seen (`local_scale`) are the authors' unless they are given; so are the states' normalisation, the path round
+the recursion (`residual`) and how added layers begin (`init`).
 """
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.attention import TemporalAttention
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.crops import activation_boxes, center_boxes, crop_boxes, paste_boxes, random_boxes
+from fgzoo.nn.initialization import LayerInit, orthogonal_layers
 from fgzoo.nn.maps import class_activation_map, normalize_map
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.randomness import draw_uniform, keyed_uniform
@@ -87,6 +89,7 @@ class LocalStream(nn.Module):
         recursion: Off: the classifier reads x directly (the control with two networks and no mechanism).
         attend_over_time: Off: the classifier reads the last step's state.
         normalize_states: The classifier reads what attention gives after layer normalisation.
+        residual: States are x + h_t, so that the classifier reads x beside what the recursion adds.
 
     Shape:
         - pooled: (N, C)
@@ -102,8 +105,10 @@ class LocalStream(nn.Module):
         recursion: bool = True,
         attend_over_time: bool = True,
         normalize_states: bool = False,
+        residual: bool = False,
     ) -> None:
         super().__init__()
+        self.residual = residual and recursion
         self.steps = steps if recursion else 1
         self.project = nn.Identity() if channels == hidden_size else nn.Linear(channels, hidden_size)
         self.recursion = RepeatedInputLSTM(hidden_size, hidden_size) if recursion else None
@@ -112,9 +117,13 @@ class LocalStream(nn.Module):
         self.classifier = linear_classifier(hidden_size, num_classes)
 
     def states(self, pooled: Tensor) -> Tensor:
-        """The steps' states h_1 .. h_T, (N, T, hidden); x itself where the recursion is off."""
+        """The steps' states h_1 .. h_T (with `residual` x + h_t), (N, T, hidden); x itself where the recursion is off."""
         x = self.project(pooled)
-        return x[:, None] if self.recursion is None else self.recursion(x, self.steps)
+        if self.recursion is None:
+            return x[:, None]
+        hidden = self.recursion(x, self.steps)
+        # Attention over time weighs them as without x, which adds the same to each step's energy.
+        return hidden + x[:, None] if self.residual else hidden
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Classify patches by their pooled features."""
@@ -142,6 +151,8 @@ class RRANetwork(nn.Module):
         recursion: See [LocalStream][].
         attend_over_time: See [LocalStream][].
         normalize_states: See [LocalStream][].
+        residual: See [LocalStream][].
+        init: Of the layers between backbones and classifiers, see [RRA][].
         patches: Where patches come from: `activation` (the global stream's strongest channels), `center`, `random`, or `file`
             (`stored_boxes`).
         num_patches: Candidates, of which training draws one for every sample.
@@ -171,6 +182,8 @@ class RRANetwork(nn.Module):
         recursion: bool = True,
         attend_over_time: bool = True,
         normalize_states: bool = False,
+        residual: bool = False,
+        init: LayerInit = "default",
         patches: Patches = "activation",
         num_patches: int = 10,
         test_patches: int = 4,
@@ -185,8 +198,12 @@ class RRANetwork(nn.Module):
         if local_backbone is not None:
             channels = local_backbone.levels[-1].channels
             self.local_stream = LocalStream(
-                channels, num_classes, steps, hidden_size, recursion, attend_over_time, normalize_states
+                channels, num_classes, steps, hidden_size, recursion, attend_over_time, normalize_states, residual
             )
+        if init == "orthogonal":
+            orthogonal_layers(self.global_stream.added)
+            if self.local_stream is not None:
+                orthogonal_layers(self.local_stream.project)
         self.fusion_weight = fusion_weight
         self.patches = patches
         self.num_patches = num_patches
@@ -286,6 +303,10 @@ class RRA(FineGrainedClassifier):
         attend_over_time: Off: the last step's state instead of attention over all.
         normalize_states: The local classifier reads what attention gives after layer normalisation. Our decision: an LSTM's
             states are small at the start, so that a pretrained patch network learns slowly through them.
+        residual: The local classifier reads x beside the states, sum_t a_t (x + h_t). Our decision: with x the same at every step
+            the states are close to a linear map of it, which has to be learnt, where x tells classes apart from the start.
+        init: Of the global stream's added convolutions and of the projection of x: `default`, which is the authors' and torch's,
+            or `orthogonal` rows or columns, so that they begin as projections. Our decision.
         hidden_size: Width of the LSTM (512 in the authors' code).
         global_width: Width of the global stream's added convolutions (1024 in the authors' code). 0: there are none, so that the
             stream is plain fine-tuning. Our decision for backbones that end in many channels, and for training from scratch,
@@ -319,6 +340,8 @@ class RRA(FineGrainedClassifier):
         steps: int = 10,
         attend_over_time: bool = True,
         normalize_states: bool = False,
+        residual: bool = False,
+        init: LayerInit = "default",
         hidden_size: int = 512,
         global_width: int = 1024,
         fusion_weight: float = 1.0,
@@ -332,6 +355,8 @@ class RRA(FineGrainedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
+        if init not in get_args(LayerInit):
+            raise UsageError(f"model.init: '{init}' is none of {', '.join(get_args(LayerInit))}")
         if steps < 1:
             raise UsageError(f"model.steps: {steps}; the recursion needs at least one step")
         if global_width < 0:
@@ -349,6 +374,8 @@ class RRA(FineGrainedClassifier):
         self.steps = steps
         self.attend_over_time = attend_over_time
         self.normalize_states = normalize_states
+        self.residual = residual
+        self.init: LayerInit = init
         self.hidden_size = hidden_size
         self.global_width = global_width
         self.fusion_weight = fusion_weight
@@ -373,6 +400,8 @@ class RRA(FineGrainedClassifier):
             recursion=self.recursion,
             attend_over_time=self.attend_over_time,
             normalize_states=self.normalize_states,
+            residual=self.residual,
+            init=self.init,
             patches=self.patches,
             num_patches=self.num_patches,
             test_patches=self.test_patches,

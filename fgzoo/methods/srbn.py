@@ -20,7 +20,7 @@ the length and learning rate of the first training step.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.optimization import Stage
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.bilinear import LowRankBilinear, bilinear_evidence, bilinear_pool, power_normalize
+from fgzoo.nn.initialization import LayerInit, orthogonal_layers
 from fgzoo.nn.local_attention import LocalAttention, attend, coverage_penalty
 from fgzoo.nn.maps import class_activation_map, normalize_map
 from fgzoo.nn.output import MethodOutput
@@ -41,7 +42,7 @@ Combine = Literal["bilinear", "concat"]
 
 
 class BilinearReadout(nn.Module):
-    """B-CNN's head: the (attended) bilinear vector -> signed square root -> length one -> linear.
+    """B-CNN's head: the (attended) mean of bilinear vectors -> signed square root -> length one -> linear.
 
     Args:
         channels: Channels C of the first stream.
@@ -49,6 +50,8 @@ class BilinearReadout(nn.Module):
         num_classes: K.
         size: Where C D is larger, a 1x1 convolution first narrows the wider stream, so that the vector has at most this length.
         scale: Factor of the vector of length one.
+        root_eps: Added below the root of the mean.
+        init: Of that convolution: torch's `default`, or `orthogonal` rows, so that it begins as a projection.
 
     Shape:
         - a: (B, C, h, w); b: (B, D, h, w); alpha: (B, h, w) or `None`; explained: (B,) or `None`
@@ -56,7 +59,16 @@ class BilinearReadout(nn.Module):
         - returns: logits (B, K), and the evidence for the explained (by default the predicted) class at each location (B, h, w)
     """
 
-    def __init__(self, channels: int, second_channels: int, num_classes: int, size: int = 262_144, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        second_channels: int,
+        num_classes: int,
+        size: int = 262_144,
+        scale: float = 1.0,
+        root_eps: float = 1e-5,
+        init: LayerInit = "default",
+    ) -> None:
         super().__init__()
         narrowed = max(1, size // min(channels, second_channels))
         self.narrow_first: nn.Module = nn.Identity()
@@ -67,7 +79,10 @@ class BilinearReadout(nn.Module):
         elif second_channels > narrowed:
             self.narrow_second = nn.Conv2d(second_channels, narrowed, 1, bias=False)
             second_channels = narrowed
+        if init == "orthogonal":
+            orthogonal_layers(self)
         self.scale = scale
+        self.root_eps = root_eps
         self.classifier = nn.Linear(channels * second_channels, num_classes)
 
     def forward(
@@ -75,11 +90,14 @@ class BilinearReadout(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Classify, and say where the evidence lies."""
         a, b = self.narrow_first(a), self.narrow_second(b)
+        if alpha is None:
+            alpha = a.new_full((a.shape[0], *a.shape[2:]), 1 / (a.shape[2] * a.shape[3]))
         pooled = bilinear_pool(a, b, alpha)
-        logits = self.classifier(self.scale * power_normalize(pooled))
+        logits = self.classifier(self.scale * power_normalize(pooled, root_eps=self.root_eps))
         if explained is None:
             explained = (logits if beside is None else logits + beside).argmax(dim=1)
-        return logits, bilinear_evidence(a, b, pooled, self.scale * self.classifier.weight[explained], alpha)
+        weight = self.scale * self.classifier.weight[explained]
+        return logits, bilinear_evidence(a, b, pooled, weight, alpha, self.root_eps)
 
 
 class HiddenReadout(nn.Module):
@@ -160,6 +178,8 @@ class SRBNNetwork(nn.Module):
         dropout: Before the classifier that reads hidden states or concatenated features; the bilinear vector has none.
         bilinear_size: Largest length of the full bilinear vector, see [BilinearReadout][].
         scale: Factor of the vectors of length one: the local features, and the full bilinear vector.
+        root_eps: Added below the root of the mean bilinear vector.
+        init: Of the layers between streams and classifiers, see [SRBN][].
         batch_norm: The local features have biases and, instead of power normalisation and scale, batch normalisation; see
             [HiddenReadout][] for that of hidden states.
 
@@ -192,7 +212,9 @@ class SRBNNetwork(nn.Module):
         dropout: float = 0.5,
         bilinear_size: int = 262_144,
         scale: float = 1.0,
+        root_eps: float = 1e-5,
         batch_norm: bool = False,
+        init: LayerInit = "default",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -216,6 +238,8 @@ class SRBNNetwork(nn.Module):
         self.spatial_lstm: SpatialLSTM | None = None
         if attention != "none" or spatial_lstm:
             self.local = LowRankBilinear(c, d, rank, projection, bias=batch_norm)
+            if init == "orthogonal":
+                orthogonal_layers(self.local)
             if batch_norm:
                 self.batch_norm = nn.BatchNorm2d(projection)
         if attention != "none":
@@ -229,9 +253,9 @@ class SRBNNetwork(nn.Module):
         elif spatial_lstm:
             self.readout = HiddenReadout(hidden_size, num_classes, dropout, batch_norm)
             if bilinear_head:
-                self.bilinear = BilinearReadout(c, d, num_classes, bilinear_size, scale)
+                self.bilinear = BilinearReadout(c, d, num_classes, bilinear_size, scale, root_eps, init)
         else:
-            self.readout = BilinearReadout(c, d, num_classes, bilinear_size, scale)
+            self.readout = BilinearReadout(c, d, num_classes, bilinear_size, scale, root_eps, init)
 
     def forward(self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None) -> MethodOutput:
         """Classify; in evaluation `targets` chooses the class whose evidence is shown. `keys` is not used."""
@@ -320,8 +344,8 @@ class SRBN(FineGrainedClassifier):
             `None`.
         second_backbone_weights: A weight file for the second stream.
         stride: Two different networks are both read at their deepest level of at most this stride (else the last). Of two
-            copies, the first is read at its last level, the second at its deepest of at most this stride and finer than the
-            last; where all levels share one stride (vision transformers), the second stream is their mean.
+            copies, the first is read at its last level, the second at its deepest of at most this stride; where all levels share
+            one stride (vision transformers), the second stream is their mean.
         combine: `bilinear`, or `concat` for the control.
         attention: `none`, `static` or `recurrent`. Our decision on both forms.
         spatial_lstm: Off: the readout is the (attended) bilinear vector of B-CNN.
@@ -345,6 +369,9 @@ class SRBN(FineGrainedClassifier):
         scale: Factor of the vectors of length one, the local features and the full bilinear vector. `None`: 10 with `sgd`, where
             B-CNN's classifier at learning rate 0.01 then learns as at rate 1, the order of published B-CNN code; 1 with `adamw`,
             whose steps do not shrink with the features, so that long vectors would overshoot.
+        root_eps: Added below the root of the mean bilinear vector, as in published B-CNN code.
+        init: Of the layers between streams and classifiers: torch's `default`, or `orthogonal` rows or columns, so that they
+            begin as projections, which keep what the streams tell. Our decision.
         batch_norm: Local features are batch-normalised instead of power-normalised, and hold, besides products of the streams'
             features, these themselves (biases of the low-rank form); hidden states are batch-normalised before they are
             classified. Products alone, through random projections, tell classes apart far worse at the start
@@ -352,6 +379,8 @@ class SRBN(FineGrainedClassifier):
         new_share: Share of the run in which the backbones stand still and only the new layers learn (B-CNN's first step);
             0: everything learns from the start, as it must where backbones are not pretrained.
         new_rate: Factor of the new layers' learning rate in that step.
+        joint_rate: Factor of the bilinear classifier's learning rate in the second step. `None`: 0.02 with `sgd`, where published
+            B-CNN code lowers the rate from 1 to 0.01 (here `lr` 0.005 times `scale` squared), 1 with `adamw`. Our decision.
         **training: Optimiser, schedule and so on, see [FineGrainedClassifier][].
 
     Raises:
@@ -383,9 +412,12 @@ class SRBN(FineGrainedClassifier):
         dropout: float = 0.5,
         bilinear_size: int = 262_144,
         scale: float | None = None,
+        root_eps: float = 1e-5,
         batch_norm: bool = False,
+        init: LayerInit = "default",
         new_share: float = 1 / 3,
         new_rate: float = 2.0,
+        joint_rate: float | None = None,
         **training: Any,
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
@@ -407,6 +439,8 @@ class SRBN(FineGrainedClassifier):
             raise UsageError(f"model.glimpses: {glimpses}; recurrent attention needs at least 2, one glimpse is 'static'")
         if directions not in (1, 4):
             raise UsageError(f"model.directions: {directions}; the LSTM scans from 1 corner or from all 4")
+        if init not in get_args(LayerInit):
+            raise UsageError(f"model.init: '{init}' is none of {', '.join(get_args(LayerInit))}")
         if not 0 <= new_share < 1:
             raise UsageError(f"model.new_share: {new_share} is not in [0, 1)")
         self.second_backbone = second_backbone
@@ -427,9 +461,12 @@ class SRBN(FineGrainedClassifier):
         self.dropout = dropout
         self.bilinear_size = bilinear_size
         self.scale = scale
+        self.root_eps = root_eps
         self.batch_norm = batch_norm
+        self.init: LayerInit = init
         self.new_share = new_share
         self.new_rate = new_rate
+        self.joint_rate = (0.02 if self.optimizer_name == "sgd" else 1.0) if joint_rate is None else joint_rate
 
     def build_network(self) -> nn.Module:
         """Two backbones, and what the arguments ask for on top of them."""
@@ -456,7 +493,9 @@ class SRBN(FineGrainedClassifier):
             dropout=self.dropout,
             bilinear_size=self.bilinear_size,
             scale=scale,
+            root_eps=self.root_eps,
             batch_norm=self.batch_norm,
+            init=self.init,
         )
 
     def _streams(self) -> tuple[Backbone, Backbone, bool]:
@@ -468,13 +507,12 @@ class SRBN(FineGrainedClassifier):
             second = self.make_backbone(name, max_stride=self.stride, weights=self.second_backbone_weights)
             return self.make_backbone(max_stride=self.stride), second, False
         first = self.make_backbone()
-        last = first.levels[-1].stride
         if all(level == first.levels[-1] for level in first.levels):
             return first, self.make_backbone(weights=self.second_backbone_weights), True
         finest = min(level.stride for level in first.levels)
         if self.stride < finest:
             raise UsageError(f"model.stride: {self.stride}; the finest level of '{self.backbone}' has stride {finest}")
-        second = self.make_backbone(max_stride=min(self.stride, last - 1), weights=self.second_backbone_weights)
+        second = self.make_backbone(max_stride=self.stride, weights=self.second_backbone_weights)
         return first, second, False
 
     def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
@@ -489,7 +527,23 @@ class SRBN(FineGrainedClassifier):
         if self.new_share == 0:
             return (Stage("everything", 1.0),)
         frozen = {"backbone": 0.0, "second_backbone": 0.0, "new": self.new_rate}
-        return Stage("new layers", self.new_share, frozen), Stage("everything", 1 - self.new_share)
+        classifier = self._bilinear_classifier()
+        if classifier is None:
+            return Stage("new layers", self.new_share, frozen), Stage("everything", 1 - self.new_share)
+        return (
+            Stage("new layers", self.new_share, {**frozen, classifier: self.new_rate}),
+            Stage("everything", 1 - self.new_share, {classifier: self.joint_rate}),
+        )
+
+    def learning_rates(self) -> dict[str, float]:
+        """The bilinear classifier has a rate of its own, where there are two steps."""
+        classifier = self._bilinear_classifier() if self.new_share > 0 else None
+        return super().learning_rates() | ({} if classifier is None else {classifier: 1.0})
+
+    def _bilinear_classifier(self) -> str | None:
+        """The path of the classifier that reads the bilinear vector."""
+        paths = (name for name, module in self.network.named_modules() if isinstance(module, BilinearReadout))
+        return next((f"{path}.classifier" for path in paths), None)
 
     def map_names(self, count: int) -> list[str]:
         """The attention, where there is one, and the readouts' maps."""

@@ -49,6 +49,8 @@ class Backbone(nn.Module):
             and is in evaluation mode. Of a cut network at most those that are left.
         freeze_norm: `statistics`: batch-norms normalise by the statistics of the weights, in training, too; `affine`: their scale
             and shift are not learnt either; `none`: they normalise by the batch. Nothing to do without batch-norms.
+        output_stride: Stride of the last level, where timm can build the network so: deeper convolutions are dilated instead of
+            strided. `None`: the network's own.
 
     Attributes:
         levels: Channels and stride of each map that `forward` returns.
@@ -76,10 +78,11 @@ class Backbone(nn.Module):
         max_stride: int | None = None,
         freeze: int = 0,
         freeze_norm: FreezeNorm = "none",
+        output_stride: int | None = None,
     ) -> None:
         super().__init__()
         self.name = name
-        self.model = _create(name, pretrained and weights is None)
+        self.model = _create(name, pretrained and weights is None, output_stride)
         config = self.model.pretrained_cfg
         self.mean: tuple[float, ...] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std: tuple[float, ...] = tuple(config.get("std", (0.229, 0.224, 0.225)))
@@ -258,19 +261,23 @@ def reached_by(*tensors: Tensor) -> set[Tensor]:
     return found
 
 
-def _create(name: str, pretrained: bool) -> Any:
+def _create(name: str, pretrained: bool, output_stride: int | None) -> Any:
     """Build a timm network whose input size is free."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() names them all"
         raise UsageError(f"backbone: timm knows no network '{name}'{hint}")
+    finer: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
+    model: Any
     try:
         try:
             # Vision transformers only; every other network refuses the arguments at once.
-            model = timm.create_model(name, pretrained=pretrained, dynamic_img_size=True, dynamic_img_pad=True)
+            model = timm.create_model(name, pretrained=pretrained, dynamic_img_size=True, dynamic_img_pad=True, **finer)
         except TypeError:
-            model = timm.create_model(name, pretrained=pretrained)
+            model = timm.create_model(name, pretrained=pretrained, **finer)
     except Exception as error:
+        if finer and isinstance(error, TypeError | AssertionError | NotImplementedError):
+            raise UsageError(f"model.output_stride: timm cannot build '{name}' with a stride of {output_stride}") from error
         if not pretrained:
             raise
         # The hub's clients raise errors of their own families, so this cannot be narrower.
@@ -278,6 +285,8 @@ def _create(name: str, pretrained: bool) -> Any:
             f"backbone: the pretrained weights of '{name}' could not be fetched ({type(error).__name__}); give a local file by "
             f"--model.backbone_weights PATH (.safetensors or .pth), or train from scratch by --model.pretrained false"
         ) from error
+    if finer and model.feature_info[-1]["reduction"] != output_stride:
+        raise UsageError(f"model.output_stride: timm builds '{name}' with strides of 8, 16 and 32, not {output_stride}")
     if not hasattr(model, "forward_intermediates") or not hasattr(model, "prune_intermediate_layers"):
         raise UsageError(f"backbone: timm's '{name}' gives no intermediate features; take another network")
     return model

@@ -31,7 +31,7 @@ def signed_sqrt(x: Tensor, eps: float = ROOT_EPS) -> Tensor:
         return x.sign() * (x.abs() + eps).sqrt()
 
 
-def power_normalize(x: Tensor, dim: int = 1, eps: float = 1e-6) -> Tensor:
+def power_normalize(x: Tensor, dim: int = 1, eps: float = 1e-6, root_eps: float = ROOT_EPS) -> Tensor:
     r"""Signed square root, then division by the Euclidean length: $y = s / \max(\|s\|, \epsilon)$ with $s$ = `signed_sqrt(x)`.
 
     A zero vector stays zero, and so does its gradient. Source: Lin et al., "Bilinear CNN Models for Fine-grained Visual
@@ -41,11 +41,12 @@ def power_normalize(x: Tensor, dim: int = 1, eps: float = 1e-6) -> Tensor:
         x: Any shape.
         dim: The dimension of the vectors.
         eps: Floor of the divisor.
+        root_eps: Added below the root.
 
     Returns:
         The shape of `x`, float32 (float64 for float64).
     """
-    return F.normalize(signed_sqrt(x), dim=dim, eps=eps)
+    return F.normalize(signed_sqrt(x, root_eps), dim=dim, eps=eps)
 
 
 def bilinear_pool(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -76,11 +77,13 @@ def bilinear_pool(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor
         return torch.einsum("bcl,bdl->bcd", a.flatten(2), b.flatten(2)).flatten(1)
 
 
-def bilinear_evidence(a: Tensor, b: Tensor, pooled: Tensor, weight: Tensor, weights: Tensor | None = None) -> Tensor:
+def bilinear_evidence(
+    a: Tensor, b: Tensor, pooled: Tensor, weight: Tensor, weights: Tensor | None = None, root_eps: float = ROOT_EPS
+) -> Tensor:
     r"""What each location adds to a logit of a linear classifier over the power-normalised bilinear vector.
 
     With the pooled vector p and y = `power_normalize(p)` the logit is $w \cdot y$, and each entry of y is p's times a factor,
-    $y_k = q_k p_k$ with $q_k = 1 / (\sqrt{|p_k| + \epsilon}\, \|s\|)$. Since p is a sum over locations, so is the logit:
+    $y_k = q_k p_k$ with $q_k = \sqrt{|p_k| + \epsilon} / (|p_k| \|s\|)$. Since p is a sum over locations, so is the logit:
 
     $$w \cdot y = \sum_l e_l, \quad e_l = \alpha_l\, a_l^\top (w \odot q) b_l$$
 
@@ -93,6 +96,7 @@ def bilinear_evidence(a: Tensor, b: Tensor, pooled: Tensor, weight: Tensor, weig
         pooled: `bilinear_pool(a, b, weights)`.
         weight: The classifier's row of the explained class.
         weights: As given to [bilinear_pool][].
+        root_eps: As given to [power_normalize][].
 
     Returns:
         The evidence, of both signs.
@@ -103,8 +107,9 @@ def bilinear_evidence(a: Tensor, b: Tensor, pooled: Tensor, weight: Tensor, weig
     """
     with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
         a, b, pooled, weight = single(a), single(b), single(pooled), single(weight)
-        length = signed_sqrt(pooled).norm(dim=1, keepdim=True).clamp_min(1e-6)
-        factors = weight / ((pooled.abs() + ROOT_EPS).sqrt() * length)
+        root = signed_sqrt(pooled, root_eps)
+        length = root.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        factors = weight * torch.where(pooled == 0, 0.0, root / pooled) / length
         form = factors.unflatten(1, (a.shape[1], b.shape[1]))
         evidence = torch.einsum("bchw,bcd,bdhw->bhw", a, form, b)
         return evidence if weights is None else evidence * weights

@@ -12,12 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
+#: Pixels this close, in shares of the map's range, are equal: enlarging a map rounds what is equal apart.
+TIE = 1e-5
+
 
 def activation_boxes(features: Tensor, num_boxes: int, percentile: float = 0.95, upsample: int = 4) -> Tensor:
     """Boxes round the strongest activations of the channels that peak highest.
 
     Takes the `num_boxes` channels with the largest peak, enlarges each map bilinearly and boxes the pixels at or above its
-    percentile. Channels come in the order of their peaks, so the first box belongs to the strongest one.
+    percentile. Channels come in the order of their peaks, so the first box belongs to the strongest one. Of equal peaks, which
+    ReLU6 and half precision make by the dozen, the one with the larger mean comes first, and of equal means the lower number:
+    the boxes do not depend on how a runtime orders what is equal, nor, means being hardly ever equal, on the channels' numbers.
 
     Our decision: "Focus Longer to See Better" reads its boxes from files that a ProtoPNet made (box of the pixels at or above the
     95th percentile of an activation map, at the image's resolution). Enlarging by 4 and not to full resolution moves an edge
@@ -35,7 +40,7 @@ def activation_boxes(features: Tensor, num_boxes: int, percentile: float = 0.95,
     """
     features = features.detach().float()
     batch, channels, height, width = features.shape
-    order = features.flatten(2).amax(dim=2).topk(min(num_boxes, channels), dim=1).indices
+    order = _strongest(features, min(num_boxes, channels))
     order = order.repeat(1, math.ceil(num_boxes / order.shape[1]))[:, :num_boxes]
     chosen = features.gather(1, order[:, :, None, None].expand(-1, -1, height, width))
     maps = F.interpolate(chosen, scale_factor=upsample, mode="bilinear", align_corners=False)
@@ -43,12 +48,26 @@ def activation_boxes(features: Tensor, num_boxes: int, percentile: float = 0.95,
     kept = max(1, round((1 - percentile) * height * width))
     flat = maps.flatten(2)
     floor, peak = flat.amin(dim=2, keepdim=True), flat.amax(dim=2, keepdim=True)
+    tie = TIE * (peak - floor)
     # A map that is mostly zero, as after a ReLU, has its percentile at zero, too: what lies on its floor is not activated.
-    activated = (flat > floor) | (floor == peak)
-    mask = (activated & (flat >= flat.topk(kept, dim=2).values[:, :, -1:])).view(batch, num_boxes, height, width)
+    mask = (flat > floor + tie) & (flat >= flat.topk(kept, dim=2).values[:, :, -1:] - tie)
+    constant = chosen.amin(dim=(2, 3)) == chosen.amax(dim=(2, 3))  # of the enlarged maps this need not be true
+    mask = (mask | constant[:, :, None]).view(batch, num_boxes, height, width)
     x0, x1 = _extent(mask.any(dim=2))
     y0, y1 = _extent(mask.any(dim=3))
     return torch.stack([x0 / width, y0 / height, x1 / width, y1 / height], dim=-1)
+
+
+def _strongest(features: Tensor, count: int) -> Tensor:
+    """Channels of (B, C, h, w) by peak, then mean, then number, the strongest first: (B, count)."""
+    peaks, means = features.amax(dim=(2, 3)), features.mean(dim=(2, 3))
+    chosen: list[Tensor] = []
+    # topk promises no order among equals, and a stable sort has no ONNX form; argmax takes the first everywhere.
+    for _ in range(count):
+        highest = peaks == peaks.amax(dim=1, keepdim=True)
+        chosen.append(means.masked_fill(~highest, -math.inf).argmax(dim=1, keepdim=True))
+        peaks = peaks.scatter(1, chosen[-1], -math.inf)
+    return torch.cat(chosen, dim=1)
 
 
 def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +184,8 @@ def attention_boxes(maps: Tensor, theta: Tensor, padding: float = 0.1, size: tup
 def attention_drop(images: Tensor, maps: Tensor, theta: Tensor) -> Tensor:
     """Erase from the images the region where a map reaches a share of its maximum.
 
-    Source: attention dropping of WS-DAN (arXiv 1901.09891, section 3.3).
+    Source: attention dropping of WS-DAN (arXiv 1901.09891, section 3.3). Our decision: a map of zeros, every pixel of which
+    reaches any share of its maximum, erases nothing; the published code erases the whole image, of which nothing is to be learnt.
 
     Args:
         images: (B, 3, H, W), normalised, so that zero is the mean colour.

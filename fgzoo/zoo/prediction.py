@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from fgzoo.allocator import keep_in_worker
 from fgzoo.data.card import DataCard
 from fgzoo.data.images import decode, from_pillow
 from fgzoo.data.transforms import Transform, default_resize, resize_transform
@@ -83,7 +84,7 @@ def predict(
     Args:
         models: Trained models with the same class names, on one device; their probabilities are averaged.
         images: Paths, PIL images, uint8 tensors (3, H, W), or a list of them.
-        top_k: How many classes to name, clipped to the number of classes.
+        top_k: How many classes to name, clipped to the number of classes; of equally probable ones the first comes first.
         batch_size: Images that pass the network at once; views of test-time augmentation pass one after the other.
         tta: `none`, `flip`, `five-crop` or `ten-crop`.
         num_workers: Loader processes; 0 reads in the process itself.
@@ -101,7 +102,7 @@ def predict(
         raise UsageError(f"predict: top_k is {top_k}; at least 1")
     names = class_names(models)
     for answers in compute(models, images, probabilities, batch_size, tta, num_workers, precision):
-        ranked, classes = answers.values.topk(min(top_k, len(names)), dim=1)
+        ranked, classes = most_probable(answers.values, top_k)
         found = iter(zip(ranked.tolist(), classes.tolist(), strict=True))
         for error in answers.errors:
             yield Prediction(error=error) if error is not None else _named(*next(found), names)
@@ -140,6 +141,12 @@ def probabilities(model: FineGrainedClassifier, images: Tensor) -> Tensor:
     """Class probabilities (B, K), in single precision whatever the network's."""
     output = model(images)
     return output.logits.float().softmax(dim=1)
+
+
+def most_probable(shares: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The largest of probabilities (B, K) and their classes; of equal ones the first comes first, as argmax has it."""
+    ranked, classes = shares.sort(dim=1, descending=True, stable=True)  # topk promises no order
+    return ranked[:, :top_k], classes[:, :top_k]
 
 
 def features(model: FineGrainedClassifier, images: Tensor) -> Tensor:
@@ -386,6 +393,7 @@ def batches(
         batch_size=batch_size,
         num_workers=min(num_workers, math.ceil(len(images) / batch_size)),
         collate_fn=_collate,
+        worker_init_fn=keep_in_worker,
         pin_memory=pinned,
         generator=torch.Generator(),  # its own, so that the caller's random numbers stay as they are
     )

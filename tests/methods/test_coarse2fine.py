@@ -18,6 +18,7 @@ from fgzoo.nn import attention_boxes, attention_drop, crop_boxes, keyed_uniform,
 from fgzoo.nn.attention_pooling import draw_map, map_similarity
 from fgzoo.nn.backbone import Backbone, Level
 from fgzoo.nn.output import MethodOutput
+from fgzoo.recipes import list_recipes
 from fgzoo.testing import evaluation_mode, example_batch
 
 #: Stage 1 here is a coarse and a fine pass and nothing else, unless a test says otherwise.
@@ -393,6 +394,7 @@ class Blind(Backbone):
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.levels = [Level(8, 16)]
+        self._still = ()
         self.scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -463,6 +465,20 @@ def test_rates_of_adamw() -> None:
 def test_rates_that_are_given(optimizer: str) -> None:
     given = rates(optimizer=optimizer, attention_lr_factor=0.7, classifier_lr_factor=0.6, decoder_lr_factor=0.9)
     assert given == {"backbone": 0.3, "attention": 0.7, "classifier": 0.6, "decoder": 0.9}
+
+
+@pytest.mark.parametrize("data", ["cub", "cars", "aircraft", "folder"])
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("wsdan", "80 epochs as in its paper (its code: 160)"),
+        ("coarse2fine", "80 epochs of WS-DAN as in its paper (its code: 160)"),
+        ("rra", "90 of their 500 epochs"),
+        ("rra-parent", "90 of their 500 epochs"),
+    ],
+)
+def test_recipes_that_train_for_less_than_the_published_code_say_so(data: str, recipe: str, said: str) -> None:
+    assert said in list_recipes()[f"{data}/{recipe}"]
 
 
 def test_the_parent_has_no_decoder_and_one_stage() -> None:

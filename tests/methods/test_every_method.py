@@ -19,17 +19,20 @@ BACKBONES = ("test_resnet", "tiny_vgg", "test_efficientnet", "test_convnext", "t
 #: Variants that take another path through the network.
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "rra without recursion": ("rra", {"recursion": False}),
+    "rra round its recursion": ("rra", {"residual": True, "init": "orthogonal"}),
     "rra with random patches": ("rra", {"patches": "random", "attend_over_time": False}),
     "iagn in one step": ("iagn", {"one_step": True}),
     "iagn the other way round": ("iagn", {"distillation": "shallow_to_deep", "guidance": False}),
     "iagn with two views": ("iagn", {"test_crop": True, "test_heads": "combined"}),
-    "iagn with two stages": ("iagn", {"stages": 2, "grids": (4, 2)}),
+    "iagn with two stages": ("iagn", {"stages": 2, "grids": (4, 2), "init": "orthogonal", "last_level": True}),
+    "pmg by whole images": ("pmg", {"whole_statistics": True, "init": "orthogonal"}),
     "coarse2fine with a mask alone": ("coarse2fine", {"fine": "mask", "keep_views": False}),
     "coarse2fine detached": ("coarse2fine", {"detach_attention": True}),
     "srbn with glimpses": ("srbn", {"attention": "recurrent"}),
     "srbn from four corners": ("srbn", {"directions": 4, "attention": "none"}),
     "srbn without its lstm": ("srbn", {"spatial_lstm": False, "bilinear_size": 4096}),
     "two networks": ("bcnn", {"combine": "concat"}),
+    "everything frozen that can be": ("srbn", {"freeze": 3, "freeze_norm": "affine", "init": "orthogonal", "new_share": 0}),
 }
 #: The same classes without something, so less can go wrong on another backbone.
 PARENTS = ("rra-parent", "pmg", "wsdan", "bcnn")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import tests.small  # noqa: F401 - registers tiny_vgg
 from fgzoo.errors import UsageError
@@ -20,13 +22,15 @@ from fgzoo.nn.jigsaw import jigsaw, jigsaw_order
 from fgzoo.nn.maps import normalize_map
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.randomness import keyed_uniform
-from fgzoo.testing import evaluation_mode, example_batch
+from fgzoo.testing import check_statistics_move, evaluation_mode, example_batch
 
 PMG: dict[str, Any] = {
     "head": "pmg", "guidance": False, "distillation": "none", "alignment_weight": 0, "whole_statistics": False,
 }  # fmt: skip
 #: No mechanism on top of progressive training, but evidence heads.
 PLAIN: dict[str, Any] = {**PMG, "head": "evidence"}
+#: PMG's classifiers, which have batch-norms of their own, but for whole images' statistics.
+WHOLE: dict[str, Any] = {**PMG, "whole_statistics": True}
 
 
 def make(**arguments: Any) -> IAGN:
@@ -161,6 +165,9 @@ def test_a_single_vector_is_normalised_by_the_running_statistics() -> None:
     norm.running_mean.copy_(torch.randn(4))
     single = torch.randn(1, 4)
     assert torch.equal(norm.train()(single), norm.eval()(single))
+    start = copy.deepcopy(norm.state_dict())
+    norm.train()(single)
+    assert all(torch.equal(value, start[name]) for name, value in norm.state_dict().items())
     many = torch.randn(8, 4)
     torch.testing.assert_close(norm.train()(many).mean(0), torch.zeros(4), atol=1e-6, rtol=0)
 
@@ -404,6 +411,27 @@ def test_the_parents_loss_is_the_cross_entropy_with_the_fused_head_twice() -> No
     torch.testing.assert_close(terms["fused"], 2 * F.cross_entropy(output.logits, targets))
 
 
+@pytest.mark.parametrize("one_step", [False, True])
+@pytest.mark.parametrize(("name", "own_layer_learns_alike"), [("adamw", True), ("sgd", False)])
+def test_with_adamw_the_fused_weight_acts_through_shared_layers_alone(
+    name: str, own_layer_learns_alike: bool, one_step: bool
+) -> None:
+    images, targets, keys = example_batch()
+    own, shared = [], []
+    for weight in (1.0, 4.0):
+        model = make(**PMG, fused_weight=weight, one_step=one_step).double().train()
+        weights = network(model).parameters()
+        optimizer = torch.optim.AdamW(weights, eps=1e-16) if name == "adamw" else torch.optim.SGD(weights, lr=1e-3)
+        for output in model.training_outputs(images.double(), targets, keys):
+            optimizer.zero_grad()
+            total(model, output, targets).backward()
+            optimizer.step()
+        own.append(network(model).heads[3].classifier[-1].weight)  # type: ignore[union-attr,index]
+        shared.append(network(model).blocks[0][0].weight)  # type: ignore[index]
+    assert torch.allclose(own[0], own[1], rtol=0, atol=1e-9) == own_layer_learns_alike
+    assert not torch.allclose(shared[0], shared[1], rtol=0, atol=1e-9)
+
+
 def test_mixed_images_have_a_loss() -> None:
     model = make().train()
     images, targets, keys = example_batch()
@@ -503,6 +531,51 @@ def test_whole_images_alone_move_the_statistics(one_step: bool) -> None:
     assert any(not torch.equal(every[name], expected[name]) for name in expected if "running_mean" in name)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("one_step", [False, True])
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("distillation", ["none", "deep_to_shallow", "shallow_to_deep"])
+def test_every_batch_norm_of_pmgs_classifiers_moves(whole: bool, one_step: bool, stages: int, distillation: str) -> None:
+    grids = (8, 4, 2)[-stages:]
+    more = {"whole_statistics": whole, "one_step": one_step, "stages": stages, "grids": grids, "distillation": distillation}
+    check_statistics_move(lambda: make(**{**PMG, **more}))
+
+
+def test_a_batch_norm_without_a_batch_is_named() -> None:
+    def forgetful() -> IAGN:
+        model = make(**PMG)
+        network(model).forgotten = nn.Sequential(nn.BatchNorm1d(3))
+        return model
+
+    with pytest.raises(AssertionError, match=r"no batch, e\.g\. \['forgotten\.0'\]"):
+        check_statistics_move(forgetful)
+
+
+@pytest.mark.parametrize("one_step", [False, True])
+@pytest.mark.parametrize("distillation", ["none", "shallow_to_deep"])
+def test_the_stages_classifiers_count_the_whole_image_once(one_step: bool, distillation: str) -> None:
+    model = make(**{**WHOLE, "one_step": one_step, "distillation": distillation}).train()
+    net, (images, targets, keys) = network(model), example_batch()
+    with torch.no_grad():
+        levels = copy.deepcopy(net).backbone(images)
+        whole = [copy.deepcopy(block)(levels[tap]) for block, tap in zip(net.blocks, net.taps, strict=True)]
+    list(model.training_outputs(images, targets, keys))
+    for maps, found in zip([*whole, None], net.heads, strict=True):
+        assert isinstance(found, PMGHead)
+        vectors = torch.cat([m.amax((2, 3)) for m in (whole if maps is None else [maps])], dim=1)
+        for norm in (found.classifier[0], found.classifier[2]):
+            assert isinstance(norm, VectorNorm)
+            assert norm.num_batches_tracked == 1
+        torch.testing.assert_close(found.classifier[0].running_mean, 0.1 * vectors.mean(0))
+
+
+def test_the_parents_classifiers_count_their_jigsaw_and_the_whole_image() -> None:
+    model = make(**PMG).train()
+    list(model.training_outputs(*example_batch()))
+    counts = {name: int(value) for name, value in network(model).named_buffers() if name.endswith("num_batches_tracked")}
+    assert [counts[f"heads.{number}.classifier.0.num_batches_tracked"] for number in range(4)] == [2, 2, 2, 1]
+
+
 def test_compiled_stages_move_no_statistics() -> None:
     model = make().train()
     before = copy.deepcopy(dict(model.named_buffers()))
@@ -535,11 +608,29 @@ def test_test_crop_averages_the_image_and_its_crop() -> None:
     torch.testing.assert_close(output.logits, output.heads["fused"])
 
 
-def test_combined_is_the_mean_of_all_heads() -> None:
-    model = evaluation_mode(make(test_heads="combined"))
+@pytest.mark.parametrize("test_heads", ["fused", "combined"])
+@pytest.mark.parametrize("arguments", [{}, PMG, {"test_crop": True}], ids=["iagn", "pmg", "two_views"])
+def test_fused_and_combined_are_both_scored(test_heads: str, arguments: dict[str, Any]) -> None:
+    model = evaluation_mode(make(test_heads=test_heads, **arguments))
     with torch.no_grad():
-        output = model(example_batch()[0])
-    torch.testing.assert_close(output.logits, sum(output.heads.values()) / 4)
+        heads = dict((output := model(example_batch()[0])).heads)
+    assert torch.equal(output.logits, heads[test_heads])
+    combined = heads.pop("combined")
+    assert tuple(heads) == network(model).names
+    torch.testing.assert_close(combined, sum(heads.values()) / 4)
+
+
+def test_validation_logs_the_accuracy_of_fused_and_combined() -> None:
+    model = make(**PMG)
+    model.trained = True
+    images, targets, _ = example_batch(batch=8)
+    loader = DataLoader(list(zip(images, targets.tolist(), range(8), strict=True)), batch_size=4)  # type: ignore[arg-type]
+    trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    (scores,) = trainer.validate(model, loader, verbose=False)
+    with torch.no_grad():
+        heads = model.eval()(images).heads
+    for name in ("stage1", "stage2", "stage3", "fused", "combined"):
+        assert scores[f"val/top1_{name}"] == pytest.approx(float((heads[name].argmax(1) == targets).float().mean()))
 
 
 def test_evaluation_has_no_extra() -> None:

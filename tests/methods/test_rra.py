@@ -88,6 +88,34 @@ def test_states_may_be_normalised_before_they_are_classified() -> None:
     torch.testing.assert_close(stream(pooled), normal @ stream.classifier.weight.T + stream.classifier.bias)
 
 
+def test_a_path_round_the_recursion_adds_x_to_what_the_classifier_reads() -> None:
+    model = make(residual=True)
+    stream = network(model).local_stream
+    assert stream is not None
+    assert stream.recursion is not None
+    assert stream.attention is not None
+    pooled = torch.randn(3, network(model).local_backbone.levels[-1].channels)  # type: ignore[union-attr]
+    x = stream.project(pooled)
+    context, _ = stream.attention(stream.recursion(x, stream.steps))
+    torch.testing.assert_close(stream(pooled), stream.classifier(x + context))
+
+
+def test_without_recursion_there_is_no_path_round_it() -> None:
+    stream = network(make(residual=True, recursion=False)).local_stream
+    assert stream is not None
+    pooled = torch.randn(3, stream.project.in_features)  # type: ignore[arg-type]
+    torch.testing.assert_close(stream(pooled), stream.classifier(stream.project(pooled)))
+
+
+def test_added_layers_can_begin_as_projections() -> None:
+    net = network(make(init="orthogonal", hidden_size=24, global_width=40))
+    assert net.local_stream is not None
+    for layer in (net.global_stream.added[0], net.global_stream.added[2], net.local_stream.project):
+        weight = layer.weight.flatten(1)
+        weight = weight if weight.shape[0] <= weight.shape[1] else weight.T
+        torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), rtol=0, atol=1e-5)
+
+
 def test_paper_width_needs_no_projection() -> None:
     assert isinstance(LocalStream(512, 4).project, torch.nn.Identity)
 
@@ -337,9 +365,9 @@ def plain_grad_cam(net: RRANetwork, patches: torch.Tensor, targets: torch.Tensor
     return (weights[:, :, None, None] * features).sum(dim=1).clamp_min(0).detach()
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-def test_explain_equals_plain_grad_cam_pasted_and_weighted(normalize: bool) -> None:
-    model = evaluation_mode(make(normalize_states=normalize))
+@pytest.mark.parametrize("states", [{}, {"normalize_states": True}, {"residual": True}])
+def test_explain_equals_plain_grad_cam_pasted_and_weighted(states: dict[str, Any]) -> None:
+    model = evaluation_mode(make(**states))
     net, (images, targets, _) = network(model), example_batch((96, 64))
     with torch.no_grad():
         boxes = net.boxes(images, net.global_backbone(images)[-1], None)

@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import tests.small  # noqa: F401 - registers tiny_vgg
@@ -50,7 +52,7 @@ def test_the_whole_follows_the_equations() -> None:
         alpha = net.attention(x)
         hidden = net.spatial_lstm(alpha[0].numel() * alpha[:, None] * x)
         scanned = net.readout.classifier(torch.einsum("bhw,bchw->bc", alpha, hidden))
-        attended = net.bilinear.classifier(3.0 * power_normalize(bilinear_pool(a, b, alpha)))
+        attended = net.bilinear.classifier(3.0 * power_normalize(bilinear_pool(a, b, alpha), root_eps=1e-5))
         output = model(images)
     torch.testing.assert_close(output.logits, attended + 0.3 * scanned)
     torch.testing.assert_close(output.heads, {"hidden": scanned, "bilinear": attended})
@@ -110,7 +112,7 @@ def test_local_features_and_states_may_be_batch_normalised() -> None:
         alpha = net.attention(x)
         hidden = normalised(net.spatial_lstm(alpha[0].numel() * alpha[:, None] * x), norms[1])
         scanned = net.readout.classifier(torch.einsum("bhw,bchw->bc", alpha, hidden))
-        attended = net.bilinear.classifier(3.0 * power_normalize(bilinear_pool(a, b, alpha)))
+        attended = net.bilinear.classifier(3.0 * power_normalize(bilinear_pool(a, b, alpha), root_eps=1e-5))
         heads = model(images).heads
     torch.testing.assert_close(heads, {"hidden": scanned, "bilinear": attended}, rtol=1e-4, atol=1e-4)
 
@@ -155,8 +157,10 @@ def test_the_parent_is_b_cnn() -> None:
     assert net.local is None
     with torch.no_grad():
         a, b = net.streams(images)
-        vector = torch.stack([sum(torch.outer(p, q) for p, q in zip(m, n, strict=True)).flatten() for m, n in pairs(a, b)])
-        root = vector.sign() * vector.abs().sqrt()
+        sums = [sum(torch.outer(p, q) for p, q in zip(m, n, strict=True)).flatten() for m, n in pairs(a, b)]
+        # Published code adds 1e-5 to the mean over locations, below the root.
+        vector = torch.stack(sums) / (a.shape[2] * a.shape[3])
+        root = vector.sign() * (vector.abs() + 1e-5).sqrt()
         expected = net.readout.classifier(2.0 * root / root.norm(dim=1, keepdim=True))
         torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -174,7 +178,7 @@ def test_attention_alone_weighs_the_bilinear_vector() -> None:
     with torch.no_grad():
         a, b = net.streams(images)
         alpha = net.attention(10.0 * net.local(a, b))
-        expected = net.readout.classifier(10.0 * power_normalize(bilinear_pool(a, b, alpha)))
+        expected = net.readout.classifier(10.0 * power_normalize(bilinear_pool(a, b, alpha), root_eps=1e-5))
         torch.testing.assert_close(model(images).logits, expected)
 
 
@@ -260,8 +264,8 @@ def test_a_second_copy_is_read_at_another_depth(backbone: str, first: tuple[int,
     assert a.shape[-2:] == b.shape[-2:] == (6, 4)
 
 
-def test_a_second_copy_is_read_before_the_last_level_even_where_that_is_fine_enough() -> None:
-    assert network(make(stride=32)).second_backbone.levels[-1].stride == 16
+def test_a_second_copy_is_read_at_the_last_level_where_that_is_fine_enough() -> None:
+    assert network(make(stride=32)).second_backbone.levels[-1] == network(make(stride=32)).backbone.levels[-1]
 
 
 def test_a_second_transformer_is_read_as_the_mean_of_its_levels() -> None:
@@ -383,6 +387,7 @@ def test_dropout_acts_in_training(variant: dict[str, Any]) -> None:
         ({"attention": "recurrent", "glimpses": 1}, "model.glimpses"),
         ({"directions": 2}, "model.directions"),
         ({"new_share": 1.0}, "model.new_share"),
+        ({"init": "xavier"}, "model.init"),
         ({"new_share": -0.1}, "model.new_share"),
         ({"rank": 0}, "model.rank"),
         ({"stride": 0}, "model.stride"),
@@ -480,17 +485,48 @@ def test_the_first_step_trains_the_new_layers_alone(tmp_path: Path) -> None:
 
 
 def test_stages_name_groups_that_exist() -> None:
-    for variant in ({}, PARENT, CONTROL):
+    for variant, classifier in (({}, {"bilinear.classifier"}), (PARENT, {"readout.classifier"}), (CONTROL, set())):
         model = make(**variant)
         groups = {str(group["name"]).partition("/")[0] for group in model.parameter_groups()}
-        assert groups == {"backbone", "second_backbone", "new"}
+        assert groups - {"new"} == {"backbone", "second_backbone"} | classifier
         for stage in model.stages():
-            assert set(stage.rates) <= groups
+            assert set(stage.rates) <= groups | {"new"}
 
 
 def test_shares_and_rates_of_the_steps() -> None:
     first, second = make(new_share=0.25, new_rate=3.0).stages()
     assert (first.share, second.share) == (0.25, 0.75)
     assert (first.rate("backbone"), first.rate("second_backbone"), first.rate("new/norm+bias")) == (0, 0, 3)
-    assert second.rates == {}
+    assert (first.rate("bilinear.classifier"), second.rate("bilinear.classifier"), second.rate("new")) == (3, 0.02, 1)
+    assert make(optimizer="adamw").stages()[1].rate("bilinear.classifier") == 1
+    assert make(joint_rate=0.3, **PARENT).stages()[1].rate("readout.classifier") == 0.3
     assert [stage.share for stage in make(new_share=0).stages()] == [1.0]
+
+
+# ---------------------------------------------------------------------- how layers begin
+
+
+def test_layers_between_streams_and_classifiers_can_begin_as_projections() -> None:
+    net = network(make(init="orthogonal", bilinear_size=4096))
+    assert net.local is not None
+    assert net.bilinear is not None
+    assert isinstance(net.bilinear.narrow_first, nn.Conv2d)
+    for layer in (net.local.u, net.local.v, net.local.p, net.bilinear.narrow_first):
+        weight = layer.weight.flatten(1)
+        weight = weight if weight.shape[0] <= weight.shape[1] else weight.T
+        torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), rtol=0, atol=1e-5)
+
+
+def test_the_root_s_epsilon_is_that_of_published_code_in_gradients_too() -> None:
+    # What published code computes for features that are not negative: the mean's root, 1e-5 below it, then length one.
+    a, b = (torch.rand(2, 5, 3, 4, dtype=torch.double).mul(0.02).requires_grad_() for _ in range(2))
+    readout = BilinearReadout(5, 5, 3).double()
+    vector = torch.einsum("bchw,bdhw->bcd", a, b).flatten(1) / 12
+    expected = readout.classifier(F.normalize((vector + 1e-5).sqrt()))
+    found, _ = readout(a, b, None, None)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), (a, b)), torch.autograd.grad((expected * weights).sum(), (a, b)), strict=True
+    ):
+        torch.testing.assert_close(one, other)

@@ -49,6 +49,20 @@ def test_mobilenetv2_ends_in_its_1280_channels() -> None:
     assert Backbone("mobilenetv2_100", pretrained=False).levels[-1].channels == 1280
 
 
+def test_the_last_level_can_be_finer_with_the_same_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_efficientnet").state_dict(), path)
+    backbone = Backbone("test_efficientnet", weights=path, output_stride=16)
+    assert backbone.levels[-1].stride == 16
+    assert backbone(torch.randn(1, 3, 64, 64))[-1].shape[2:] == (4, 4)
+
+
+@pytest.mark.parametrize(("name", "stride"), [("test_vit", 8), ("vgg16", 16), ("resnet18", 12), ("test_efficientnet", 12)])
+def test_strides_that_timm_cannot_build_are_named(name: str, stride: int) -> None:
+    with pytest.raises(UsageError, match=r"model\.output_stride: timm"):
+        Backbone(name, pretrained=False, output_stride=stride)
+
+
 def test_unreachable_stride_leaves_the_network_whole() -> None:
     assert Backbone("test_vit", pretrained=False, max_stride=8).levels[-1].stride == 16
 

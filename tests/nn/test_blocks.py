@@ -126,9 +126,45 @@ def test_enlarging_by_four_gives_nearly_the_boxes_of_full_resolution() -> None:
     assert (inter / (areas[0] + areas[1] - inter)).mean() > 0.85
 
 
-def test_constant_maps_give_the_whole_image() -> None:
-    boxes = activation_boxes(torch.ones(1, 3, 4, 4), num_boxes=2)
-    assert boxes.tolist() == [[[0, 0, 1, 1]] * 2]
+def clamped(*shape: int) -> torch.Tensor:
+    """Maps as ReLU6 makes them: some zero, most at 6 somewhere."""
+    torch.manual_seed(0)
+    return (4 * torch.randn(shape)).clamp(0, 6)
+
+
+def test_channels_that_peak_equally_come_by_their_means_then_by_their_numbers() -> None:
+    # In quarters, so that means are exact and often equal, too.
+    features = (4 * clamped(8, 96, 3, 3)).round() / 4
+    features[:, 70:90] = features[:, :20]
+    boxes = activation_boxes(features, num_boxes=10)
+    for n in range(8):
+        channels = features[n].flatten(1).tolist()
+        ordered = sorted(range(96), key=lambda c: (-max(channels[c]), -sum(channels[c]), c))
+        assert max(channels[ordered[9]]) == 6
+        alone = [activation_boxes(features[n : n + 1, c : c + 1], num_boxes=1)[0, 0] for c in ordered[:10]]
+        assert torch.equal(boxes[n], torch.stack(alone))
+
+
+def test_boxes_do_not_depend_on_the_channels_numbers() -> None:
+    features = clamped(8, 96, 5, 5)
+    assert ((features.amax(dim=(2, 3)) == 6).sum(dim=1) > 40).all()
+    boxes = activation_boxes(features, num_boxes=10)
+    for _ in range(3):
+        assert torch.equal(activation_boxes(features[:, torch.randperm(96)], num_boxes=10), boxes)
+
+
+def test_pixels_that_are_equal_but_for_rounding_are_bounded_together() -> None:
+    # Beside a corner that is not quite 6 pixels mirror one another, and the percentile often falls between two of them.
+    maps = clamped(2000, 1, 5, 5)
+    boxes = activation_boxes(maps, num_boxes=1)
+    assert torch.equal(activation_boxes(maps.mT, num_boxes=1), boxes[..., [1, 0, 3, 2]])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (5, 7)])
+def test_constant_maps_give_the_whole_image(shape: tuple[int, int]) -> None:
+    # Enlarging 0.1 gives more than one value.
+    features = torch.linspace(-1, 1, 21)[None, :, None, None].expand(-1, -1, *shape)
+    assert (activation_boxes(features, num_boxes=21) == torch.tensor([0.0, 0, 1, 1])).all()
 
 
 def test_fewer_channels_than_boxes_repeat_the_strongest() -> None:

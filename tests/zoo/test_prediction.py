@@ -116,6 +116,14 @@ def test_top_k_is_clipped_to_the_number_of_classes(trained: SimpleNamespace, pho
     assert list(rows(result)[0]) == list(rows(predict(trained, photos[0], "--top-k", 3))[0])
 
 
+def test_of_equally_probable_classes_the_first_comes_first() -> None:
+    shares = torch.tensor([0.0, 0.01, 0.02]).repeat(8, 40)
+    ranked, classes = prediction.most_probable(shares, 50)
+    assert torch.equal(ranked, shares.gather(1, classes))
+    assert classes.tolist() == [[*range(2, 120, 3), *range(1, 31, 3)]] * 8
+    assert torch.equal(classes[:, 0], shares.argmax(dim=1))
+
+
 def test_top_k_names_no_more(trained: SimpleNamespace, photos: list[Path]) -> None:
     assert list(rows(predict(trained, photos[0], "--top-k", 1))[0]) == ["path", "class_1", "probability_1", "error"]
 
