@@ -44,6 +44,22 @@ from fgzoo.training.run import CONFIG, environment, peak_memory
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
 
+#: The preset `small` before and after pretraining was kept: what each method has beside it, and what all have.
+FROZEN: dict[str, Any] = {"freeze": 3, "freeze_norm": "statistics"}
+RRA: dict[str, Any] = {"local_scale": 1.0, "local_stride": 32, "patch_percentile": 0.75, "normalize_states": True}
+SRBN: dict[str, Any] = {"rank": 512, "projection": 256, "batch_norm": True}
+BILINEAR: dict[str, Any] = {"stride": 32, "bilinear_size": 122_880, "init": "orthogonal"}
+STAGES: dict[str, Any] = {"stages": 2, "grids": (4, 2), "init": "orthogonal", "feature_size": 320, "last_level": True}
+BEFORE: dict[str, dict[str, Any]] = {"rra": RRA, "iagn": {"stages": 2, "grids": (4, 2)}, "srbn": SRBN}
+AFTER: dict[str, dict[str, Any]] = {
+    "rra": {**RRA, "global_width": 0, "init": "orthogonal", "residual": True},
+    "rra-parent": {"init": "orthogonal"},
+    "iagn": STAGES,
+    "pmg": STAGES,
+    "srbn": {**SRBN, **BILINEAR},
+    "bcnn": BILINEAR,
+}
+
 # ---------------------------------------------------------------------- what is measured
 
 

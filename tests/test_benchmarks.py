@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from fgzoo import create_model
 from fgzoo.errors import UsageError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -273,65 +272,28 @@ def test_results_measured_in_another_way_are_not_kept(interpretability: Any, wri
         interpretability.read_results(written, {"data": "birds", "limit": 60})
 
 
-# ---------------------------------------------------------------------- what features tell before training
+# ---------------------------------------------------------------------- steps that take turns
 
 
-def test_the_readout_is_the_ridge_classifier_that_cross_validation_prefers(common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    readouts = load("readouts", monkeypatch)
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(3, 40, generator=generator, dtype=torch.double)
-
-    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        targets = torch.randint(0, 3, (count,), generator=generator)
-        return centres[targets] + 4 * torch.randn(count, 40, generator=generator, dtype=torch.double), targets
-
-    (train, train_targets), (held_out, targets) = draw(30), draw(200)
-
-    def hits(x: torch.Tensor, y: torch.Tensor, others: torch.Tensor, wanted: torch.Tensor, penalty: float) -> int:
-        """By the normal equations, with an intercept that no penalty holds back."""
-        mean, deviation = x.mean(dim=0), x.std(dim=0)
-        rows = torch.cat([(x - mean) / deviation, torch.ones(len(x), 1)], dim=1)
-        held = torch.diag(torch.tensor([penalty] * 40 + [0.0]).double())
-        weights = torch.linalg.solve(rows.T @ rows + held, rows.T @ torch.nn.functional.one_hot(y, 3).double())
-        scores = torch.cat([(others - mean) / deviation, torch.ones(len(others), 1)], dim=1) @ weights
-        return int((scores.argmax(dim=1) == wanted).sum())
-
-    part = torch.arange(30) % readouts.PARTS
-    inner = [
-        sum(
-            hits(train[part != k], train_targets[part != k], train[part == k], train_targets[part == k], penalty)
-            for k in range(5)
+def test_ratios_of_speed_are_taken_within_each_turn(common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = load("speed", monkeypatch)
+    shared = ("test_resnet", 64, 2, 0)
+    # A machine that is twice as slow in the second turn.
+    found = {
+        speed.Case(what, when, *shared): [{"user": s * user, "system": s * system, "resident_mb": 1e3} for s in (1, 2, 1)]
+        for what, when, user, system in (
+            (speed.PLAIN, "before", 0.03, 0.01), ("rra", "before", 0.06, 0.02), ("rra", "after", 0.02, 0.0)
         )
-        for penalty in readouts.PENALTIES
-    ]
-    penalty = readouts.PENALTIES[inner.index(max(inner))]
-    expected = hits(train, train_targets, held_out, targets, penalty) / 200
-    assert readouts.ridge_accuracy(train, train_targets, held_out, targets) == pytest.approx(expected)
-    assert expected > 0.5
+    }  # fmt: skip
+    written, rows = speed.report(found)
+    assert "| rra | after | 20.0 (20.0-40.0) | 0.0 | 0.25 (0.25-0.25) | 0.50 (0.50-0.50) | 1,000 |" in written
+    assert "| rra | before | 80.0 (80.0-160.0) | 20.0 |  | 2.00 (2.00-2.00) | 1,000 |" in written
+    assert [row["what"] for row in rows] == [speed.PLAIN, "rra", "rra"]
 
 
-@pytest.mark.parametrize(
-    ("method", "places"),
-    [
-        ("rra", {"image": 256, "patches": 48, "recursion": 512}),
-        ("srbn", {"first stream": 256, "second stream": 48, "local features": 512, "scan": 256}),
-    ],
-)
-def test_readouts_look_at_every_place(common: Any, monkeypatch: pytest.MonkeyPatch, method: str, places: dict[str, int]) -> None:
-    readouts = load("readouts", monkeypatch)
-    own = {"batch_norm": True} if method == "srbn" else {}
-    model = create_model(method, 5, "test_efficientnet", pretrained=False, **own).eval()
-    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-
-    class Held:
-        def val_dataloader(self) -> list[Any]:
-            return [(images[:2], torch.tensor([0, 1])), (images[2:], torch.tensor([4]))]
-
-    readouts.calibrate(model, Held())
-    assert not any(module.training for module in model.network.modules())
-    found, targets = readouts.features(model, Held())
-    assert targets.tolist() == [0, 1, 4]
-    assert {name: tuple(value.shape) for name, value in found.items()} == {name: (3, width) for name, width in places.items()}
-    if method == "srbn":
-        assert model.network.batch_norm.num_batches_tracked == 2
-        assert found["local features"].mean(dim=0).abs().max() < 0.5
+def test_processes_that_take_turns_report_what_their_steps_took(common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = load("speed", monkeypatch)
+    cases = [speed.Case(what, when, "test_resnet", 64, 2, 0) for what, when in ((speed.PLAIN, "before"), ("srbn", "after"))]
+    found = speed.measure(cases, steps=1, blocks=2, show=lambda _: None)
+    assert [len(found[case]) for case in cases] == [2, 2]
+    assert all(block["user"] > 0 for case in cases for block in found[case])

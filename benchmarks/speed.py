@@ -1,0 +1,249 @@
+"""CPU seconds a training image of the preset `small`, as ratios within one run.
+
+Each network trains in a process of its own, one thread, on one batch of uint8 noise: the real step of a Lightning trainer (loss,
+backward pass, optimiser, schedule, several steps a batch where a method takes them; of stages, the last). All processes live at
+once and take turns, a block of steps each, so that whatever else the machine does meets all of them alike. `before`: the preset
+as it was, whose backbones learn whole and by batch statistics, with the C library's own memory settings; `after`: the preset with
+the lowest three levels and all batch statistics frozen, memory kept. `plain timm` is a bare loop of torch and timm.
+
+    python benchmarks/speed.py step --write
+    python benchmarks/speed.py step --backbone tf_efficientnet_lite0 --blocks 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from common import (
+    AFTER,
+    BEFORE,
+    FROZEN,
+    Repeated,
+    deliver,
+    heading,
+    keep_to_stage,
+    machine,
+    make_trainer,
+    process_environment,
+    random_batch,
+    spread,
+    table,
+)
+from lightning.pytorch.callbacks import Callback
+
+from fgzoo import create_model, keep_freed_memory
+from fgzoo.allocator import VARIABLE
+from fgzoo.recipes import find_recipe, read_config
+
+CLASSES = 50
+#: Batches that a process may be asked for, which its schedule needs to know.
+BATCHES = 10**6
+METHODS = ("baseline", "rra", "coarse2fine", "iagn", "srbn")
+PLAIN = "plain timm"
+
+
+class Case(NamedTuple):
+    """What one process trains."""
+
+    what: str
+    when: str
+    backbone: str
+    size: int
+    batch: int
+    seed: int
+
+
+# ---------------------------------------------------------------------- a process that trains
+
+
+class Turns(Callback):
+    """Trains when it is told to: reads a number of steps from standard input, and writes what they took."""
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Between blocks, report and wait."""
+        if self.left == 0:
+            self.left = turn(self)
+        self.left -= 1
+
+
+def turn(clock: Any) -> int:
+    """Report what the last block took, then wait for the next."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    now = (used.ru_utime, used.ru_stime)
+    user, system = (new - old for new, old in zip(now, getattr(clock, "since", now), strict=True))
+    sys.stdout.write(json.dumps({"user": user, "system": system, "resident_mb": used.ru_maxrss / 1024}) + "\n")
+    sys.stdout.flush()
+    asked = int(sys.stdin.readline() or 0)
+    if not asked:
+        os._exit(0)  # a trainer in the middle of an epoch has no other end
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    clock.since = (used.ru_utime, used.ru_stime)
+    return asked
+
+
+def train(case: Case) -> None:
+    """Train as told on standard input."""
+    torch.set_num_threads(1)
+    torch.manual_seed(case.seed)
+    if case.when == "after":
+        keep_freed_memory()
+    batch = random_batch(case.batch, case.size, CLASSES, torch.device("cpu"), case.seed)
+    if case.what == PLAIN:
+        plain(case, batch)
+    settings = read_config(find_recipe("small"))["model"]["init_args"]
+    own = {**AFTER.get(case.what, {}), **FROZEN} if case.when == "after" else BEFORE.get(case.what, {})
+    model = create_model(case.what, CLASSES, pretrained=False, **{**settings, **own, "backbone": case.backbone, "lr": 1e-6})
+    last = len(model.stages()) - 1
+    others = keep_to_stage(model, last)
+    trainer = make_trainer(torch.device("cpu"), "32-true", BATCHES, Turns(), case.seed)
+    trainer.fit(model, Repeated(batch, BATCHES + others))
+
+
+def plain(case: Case, batch: Any) -> None:
+    """The loop that one writes without any library but timm."""
+    model = timm.create_model(case.backbone, num_classes=CLASSES).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    mean, std = (255 * torch.tensor(timm.data.resolve_data_config({}, model=model)[key]).view(3, 1, 1) for key in ("mean", "std"))
+    images, targets, _ = batch
+
+    def step() -> None:
+        pixels = images.float().sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+        loss = F.cross_entropy(model(pixels), targets, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    while True:
+        for _ in range(turn(plain)):
+            step()
+
+
+# ---------------------------------------------------------------------- taking turns
+
+
+def measure(cases: list[Case], steps: int, blocks: int, show: Callable[[str], None]) -> dict[Case, list[dict[str, float]]]:
+    """Blocks of every case, taken in turn.
+
+    Args:
+        cases: What to train.
+        steps: Steps a block.
+        blocks: Blocks of each, after one that does not count.
+        show: Says how far it is.
+
+    Returns:
+        Seconds a training image, `user` and `system`, and the most resident memory in MB, by block.
+    """
+    found: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
+    processes = {}
+    for case in cases:
+        environment = {**process_environment(1), VARIABLE: "1" if case.when == "after" else "0"}
+        command = [sys.executable, __file__, "train", json.dumps(case)]
+        processes[case] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        answer(processes[case])
+    for block in range(blocks + 1):
+        for case, process in processes.items():
+            assert process.stdin is not None
+            process.stdin.write(f"{steps}\n")
+            process.stdin.flush()
+            took = answer(process)
+            if block:
+                images = steps * case.batch
+                found[case].append({**took, "user": took["user"] / images, "system": took["system"] / images})
+        show(f"block {block} of {blocks}")
+    for process in processes.values():
+        process.communicate("0\n")
+    return found
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, float]:
+    """What a process reports at the end of a block; lines that libraries print are passed over."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith('{"user"'):
+            return dict(json.loads(line))
+    raise SystemExit(f"a process ended by itself: {process.args}")
+
+
+def report(found: dict[Case, list[dict[str, float]]]) -> tuple[str, list[dict[str, Any]]]:
+    """The table, and its rows as they were measured."""
+    milliseconds = {case: [1e3 * (block["user"] + block["system"]) for block in blocks] for case, blocks in found.items()}
+    base = {(case.what, case.when): values for case, values in milliseconds.items()}
+    lines, rows = [], []
+    for case, blocks in found.items():
+        took = spread(milliseconds[case])
+        system = spread([1e3 * block["system"] for block in blocks])
+        # Blocks of one turn are compared with one another.
+        ratios = {
+            other: spread([own / their for own, their in zip(milliseconds[case], base[other], strict=True)])
+            for other in ((case.what, "before"), (PLAIN, "before"))
+            if other in base and other != (case.what, case.when)
+        }
+        shown = [
+            f"{ratios[o].median:.2f} ({ratios[o].low:.2f}-{ratios[o].high:.2f})" if o in ratios else ""
+            for o in ((case.what, "before"), (PLAIN, "before"))
+        ]
+        when = "" if case.what == PLAIN else case.when
+        lines.append(
+            [
+                case.what,
+                when,
+                f"{took.median:.1f} ({took.low:.1f}-{took.high:.1f})",
+                f"{system.median:.1f}",
+                *shown,
+                f"{blocks[-1]['resident_mb']:,.0f}",
+            ]
+        )
+        rows.append({**case._asdict(), "blocks": blocks})
+    columns = ["what", "preset", "CPU ms an image", "of it system's", "to before", "to plain timm", "resident MB"]
+    return table(columns, lines), rows
+
+
+def main() -> None:
+    """Measure, print, and with --write leave results/speed.json and .md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    step = verbs.add_parser("step", help="a training step")
+    step.add_argument("--methods", nargs="+", default=list(METHODS))
+    step.add_argument("--backbone", default="mobilenetv2_100")
+    step.add_argument("--size", type=int, default=160, help="side of the images in pixels")
+    step.add_argument("--batch", type=int, default=32)
+    step.add_argument("--steps", type=int, default=2, help="steps a block")
+    step.add_argument("--blocks", type=int, default=7)
+    step.add_argument("--seed", type=int, default=0)
+    step.add_argument("--write", action="store_true")
+    verbs.add_parser("train").add_argument("case")
+    options = parser.parse_args()
+    if options.verb == "train":
+        train(Case(*json.loads(options.case)))
+    shared = (options.backbone, options.size, options.batch, options.seed)
+    cases = [Case(PLAIN, "before", *shared), *(Case(m, when, *shared) for m in options.methods for when in ("before", "after"))]
+    about = machine()
+    written, rows = report(measure(cases, options.steps, options.blocks, lambda line: sys.stderr.write(f"{line}\n")))
+    text = [
+        "# Speed",
+        heading({**about, "threads": 1}, torch.device("cpu"), options.seed),
+        (__doc__ or "").split("\n\n")[1].replace("\n", " "),
+        f"`{options.backbone}`, {options.size} pixels, batch {options.batch}; medians of {options.blocks} blocks of "
+        f"{options.steps} steps, in brackets smallest and largest; ratios are taken within each turn.",
+        written,
+    ]
+    deliver("\n\n".join(text) + "\n", {"machine": about, "rows": rows}, "speed" if options.write else None)
+
+
+if __name__ == "__main__":
+    main()
