@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 import lightning as L
 import torch
@@ -119,6 +119,9 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         card: The data the weights were trained on, and how its images were prepared; `None` before that is known.
         trained: Whether the weights have been trained. An untrained model is not tested.
     """
+
+    #: What an argument stands for in checkpoints that are older than it, where that is not its default.
+    implied_arguments: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ the length and learning rate of the first training step.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -386,6 +386,8 @@ class SRBN(FineGrainedClassifier):
     Raises:
         UsageError: An argument is out of its range, or two exclude one another.
     """
+
+    implied_arguments: ClassVar[dict[str, Any]] = {"root_eps": 1e-12}
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from fgzoo.methods import available, import_path
 from fgzoo.recipes import find_recipe, read_config
 from fgzoo.training.messages import MisconfiguredError
 from fgzoo.training.run import CONFIG, find_checkpoint, newest_run, run_of
-from fgzoo.zoo.checkpoint import card_of, method_class, read_checkpoint
+from fgzoo.zoo.checkpoint import arguments_of, card_of, method_class, read_checkpoint
 
 #: What `fgzoo fit` runs when nothing is said.
 DEFAULT_RECIPE = "birds/rra"
@@ -112,8 +112,8 @@ def config_of(checkpoint: Path, trust: list[str]) -> str:
         return str(folder / CONFIG)
     content = read_checkpoint(checkpoint)
     cls = method_class(content["fgzoo"]["method"], trust)
-    arguments = {k: v for k, v in content["hyper_parameters"].items() if not k.startswith("_") and k != "num_classes"}
-    arguments.update(pretrained=False, backbone_weights=None)
+    arguments = arguments_of(content, cls)
+    arguments.pop("num_classes", None)
     config: dict[str, Any] = {"model": {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}}
     card = card_of(content)
     if card is not None:

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -119,12 +119,10 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier
     checkpoint = read_checkpoint(source)
     card = checkpoint["fgzoo"]
     cls = method_class(card["method"], trust)
-    arguments = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
+    arguments = arguments_of(checkpoint, cls)
     parameters = inspect.signature(cls).parameters
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         arguments = {name: value for name, value in arguments.items() if name in parameters}
-    # The weights follow at once, so none are fetched for the backbone.
-    arguments.update({k: v for k, v in (("pretrained", False), ("backbone_weights", None)) if k in arguments})
     arguments["num_classes"] = card["num_classes"]
     try:
         model: FineGrainedClassifier = cls(**arguments)
@@ -133,6 +131,22 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier
     _load_state(model, checkpoint["state_dict"], str(source))
     model.on_load_checkpoint(checkpoint)
     return model.eval()
+
+
+def arguments_of(checkpoint: Mapping[str, Any], cls: type[FineGrainedClassifier]) -> dict[str, Any]:
+    """The arguments that make a checkpoint's model anew, whose weights follow at once: none are fetched or read for backbones.
+
+    Args:
+        checkpoint: From [read_checkpoint][].
+        cls: Its class.
+
+    Returns:
+        Arguments by name; those that are younger than the checkpoint have the values that it was trained by, see
+        [implied_arguments][FineGrainedClassifier.implied_arguments].
+    """
+    kept = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
+    unread = {"pretrained": False} | {name: None for name in kept if name.endswith("backbone_weights")}
+    return {**cls.implied_arguments, **kept, **{name: value for name, value in unread.items() if name in kept}}
 
 
 def method_class(path: str, trust: Sequence[str] = ()) -> type[FineGrainedClassifier]:

@@ -17,6 +17,7 @@ from fgzoo.errors import CheckpointError
 from fgzoo.zoo.checkpoint import class_dependent, load, load_weights, read_checkpoint
 from tests.builders import make_cub
 from tests.command import fgzoo, fit, same_weights, weights
+from tests.small import small
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +256,29 @@ def test_a_folder_without_a_checkpoint_is_named(trained: SimpleNamespace, tmp_pa
     shutil.copytree(trained.run, tmp_path / "empty", ignore=shutil.ignore_patterns("*.ckpt"))
     with pytest.raises(CheckpointError, match="holds no checkpoints"):
         load(tmp_path / "empty")
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+def saved_srbn(path: Path, **changes: Any) -> Path:
+    """A checkpoint of two networks whose arguments are changed; `None` takes one away."""
+    model = small("srbn", second_backbone="test_resnet")
+    content: dict[str, Any] = {"state_dict": model.state_dict(), "hyper_parameters": {**model.hparams, **changes}}
+    model.on_save_checkpoint(content)
+    content["hyper_parameters"] = {k: v for k, v in content["hyper_parameters"].items() if k not in changes or v is not None}
+    torch.save(content, path)
+    return path
+
+
+def test_an_argument_that_is_younger_than_a_checkpoint_has_the_value_of_then(tmp_path: Path) -> None:
+    older = load(saved_srbn(tmp_path / "older.ckpt", root_eps=None))
+    assert older.network.bilinear.root_eps == 1e-12  # type: ignore[union-attr]
+    newer = load(saved_srbn(tmp_path / "newer.ckpt"))
+    assert newer.network.bilinear.root_eps == 1e-5  # type: ignore[union-attr]
+
+
+def test_no_weights_of_a_second_backbone_are_looked_for(tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone.safetensors")
+    model = load(saved_srbn(tmp_path / "last.ckpt", second_backbone_weights=gone, backbone_weights=gone))
+    assert model.hparams["second_backbone_weights"] is None
