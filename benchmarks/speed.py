@@ -1,10 +1,11 @@
 """CPU seconds a training image of the preset `small`, as ratios within one run.
 
 Each network trains in a process of its own, one thread, on one batch of uint8 noise: the real step of a Lightning trainer (loss,
-backward pass, optimiser, schedule, several steps a batch where a method takes them; of stages, the last). All processes live at
-once and take turns, a block of steps each, so that whatever else the machine does meets all of them alike. `before`: the preset
-as it was, whose backbones learn whole and by batch statistics, with the C library's own memory settings; `after`: the preset with
-the lowest three levels and all batch statistics frozen, memory kept. `plain timm` is a bare loop of torch and timm.
+backward pass, optimiser, schedule, several steps a batch where a method takes them; of stages, the last). A method before, the
+same after and a plain loop live at once and take turns, a block of steps each, so that whatever else the machine does meets them
+alike. `before`: the preset as it was, whose backbones learn whole and by batch statistics, with the C library's own memory
+settings; `after`: the preset with the lowest three levels and all batch statistics frozen, and memory kept. `plain timm` is a
+bare loop of torch and timm.
 
     python benchmarks/speed.py step --write
     python benchmarks/speed.py step --backbone tf_efficientnet_lite0 --blocks 3
@@ -179,38 +180,26 @@ def answer(process: subprocess.Popen[str]) -> dict[str, float]:
     raise SystemExit(f"a process ended by itself: {process.args}")
 
 
-def report(found: dict[Case, list[dict[str, float]]]) -> tuple[str, list[dict[str, Any]]]:
-    """The table, and its rows as they were measured."""
+def report(found: dict[Case, list[dict[str, float]]]) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """Lines of the table for cases that took turns, and what was measured."""
     milliseconds = {case: [1e3 * (block["user"] + block["system"]) for block in blocks] for case, blocks in found.items()}
     base = {(case.what, case.when): values for case, values in milliseconds.items()}
     lines, rows = [], []
     for case, blocks in found.items():
-        took = spread(milliseconds[case])
-        system = spread([1e3 * block["system"] for block in blocks])
-        # Blocks of one turn are compared with one another.
-        ratios = {
-            other: spread([own / their for own, their in zip(milliseconds[case], base[other], strict=True)])
-            for other in ((case.what, "before"), (PLAIN, "before"))
-            if other in base and other != (case.what, case.when)
-        }
-        shown = [
-            f"{ratios[o].median:.2f} ({ratios[o].low:.2f}-{ratios[o].high:.2f})" if o in ratios else ""
-            for o in ((case.what, "before"), (PLAIN, "before"))
-        ]
+        ratios = []
+        for other in ((case.what, "before"), (PLAIN, "before")):
+            if other == (case.what, case.when) or other not in base:
+                ratios.append("")
+                continue
+            # Blocks of one turn are compared with one another.
+            ratio = spread([own / their for own, their in zip(milliseconds[case], base[other], strict=True)])
+            ratios.append(f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})")
+        took, system = spread(milliseconds[case]), spread([1e3 * block["system"] for block in blocks])
+        shown = f"{took.median:.1f} ({took.low:.1f}-{took.high:.1f})"
         when = "" if case.what == PLAIN else case.when
-        lines.append(
-            [
-                case.what,
-                when,
-                f"{took.median:.1f} ({took.low:.1f}-{took.high:.1f})",
-                f"{system.median:.1f}",
-                *shown,
-                f"{blocks[-1]['resident_mb']:,.0f}",
-            ]
-        )
+        lines.append([case.what, when, shown, f"{system.median:.1f}", *ratios, f"{blocks[-1]['resident_mb']:,.0f}"])
         rows.append({**case._asdict(), "blocks": blocks})
-    columns = ["what", "preset", "CPU ms an image", "of it system's", "to before", "to plain timm", "resident MB"]
-    return table(columns, lines), rows
+    return lines, rows
 
 
 def main() -> None:
@@ -231,16 +220,22 @@ def main() -> None:
     if options.verb == "train":
         train(Case(*json.loads(options.case)))
     shared = (options.backbone, options.size, options.batch, options.seed)
-    cases = [Case(PLAIN, "before", *shared), *(Case(m, when, *shared) for m in options.methods for when in ("before", "after"))]
     about = machine()
-    written, rows = report(measure(cases, options.steps, options.blocks, lambda line: sys.stderr.write(f"{line}\n")))
+    lines, rows = [], []
+    for method in options.methods:
+        cases = [Case(what, when, *shared) for what, when in ((PLAIN, "before"), (method, "before"), (method, "after"))]
+        found = measure(cases, options.steps, options.blocks, lambda line, method=method: sys.stderr.write(f"{method}, {line}\n"))
+        more_lines, more_rows = report(found)
+        lines += more_lines
+        rows += more_rows
+    columns = ["what", "preset", "CPU ms an image", "of it system's", "to before", "to plain timm", "resident MB"]
     text = [
         "# Speed",
         heading({**about, "threads": 1}, torch.device("cpu"), options.seed),
         (__doc__ or "").split("\n\n")[1].replace("\n", " "),
         f"`{options.backbone}`, {options.size} pixels, batch {options.batch}; medians of {options.blocks} blocks of "
         f"{options.steps} steps, in brackets smallest and largest; ratios are taken within each turn.",
-        written,
+        table(columns, lines),
     ]
     deliver("\n\n".join(text) + "\n", {"machine": about, "rows": rows}, "speed" if options.write else None)
 
