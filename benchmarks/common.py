@@ -31,7 +31,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fgzoo import create_model
+from fgzoo import create_model, keep_freed_memory
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.methods import find_method
 from fgzoo.methods.base import FineGrainedClassifier
@@ -40,6 +40,9 @@ from fgzoo.recipes import find_recipe, list_recipes, read_config
 from fgzoo.training.callbacks import ReproducibleSteps
 from fgzoo.training.faults import FiniteLoss
 from fgzoo.training.run import CONFIG, environment, peak_memory
+
+# As every verb does.
+keep_freed_memory()
 
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30

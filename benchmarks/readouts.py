@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from common import AFTER, BEFORE, deliver, heading, machine, table
 
-from fgzoo import FGVCDataModule, create_model, keep_freed_memory, list_models
+from fgzoo import FGVCDataModule, create_model, list_models
 from fgzoo.interpret.readout import readout
 
 TWO_STREAMS = ("bcnn", "srbn")
@@ -68,7 +68,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    keep_freed_memory()
     torch.set_num_threads(1)
     about, rows = machine(), measure(options)
     base = rows[0]["top1"]

@@ -9,6 +9,7 @@ bare loop of torch and timm.
 
     python benchmarks/speed.py step --write
     python benchmarks/speed.py step --backbone tf_efficientnet_lite0 --blocks 3
+    python benchmarks/speed.py parts --write        # what each change gives the baseline, and what did not help
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ from common import (
 )
 from lightning.pytorch.callbacks import Callback
 
-from fgzoo import create_model, keep_freed_memory
+from fgzoo import create_model
 from fgzoo.allocator import VARIABLE
+from fgzoo.nn import backbone
 from fgzoo.recipes import find_recipe, read_config
 
 CLASSES = 50
@@ -51,6 +53,27 @@ CLASSES = 50
 BATCHES = 10**6
 METHODS = ("baseline", "rra", "coarse2fine", "iagn", "srbn")
 PLAIN = "plain timm"
+
+
+class Setting(NamedTuple):
+    """What a process does: keep its memory, with which arguments, and whether batch-norms that stand still are folded."""
+
+    kept: bool
+    arguments: dict[str, Any]
+    folded: bool = True
+
+
+STILL = {"freeze_norm": "statistics"}
+SETTINGS: dict[str, Setting] = {
+    "before": Setting(False, {}),
+    "memory kept": Setting(True, {}),
+    "and statistics kept, not folded": Setting(True, STILL, folded=False),
+    "and folded": Setting(True, STILL),
+    "and one level frozen": Setting(True, {**STILL, "freeze": 1}),
+    "after": Setting(True, FROZEN),
+    "after, not folded": Setting(True, FROZEN, folded=False),
+    "after, compiled by torch.compile": Setting(True, {**FROZEN, "compile": True}),
+}
 
 
 class Case(NamedTuple):
@@ -99,13 +122,14 @@ def train(case: Case) -> None:
     """Train as told on standard input."""
     torch.set_num_threads(1)
     torch.manual_seed(case.seed)
-    if case.when == "after":
-        keep_freed_memory()
+    setting = SETTINGS[case.when]
+    if not setting.folded:
+        backbone.fold_batch_norms = lambda *_: 0
     batch = random_batch(case.batch, case.size, CLASSES, torch.device("cpu"), case.seed)
     if case.what == PLAIN:
         plain(case, batch)
     settings = read_config(find_recipe("small"))["model"]["init_args"]
-    own = {**AFTER.get(case.what, {}), **FROZEN} if case.when == "after" else BEFORE.get(case.what, {})
+    own = {**(BEFORE if case.when == "before" else AFTER).get(case.what, {}), **setting.arguments}
     model = create_model(case.what, CLASSES, pretrained=False, **{**settings, **own, "backbone": case.backbone, "lr": 1e-6})
     last = len(model.stages()) - 1
     others = keep_to_stage(model, last)
@@ -150,7 +174,7 @@ def measure(cases: list[Case], steps: int, blocks: int, show: Callable[[str], No
     found: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
     processes = {}
     for case in cases:
-        environment = {**process_environment(1), VARIABLE: "1" if case.when == "after" else "0"}
+        environment = {**process_environment(1), VARIABLE: str(int(SETTINGS[case.when].kept))}
         command = [sys.executable, __file__, "train", json.dumps(case)]
         processes[case] = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -206,38 +230,47 @@ def main() -> None:
     """Measure, print, and with --write leave results/speed.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    step = verbs.add_parser("step", help="a training step")
+    step = verbs.add_parser("step", help="a training step of every method, before and after")
     step.add_argument("--methods", nargs="+", default=list(METHODS))
-    step.add_argument("--backbone", default="mobilenetv2_100")
-    step.add_argument("--size", type=int, default=160, help="side of the images in pixels")
-    step.add_argument("--batch", type=int, default=32)
-    step.add_argument("--steps", type=int, default=2, help="steps a block")
-    step.add_argument("--blocks", type=int, default=7)
-    step.add_argument("--seed", type=int, default=0)
-    step.add_argument("--write", action="store_true")
+    parts = verbs.add_parser("parts", help="what each change gives the baseline")
+    for verb in (step, parts):
+        verb.add_argument("--backbone", default="mobilenetv2_100")
+        verb.add_argument("--size", type=int, default=160, help="side of the images in pixels")
+        verb.add_argument("--batch", type=int, default=32)
+        verb.add_argument("--steps", type=int, default=2, help="steps a block")
+        verb.add_argument("--blocks", type=int, default=7)
+        verb.add_argument("--seed", type=int, default=0)
+        verb.add_argument("--write", action="store_true")
     verbs.add_parser("train").add_argument("case")
     options = parser.parse_args()
     if options.verb == "train":
         train(Case(*json.loads(options.case)))
     shared = (options.backbone, options.size, options.batch, options.seed)
     about = machine()
+    if options.verb == "step":
+        groups = [((PLAIN, "before"), (method, "before"), (method, "after")) for method in options.methods]
+    else:
+        groups = [((PLAIN, "before"), *(("baseline", when) for when in SETTINGS))]
     lines, rows = [], []
-    for method in options.methods:
-        cases = [Case(what, when, *shared) for what, when in ((PLAIN, "before"), (method, "before"), (method, "after"))]
-        found = measure(cases, options.steps, options.blocks, lambda line, method=method: sys.stderr.write(f"{method}, {line}\n"))
+    for group in groups:
+        cases = [Case(what, when, *shared) for what, when in group]
+        found = measure(
+            cases, options.steps, options.blocks, lambda line, what=group[-1][0]: sys.stderr.write(f"{what}, {line}\n")
+        )
         more_lines, more_rows = report(found)
         lines += more_lines
         rows += more_rows
     columns = ["what", "preset", "CPU ms an image", "of it system's", "to before", "to plain timm", "resident MB"]
+    name = "speed" if options.verb == "step" else "speed_parts"
     text = [
-        "# Speed",
+        "# Speed" if options.verb == "step" else "# Speed, part by part",
         heading({**about, "threads": 1}, torch.device("cpu"), options.seed),
         (__doc__ or "").split("\n\n")[1].replace("\n", " "),
         f"`{options.backbone}`, {options.size} pixels, batch {options.batch}; medians of {options.blocks} blocks of "
         f"{options.steps} steps, in brackets smallest and largest; ratios are taken within each turn.",
         table(columns, lines),
     ]
-    deliver("\n\n".join(text) + "\n", {"machine": about, "rows": rows}, "speed" if options.write else None)
+    deliver("\n\n".join(text) + "\n", {"machine": about, "rows": rows}, name if options.write else None)
 
 
 if __name__ == "__main__":
