@@ -51,8 +51,9 @@ def activation_boxes(features: Tensor, num_boxes: int, percentile: float = 0.95,
     tie = TIE * (peak - floor)
     # A map that is mostly zero, as after a ReLU, has its percentile at zero, too: what lies on its floor is not activated.
     mask = (flat > floor + tie) & (flat >= flat.topk(kept, dim=2).values[:, :, -1:] - tie)
-    constant = chosen.amin(dim=(2, 3)) == chosen.amax(dim=(2, 3))  # of the enlarged maps this need not be true
-    mask = (mask | constant[:, :, None]).view(batch, num_boxes, height, width)
+    # A constant map need not be constant when it is enlarged.
+    constant = (chosen.amin(dim=(2, 3)) == chosen.amax(dim=(2, 3)))[:, :, None] | (floor == peak)
+    mask = (mask | constant).view(batch, num_boxes, height, width)
     x0, x1 = _extent(mask.any(dim=2))
     y0, y1 = _extent(mask.any(dim=3))
     return torch.stack([x0 / width, y0 / height, x1 / width, y1 / height], dim=-1)

@@ -235,7 +235,8 @@ def export_command(arguments: list[str]) -> int:
 def _export_parser() -> _Parser:
     parser = _Parser(
         prog="fgzoo export",
-        description="A checkpoint as a file that runs without fgzoo. It is written when it answers as torch does.",
+        description="A checkpoint as a file that runs without fgzoo. It is written when it answers as torch does: on random "
+        "images, on synthetic birds and on --images.",
         epilog="The file says itself how images are prepared and which classes it knows, as JSON in its metadata.",
         allow_abbrev=False,
     )
@@ -251,6 +252,14 @@ def _export_parser() -> _Parser:
         type=Path,
         metavar="FILE",
         help="an .onnx or .pt2 file (default: the checkpoint's name, in the working folder)",
+    )
+    add(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="images of one's own on which the file must answer as torch does, too: files, folders and patterns as for predict; "
+        "some dozens tell what there is to tell",
     )
     add(
         "--trust",
@@ -273,15 +282,16 @@ def export(given: argparse.Namespace) -> int:
     """
     from fgzoo.training.run import find_checkpoint
     from fgzoo.zoo import export as exporting
+    from fgzoo.zoo import prediction_files
     from fgzoo.zoo.checkpoint import load
 
     checkpoint = find_checkpoint(given.checkpoint, Path("runs"))
     name = exporting.checkpoint_name(given.checkpoint, checkpoint)
     output = given.output or Path(f"{name}{EXPORTED[given.format]}")
     exporting.check_request(output, given.format)
-    about, outputs = exporting.export(load(checkpoint, given.trust), output, given.format, name)
+    images = prediction_files.image_paths(given.images, sys.stdin, "export") if given.images else []
+    about, outputs = exporting.export(load(checkpoint, given.trust), output, given.format, name, list(images))
     size = f"{output.stat().st_size / 1e6:.1f} MB" + (f", opset {about['opset']}" if about["opset"] else "")
-    compared = f"against torch on {outputs[0].images} random images: {'; '.join(map(str, outputs))}"
-    sys.stderr.write(f"fgzoo: {size}; {compared}\n")
+    sys.stderr.write(f"fgzoo: {size}; {exporting.summary(outputs)}\n")
     sys.stdout.write(f"{output}\n")
     return 0

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import fgzoo
-from fgzoo.errors import CheckpointError, ExportError, UsageError
+from fgzoo.data.synthetic import Birds, SyntheticBirds
+from fgzoo.errors import CheckpointError, DataError, ExportError, UsageError
 from fgzoo.files import whole
 from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
@@ -35,7 +36,7 @@ from fgzoo.nn.backbone import Backbone
 from fgzoo.training.run import run_of
 from fgzoo.zoo.checkpoint import BEST
 from fgzoo.zoo.commands import EXPORTED
-from fgzoo.zoo.prediction import card_of
+from fgzoo.zoo.prediction import ImageLike, batches, card_of, listed, views_transform
 
 Format = Literal["onnx", "torch-export"]
 #: The outputs by name, images first: (B, 3, S, S) -> {name: (B, ...)}.
@@ -51,9 +52,15 @@ LARGEST_ONNX = 2**31 - 2**24
 
 #: How far a file's answers may be from torch's: logits relative to the largest one (at least 1), maps in their own range [0, 1].
 TOLERANCES = {"logits": 1e-4, "attention": 1e-3}
-#: The batches that a file is compared on. The graph is traced with another size.
+#: The batches of random images that a file is compared on. The graph is traced with another size.
 BATCHES = (1, 2, 5)
 TRACED_BATCH = 3
+#: How many glaring images and synthetic birds it is compared on besides, and how many images of one's own pass at once.
+GLARING = 4
+BIRDS = 4
+OWN_BATCH = 8
+#: Their contrast beside other random images': enough that ReLU6 clamps many channels, as it does in photographs.
+GLARE = 3.0
 #: A change of the input that means nothing, a few roundings of single precision, and how many are tried, in both directions.
 NUDGE = 1e-6
 NUDGES = 2
@@ -62,10 +69,11 @@ LEEWAY = 10.0
 
 
 class Parity(NamedTuple):
-    """How one output of an exported file compares with torch's.
+    """How one output of an exported file compares with torch's on images of one kind.
 
     Attributes:
         output: `logits` or `attention`.
+        kind: What the images are: `random images`, `glaring images`, `synthetic birds`, `given images`.
         difference: The largest absolute difference on images where torch's own answer is steady.
         allowed: What was allowed there.
         images: How many images were compared.
@@ -74,6 +82,7 @@ class Parity(NamedTuple):
     """
 
     output: str
+    kind: str
     difference: float
     allowed: float
     images: int
@@ -81,36 +90,47 @@ class Parity(NamedTuple):
     unsteady_difference: float
 
     def __str__(self) -> str:
-        said = f"{self.output} differ by at most {self.difference:.1e} (allowed {self.allowed:.1e})"
+        where = f"on {self.images} {self.kind}"
+        said = f"{self.output} differ by at most {self.difference:.1e} (allowed {self.allowed:.1e}) {where}"
         if not self.unsteady:
             return said
-        return f"{said}, and by {self.unsteady_difference:.1e} on {self.unsteady} images where roundings move torch's own"
+        return f"{said}, and by {self.unsteady_difference:.1e} on {self.unsteady} of them where roundings move torch's own"
 
 
 def export(
-    model: FineGrainedClassifier, path: str | Path, form: Format = "onnx", name: str | None = None
+    model: FineGrainedClassifier,
+    path: str | Path,
+    form: Format = "onnx",
+    name: str | None = None,
+    images: ImageLike | Sequence[ImageLike] | None = None,
 ) -> tuple[dict[str, Any], list[Parity]]:
     """Write a trained model as a file that runs without fgzoo.
+
+    It is compared with torch on random images, some of them glaring, on synthetic birds, and on images of one's own.
 
     Args:
         model: The model; it stays as it is, on its device.
         path: The file, `.onnx` or `.pt2`; one that is there is replaced when the new one is whole and answers as torch does.
         form: `onnx` or `torch-export`.
         name: What the file calls its weights; by default its own name.
+        images: Images of one's own: paths, PIL images, uint8 tensors (3, H, W), or a list of them. Each passes the network six
+            times; some dozens tell what there is to tell.
 
     Returns:
-        What the file says of itself, and how each of its outputs compares with torch's.
+        What the file says of itself, and how each of its outputs compares with torch's on each kind of images.
 
     Raises:
         UntrainedError: The model has never been trained.
         CheckpointError: Weights are not finite, or do not know their classes.
         ExportError: The network cannot be traced, the file answers otherwise, or it cannot be written.
         UsageError: The file's name or a package that is missing.
+        DataError: An image of one's own cannot be read.
     """
     path = Path(path).expanduser()
     check_request(path, form)
     size = card_of(model, "export").image_size
     _check_weights(model, form)
+    shown = pictures(model, [] if images is None else listed(images))
     network = evaluation_network(model)
     about = description(model, name or path.stem)
     with _quietly():
@@ -121,12 +141,21 @@ def export(
         try:
             with whole(path) as part:
                 part.write_bytes(content)
-                parity = compare(network, read(part, form), size)
+                run = read(part, form)
+                parity = [output for kind, those in shown.items() for output in compare(network, run, those, kind)]
         except OSError as error:
             raise ExportError(
                 f"export: {path} cannot be written ({error.strerror or error}); what was there before is as it was"
             ) from error
     return about, parity
+
+
+def summary(outputs: Sequence[Parity]) -> str:
+    """One line: what was compared on, each output where it comes nearest to its limit, and wherever images are unsteady."""
+    worst = {output.output: output for output in sorted(outputs, key=lambda output: output.difference / output.allowed)}
+    told = [str(output) for output in outputs if output.unsteady or output is worst[output.output]]
+    shown = dict.fromkeys(f"{output.images} {output.kind}" for output in outputs)
+    return f"against torch on {_listed(shown)}: {'; '.join(told)}"
 
 
 def check_request(path: Path, form: Format) -> None:
@@ -395,18 +424,22 @@ def _program_run(path: Path) -> Run:
 
 
 @torch.no_grad()
-def compare(network: Answers, run: Run, size: int) -> list[Parity]:
-    """Compare a file's answers with torch's.
+def compare(network: Answers, run: Run, shown: Iterable[Tensor], kind: str) -> list[Parity]:
+    """Compare a file's answers with torch's on images of one kind.
 
     Networks that threshold, to crop a box, may answer quite otherwise when a pixel of a map lies on its threshold: then a
     rounding decides, in torch itself, too. So every image is also shown to torch changed by roundings. Where that moves torch's
     own answer by more than the tolerance, the file may differ by ten times the movement; everywhere else it must keep the
     tolerance. Torch's logits must be steady on half of the images at least, or else there is nothing to compare with.
 
+    A choice among equals is steady: channels that are clamped to one value stay equal when an image changes by roundings, and
+    torch chooses among them as before. A file that chooses otherwise is refused, if only one of the images clamps channels.
+
     Args:
         network: The network in torch.
         run: The file.
-        size: Side S of the images in pixels.
+        shown: Normalised images in batches, (B, 3, S, S).
+        kind: What they are, for people.
 
     Returns:
         The outputs' differences.
@@ -414,18 +447,18 @@ def compare(network: Answers, run: Run, size: int) -> list[Parity]:
     Raises:
         ExportError: An answer is not finite, has another shape, or differs by more than is allowed.
     """
-    batches = [probes(batch, size, seed=batch) for batch in BATCHES]
-    expected = [network(images) for images in batches]
-    found = [_answers(run, images) for images in batches]
-    nudged = [
-        [network(images + nudge * torch.randn(images.shape, generator=_seeded(n))) for images in batches]
-        for n in range(NUDGES)
-        for nudge in (NUDGE, -NUDGE)  # whichever side of a threshold it lies on
-    ]
-    return [
-        _compare_output(name, *([answers[name] for answers in every] for every in (expected, found, *nudged)))
-        for name in expected[0]
-    ]
+    measured: dict[str, list[tuple[Tensor, ...]]] = {}
+    for images in shown:
+        expected, found = network(images), _answers(run, images)
+        nudged = [
+            network(images + nudge * torch.randn(images.shape, generator=_seeded(n)))
+            for n in range(NUDGES)
+            for nudge in (NUDGE, -NUDGE)  # whichever side of a threshold it lies on
+        ]
+        for name, wanted in expected.items():
+            distances = _distances(name, kind, wanted, found[name], [answers[name] for answers in nudged])
+            measured.setdefault(name, []).append(distances)
+    return [_judge(name, kind, *map(torch.cat, zip(*rows, strict=True))) for name, rows in measured.items()]
 
 
 def _answers(run: Run, images: Tensor) -> dict[str, Tensor]:
@@ -437,32 +470,71 @@ def _answers(run: Run, images: Tensor) -> dict[str, Tensor]:
         ) from error
 
 
-def _compare_output(name: str, expected: list[Tensor], found: list[Tensor], *nudged: list[Tensor]) -> Parity:
-    """One output (B, ...) of every batch: torch's, the file's, and torch's for changed images."""
-    shapes = [[tuple(values.shape) for values in every] for every in (expected, found)]
-    if shapes[0] != shapes[1]:
-        raise ExportError(f"export: the file's {name} have shapes {shapes[1]}, torch's {shapes[0]}; nothing was written")
-    wanted = torch.cat(expected)
+def _distances(name: str, kind: str, wanted: Tensor, found: Tensor, nudged: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every image of a batch: how far the file is from torch, how far a nudge moves torch, and torch's largest value."""
+    if found.shape != wanted.shape:
+        raise ExportError(
+            f"export: the file's {name} have the shape {tuple(found.shape)}, torch's {tuple(wanted.shape)}; nothing was written"
+        )
     if not torch.isfinite(wanted).all():
-        raise ExportError(f"export: the network's own {name} are not finite, so there is nothing to compare with")
-    tolerance = TOLERANCES[name] * (max(1.0, float(wanted.abs().max())) if name == "logits" else 1.0)
-    distance = _farthest(torch.cat(found), wanted)
-    moved = torch.stack([_farthest(torch.cat(answers), wanted) for answers in nudged]).amax(dim=0)
+        raise ExportError(f"export: the network's own {name} are not finite on {kind}, so there is nothing to compare with")
+    moved = torch.stack([_farthest(answers, wanted) for answers in nudged]).amax(dim=0)
+    return _farthest(found, wanted), moved, wanted.abs().flatten(1).amax(dim=1)
+
+
+def _judge(name: str, kind: str, distance: Tensor, moved: Tensor, largest: Tensor) -> Parity:
+    """One output of all images of a kind, from their [_distances][]."""
+    tolerance = TOLERANCES[name] * (max(1.0, float(largest.max())) if name == "logits" else 1.0)
     steady = moved <= tolerance
     # A distance that is no number is within no limit.
     wrong = ~(distance <= torch.where(steady, tolerance, LEEWAY * moved))
     if wrong.any():
         raise ExportError(
-            f"export: the file's {name} differ from torch's on {int(wrong.sum())} of {len(wrong)} random images, by up to "
+            f"export: the file's {name} differ from torch's on {int(wrong.sum())} of {len(wrong)} {kind}, by up to "
             f"{float(distance[wrong].max()):.2g}, where {tolerance:.2g} is allowed; nothing was written"
         )
     if name == "logits" and 2 * int(steady.sum()) < len(steady):
         raise ExportError(
-            f"export: on {int((~steady).sum())} of {len(steady)} random images roundings decide the network's own logits, so "
+            f"export: on {int((~steady).sum())} of {len(steady)} {kind} roundings decide the network's own logits, so "
             f"there is nothing to compare with; nothing was written"
         )
-    largest = [float(distance[which].max()) if which.any() else 0.0 for which in (steady, ~steady)]
-    return Parity(name, largest[0], tolerance, len(wanted), int((~steady).sum()), largest[1])
+    farthest = [float(distance[which].max()) if which.any() else 0.0 for which in (steady, ~steady)]
+    return Parity(name, kind, farthest[0], tolerance, len(steady), int((~steady).sum()), farthest[1])
+
+
+def pictures(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> dict[str, Iterable[Tensor]]:
+    """What a file is compared on: random images, some of them glaring, synthetic birds, and images of one's own.
+
+    Args:
+        model: Says how images are prepared.
+        images: Those of one's own, which are read here and now; there may be none.
+
+    Returns:
+        Normalised batches (B, 3, S, S) by what they are, for people.
+
+    Raises:
+        DataError: One of the images cannot be read.
+    """
+    size = card_of(model, "export").image_size
+    # Birds are drawn at sides of 32 to 1024 pixels.
+    birds = SyntheticBirds(Birds(classes=BIRDS, train_per_class=1, test_per_class=1, size=min(max(32, size), 1024)))
+    shown: dict[str, Iterable[Tensor]] = {
+        "random images": [probes(batch, size, seed=batch) for batch in BATCHES],
+        "glaring images": [GLARE * probes(GLARING, size, seed=GLARING)],
+        "synthetic birds": _prepared(model, [birds.read(record) for record in birds.listing().test]),
+    }
+    if images:
+        shown["given images"] = _prepared(model, images)
+    return shown
+
+
+def _prepared(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> Iterator[Tensor]:
+    """Images as the weights want them, in batches; they are read at once and kept as bytes."""
+    read = list(batches(images, [views_transform(card_of(model, "export"))], OWN_BATCH, 0, False, "export"))
+    bad = [error for _, errors in read for error in errors if error is not None]
+    if bad:
+        raise DataError(f"export: {len(bad)} of {len(images)} images cannot be read, the first because {bad[0]}")
+    return (model.normalize(views[0][:, 0].to(model.device)).cpu() for views, _ in read)
 
 
 def probes(batch: int, size: int, seed: int) -> Tensor:

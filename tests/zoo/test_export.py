@@ -25,9 +25,10 @@ import fgzoo as package
 from fgzoo import FineGrainedClassifier, MethodOutput
 from fgzoo.data.card import DataCard
 from fgzoo.errors import CheckpointError, ExportError, UntrainedError, UsageError
+from fgzoo.nn import activation_boxes
 from fgzoo.testing import evaluation_mode
 from fgzoo.zoo import export as exporting
-from fgzoo.zoo.export import Answers, Format, checkpoint_name, compare, export, probes
+from fgzoo.zoo.export import Answers, Format, Parity, Run, checkpoint_name, compare, export, probes
 from fgzoo.zoo.safetensors import save_safetensors
 from tests.builders import encode, picture
 from tests.command import fgzoo
@@ -98,11 +99,15 @@ def run_program(path: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], dict
 @pytest.mark.parametrize("name", ["baseline", "rra", "iagn", "coarse2fine", "srbn"])
 def test_every_method_answers_alike_in_both_formats_for_any_batch(name: str, tmp_path: Path) -> None:
     model = trained(name)
-    # Read back and compared with torch on batches of 1, 2 and 5.
+    # Read back and compared with torch on batches of 1, 2, 4 and 5.
     _, outputs = export(model, tmp_path / "model.pt2", "torch-export")
-    assert [(output.output, output.difference, output.images) for output in outputs] == [("logits", 0, 8), ("attention", 0, 8)]
+    assert [(output.kind, output.images, output.output, output.difference) for output in outputs] == [
+        (kind, images, output, 0)
+        for kind, images in (("random images", 8), ("glaring images", 4), ("synthetic birds", 4))
+        for output in ("logits", "attention")
+    ]
     about, outputs = export(model, tmp_path / "model.onnx")
-    assert [output.output for output in outputs] == list(about["outputs"]) == ["logits", "attention"]
+    assert [output.output for output in outputs] == [*about["outputs"]] * 3 == ["logits", "attention"] * 3
     assert all(output.difference <= output.allowed for output in outputs)
     assert about["method"] == name
     run, _ = run_onnx(tmp_path / "model.onnx")
@@ -157,10 +162,9 @@ def onnx_file(sure: FineGrainedClassifier, tmp_path_factory: pytest.TempPathFact
     result = fgzoo("export", folder / "weights.safetensors", "--output", folder / "birds.onnx")
     assert result.status == 0, result.err
     assert result.out == f"{folder / 'birds.onnx'}\n"
-    said = (
-        r"fgzoo: [\d.]+ MB, opset \d+; against torch on 8 random images: logits differ by at most [\d.e-]+ \(allowed [\d.e-]+\)"
-    )
-    assert re.match(said, result.err)
+    differ = r"differ by at most [\d.e-]+ \(allowed [\d.e-]+\) on [48] [a-z ]+"
+    said = r"fgzoo: [\d.]+ MB, opset \d+; against torch on 8 random images, 4 glaring images and 4 synthetic birds: "
+    assert re.match(rf"{said}logits {differ}; attention {differ}\n|{said}attention {differ}; logits {differ}\n", result.err)
     assert result.err.count("\n") == 1
     # The name is the checkpoint's, not the file's.
     return with_about(folder / "birds.onnx", checkpoint="birds")
@@ -248,7 +252,8 @@ def bare(twist: str = "none") -> FineGrainedClassifier:
 
 def test_a_method_without_maps_has_logits_alone_and_roots_of_zero_stay(tmp_path: Path) -> None:
     about, outputs = export(bare(), tmp_path / "bare.onnx")
-    assert [output.output for output in outputs] == list(about["outputs"]) == ["logits"]
+    assert {output.output for output in outputs} == {"logits"}
+    assert list(about["outputs"]) == ["logits"]
     images = probes(4, 64, seed=9)
     with torch.no_grad():
         assert torch.allclose(run_onnx(tmp_path / "bare.onnx")[0](images)["logits"], bare()(images).logits, atol=1e-5)
@@ -303,22 +308,40 @@ class Thresholds(nn.Module):
         return MethodOutput(logits, {}, images.new_zeros(len(images), 0, 1, 1))
 
 
+def noise() -> list[Tensor]:
+    return [probes(batch, 8, seed=batch) for batch in exporting.BATCHES]
+
+
 def test_where_roundings_decide_in_torch_itself_a_file_may_decide_otherwise() -> None:
     network = Answers(Thresholds(on_the_edge=1))
 
     def run(images: Tensor) -> dict[str, Tensor]:
         return network(images + 1e-6)  # type: ignore[no-any-return]
 
-    (parity,) = compare(network, run, 8)
+    (parity,) = compare(network, run, noise(), "random images")
     assert (parity.unsteady, parity.unsteady_difference) == (3, 1.0)
     assert 0 < parity.difference < 2e-6
-    assert "and by 1.0e+00 on 3 images where roundings move torch's own" in str(parity)
+    assert "on 8 random images, and by 1.0e+00 on 3 of them where roundings move torch's own" in str(parity)
+
+
+def test_a_summary_names_what_was_compared_and_what_is_nearest_to_its_limit() -> None:
+    parities = [
+        Parity("logits", "random images", 2e-6, 1e-3, 8, 1, 0.5),
+        Parity("attention", "random images", 3e-6, 1e-3, 8, 0, 0.0),
+        Parity("logits", "given images", 2e-6, 1e-4, 3, 0, 0.0),
+        Parity("attention", "given images", 1e-6, 1e-3, 3, 0, 0.0),
+    ]
+    assert exporting.summary(parities) == (
+        "against torch on 8 random images and 3 given images: logits differ by at most 2.0e-06 (allowed 1.0e-03) on 8 random "
+        "images, and by 5.0e-01 on 1 of them where roundings move torch's own; attention differ by at most 3.0e-06 (allowed "
+        "1.0e-03) on 8 random images; logits differ by at most 2.0e-06 (allowed 1.0e-04) on 3 given images"
+    )
 
 
 def test_where_roundings_decide_most_answers_nothing_can_be_compared() -> None:
     network = Answers(Thresholds(on_the_edge=3))
     with pytest.raises(ExportError, match="on 6 of 8 random images roundings decide the network's own logits"):
-        compare(network, network, 8)
+        compare(network, network, noise(), "random images")
 
 
 @pytest.mark.parametrize(
@@ -327,14 +350,14 @@ def test_where_roundings_decide_most_answers_nothing_can_be_compared() -> None:
         (lambda x: x + 1e-3, r"differ from torch's on 8 of 8 random images, by up to 0\.001, where 0\.0001 is allowed"),
         (lambda x: x * float("nan"), "differ from torch's on 8 of 8 random images, by up to nan"),
         (lambda x: torch.cat([x[:-1], x[-1:] + 1]), r"differ from torch's on 3 of 8 random images, by up to 1, where"),
-        (lambda x: x[:1], r"shapes \[\(1, 2\), \(1, 2\), \(1, 2\)\], torch's \[\(1, 2\), \(2, 2\), \(5, 2\)\]"),
+        (lambda x: x[:1], r"logits have the shape \(1, 2\), torch's \(2, 2\); nothing was written"),
     ],
     ids=["a little", "nan", "one image", "shape"],
 )
 def test_other_answers_are_refused(change: Callable[[Tensor], Tensor], said: str) -> None:
     network = Answers(Thresholds(on_the_edge=0))
     with pytest.raises(ExportError, match=said):
-        compare(network, lambda images: {"logits": change(network(images)["logits"])}, 8)
+        compare(network, lambda images: {"logits": change(network(images)["logits"])}, noise(), "random images")
 
 
 def test_a_file_that_fails_on_a_batch_is_named() -> None:
@@ -342,7 +365,105 @@ def test_a_file_that_fails_on_a_batch_is_named() -> None:
         raise RuntimeError("Got invalid dimensions for input\nand more")
 
     with pytest.raises(ExportError, match=r"does not run on a batch of 1: Got invalid dimensions for input; nothing was written"):
-        compare(Answers(Thresholds(0)), run, 8)
+        compare(Answers(Thresholds(0)), run, noise(), "random images")
+
+
+class Clamped(FineGrainedClassifier):
+    """Logits are the first sides of boxes round channels most of which peak at 6 exactly."""
+
+    def build_network(self) -> nn.Module:
+        return ClampedNetwork()
+
+
+class ClampedNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 200, 8, stride=8)
+
+    def forward(self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None) -> MethodOutput:
+        boxes = activation_boxes((30 * self.stem(images)).clamp(0, 6), num_boxes=4)
+        logits = boxes.flatten(1)[:, : len(NAMES)]
+        return MethodOutput(logits, {"boxes": logits}, images.new_zeros(images.shape[0], 0, 1, 1))
+
+
+def test_of_channels_that_are_clamped_alike_an_onnx_file_takes_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _, outputs = export(counted(Clamped(len(NAMES), "tiny_vgg", False)), tmp_path / "model.onnx")
+    assert not any(output.unsteady for output in outputs)
+
+
+# ---------------------------------------------------------------------- images that show something
+
+
+def test_a_file_that_answers_otherwise_where_there_is_something_to_see_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deviate(monkeypatch, lambda images: images.abs().amax(dim=(1, 2, 3)) < 3)  # bytes of 0 to 255 are
+    with pytest.raises(ExportError, match=r"logits differ from torch's on 4 of 4 synthetic birds, by up to 0\.07, where"):
+        export(bare(), tmp_path / "bare.pt2", "torch-export")
+    assert list(tmp_path.iterdir()) == []
+
+
+def deviate(monkeypatch: pytest.MonkeyPatch, which: Callable[[Tensor], Tensor]) -> None:
+    """Files answer otherwise for some images."""
+    read = exporting.read
+
+    def deviating(path: Path, form: Format) -> Run:
+        run = read(path, form)
+        return lambda images: {**run(images), "logits": run(images)["logits"] + 0.07 * which(images)[:, None]}
+
+    monkeypatch.setattr(exporting, "read", deviating)
+
+
+def test_images_of_ones_own_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_safetensors(trained(), tmp_path / "weights.safetensors")
+    (tmp_path / "photos").mkdir()
+    for index in range(10):
+        picture(index).save(tmp_path / "photos" / f"{index}.png")
+    arguments = ("export", "weights.safetensors", "--format", "torch-export", "--images", "photos/[1-9].png", "photos/0.png")
+    result = fgzoo(*arguments)
+    assert result.status == 0, result.err
+    assert "against torch on 8 random images, 4 glaring images, 4 synthetic birds and 10 given images: logits" in result.err
+
+    (tmp_path / "weights.pt2").write_text("yesterday's")
+    Image.new("RGB", (50, 40), "white").save(tmp_path / "photos" / "0.png")
+    deviate(monkeypatch, lambda images: images.std(dim=(2, 3)).amax(dim=1) == 0)
+    result = fgzoo(*arguments)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "logits differ from torch's on 1 of 10 given images, by up to 0.07" in result.err
+    assert (tmp_path / "weights.pt2").read_text() == "yesterday's"
+
+
+def test_images_of_ones_own_may_be_in_memory(tmp_path: Path) -> None:
+    image = picture(0)
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    _, outputs = export(bare(), tmp_path / "bare.pt2", "torch-export", images=[image, pixels])
+    assert (outputs[-1].kind, outputs[-1].images) == ("given images", 2)
+    _, (*_, output) = export(bare(), tmp_path / "bare.pt2", "torch-export", images=image)
+    assert (output.kind, output.images) == ("given images", 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (["photos"], "1 of 2 images cannot be read, the first because photos/broken.jpg is not an image that can be read"),
+        (
+            ["photos/good.png", "nowhere.png"],
+            "1 of 2 images cannot be read, the first because nowhere.png cannot be read: ",
+        ),
+        (["empty"], "no images in 'empty'; files that end in"),
+    ],
+)
+def test_an_image_of_ones_own_that_cannot_be_read_is_named(images: list[str], said: str, tmp_path: Path) -> None:
+    save_safetensors(trained(), tmp_path / "weights.safetensors")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    picture(0).save(tmp_path / "photos" / "good.png")
+    (tmp_path / "photos" / "broken.jpg").write_text("no picture")
+    result = fgzoo("export", "weights.safetensors", "--format", "torch-export", "--images", *images)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert f"export: {said}" in result.err
+    assert not (tmp_path / "weights.pt2").exists()
 
 
 # ---------------------------------------------------------------------- what is refused before anything is computed
