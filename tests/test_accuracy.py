@@ -185,6 +185,27 @@ def test_folds_validate_once_and_test_nothing(bench: Any) -> None:
     assert set(per_method.values()) == {6}  # as many trials for every method, each on both folds
 
 
+def test_a_variant_may_have_folds_and_data_sets_of_its_own(bench: Any) -> None:
+    cells = bench.accuracy_plan.cells_of(bench.accuracy_plan.read_plan("small"), counted(bench))
+    assert {(cell.dataset, cell.fold, cell.folds, cell.seed) for cell in cells} == {("cub", 0, 2, 0), ("cars", 1, 2, 1)}
+    assert {cell.backbone for cell in cells if cell.dataset == "cars"} == {"tf_efficientnet_lite0"}
+
+
+def test_every_row_of_the_search_has_as_many_trials(bench: Any) -> None:
+    cells = bench.accuracy_plan.cells_of(bench.accuracy_plan.read_plan("small"), counted(bench))
+    trials = {(cell.dataset, cell.method): sum(cell.method == other.method for other in cells) for cell in cells}
+    assert set(trials.values()) == {9}
+
+
+def test_a_second_network_has_weights_of_its_own(bench: Any) -> None:
+    cells = bench.accuracy_plan.cells_of(bench.accuracy_plan.read_plan("small"), counted(bench))
+    where = bench.accuracy_runs.Where(Path("runs"), weights={"tf_efficientnet_lite0": Path("lite0.safetensors")})
+    two = next(cell for cell in cells if cell.label == "B-CNN, two networks")
+    assert bench.accuracy_runs.fit_arguments(two, where)[-2:] == ["--model.second_backbone_weights", "lite0.safetensors"]
+    one = next(cell for cell in cells if cell.label == "B-CNN, finer maps")
+    assert "--model.second_backbone_weights" not in bench.accuracy_runs.fit_arguments(one, where)
+
+
 def test_only_longer_runs_of_the_baseline_are_taken_for_it(bench: Any, plan_file: Path) -> None:
     names = ("Baseline", "Baseline, 8 epochs", "Baseline, vgg19, 180 epochs", "Baseline, lr 1e-3", "Baseline with 8 epochs")
     block = bench.accuracy_table.Block("short", "cub", [bench.accuracy_table.Group(name, []) for name in names])
