@@ -15,14 +15,15 @@ from fgzoo.allocator import VARIABLE, keep_freed_memory, keep_in_worker
 GLIBC = platform.libc_ver()[0] == "glibc"
 on_glibc = pytest.mark.skipif(not GLIBC, reason="this C library is not glibc")
 
-#: Prints the page faults of a block that was used and freed before, and a number computed in it.
+#: Prints the page faults of blocks that were used and freed before, and a number computed in them. Until every block has found
+#: its place, the heap grows for some rounds.
 FAULTS = """
 import resource
 {first}
 import torch
 torch.set_num_threads(1)
 used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
+for _ in range(16):
     before = used()
     total = torch.linspace(0, 1, 2**24).sin().sum()
 print(used() - before, total.item().hex())

@@ -50,7 +50,7 @@ class BilinearReadout(nn.Module):
         num_classes: K.
         size: Where C D is larger, a 1x1 convolution first narrows the wider stream, so that the vector has at most this length.
         scale: Factor of the vector of length one.
-        root_eps: Added below the root of the mean.
+        root_eps: Of the mean's root, see [smooth_root][fgzoo.nn.bilinear.smooth_root].
         init: Of that convolution: torch's `default`, or `orthogonal` rows, so that it begins as a projection.
 
     Shape:
@@ -178,7 +178,7 @@ class SRBNNetwork(nn.Module):
         dropout: Before the classifier that reads hidden states or concatenated features; the bilinear vector has none.
         bilinear_size: Largest length of the full bilinear vector, see [BilinearReadout][].
         scale: Factor of the vectors of length one: the local features, and the full bilinear vector.
-        root_eps: Added below the root of the mean bilinear vector.
+        root_eps: Of the mean bilinear vector's root, see [smooth_root][fgzoo.nn.bilinear.smooth_root].
         init: Of the layers between streams and classifiers, see [SRBN][].
         batch_norm: The local features have biases and, instead of power normalisation and scale, batch normalisation; see
             [HiddenReadout][] for that of hidden states.
@@ -369,7 +369,8 @@ class SRBN(FineGrainedClassifier):
         scale: Factor of the vectors of length one, the local features and the full bilinear vector. `None`: 10 with `sgd`, where
             B-CNN's classifier at learning rate 0.01 then learns as at rate 1, the order of published B-CNN code; 1 with `adamw`,
             whose steps do not shrink with the features, so that long vectors would overshoot.
-        root_eps: Added below the root of the mean bilinear vector, as in published B-CNN code.
+        root_eps: Of the root of the mean bilinear vector, published B-CNN code's; see
+            [smooth_root][fgzoo.nn.bilinear.smooth_root].
         init: Of the layers between streams and classifiers: torch's `default`, or `orthogonal` rows or columns, so that they
             begin as projections, which keep what the streams tell. Our decision.
         batch_norm: Local features are batch-normalised instead of power-normalised, and hold, besides products of the streams'

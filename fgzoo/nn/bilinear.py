@@ -31,7 +31,28 @@ def signed_sqrt(x: Tensor, eps: float = ROOT_EPS) -> Tensor:
         return x.sign() * (x.abs() + eps).sqrt()
 
 
-def power_normalize(x: Tensor, dim: int = 1, eps: float = 1e-6, root_eps: float = ROOT_EPS) -> Tensor:
+def smooth_root(x: Tensor, eps: float = 1e-5) -> Tensor:
+    r"""Signed square root without a jump at zero, $x / \sqrt{|x| + 4 \epsilon}$, in single precision whatever the autocast.
+
+    Published B-CNN code takes $\sqrt{x + \epsilon}$ of features that are not negative. This is that root, continued to both
+    signs: it has its slope at zero, $1 / (2 \sqrt{\epsilon})$, where most products of sparse features lie, and is the same far
+    from it. A root whose epsilon is next to nothing, as [signed_sqrt][]'s, has gradients of another direction there.
+
+    Source: our decision.
+
+    Args:
+        x: Any shape.
+        eps: Of the published root.
+
+    Returns:
+        The shape of `x`, float32 (float64 for float64).
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = single(x)
+        return x * (x.abs() + 4 * eps).rsqrt()
+
+
+def power_normalize(x: Tensor, dim: int = 1, eps: float = 1e-6, root_eps: float | None = None) -> Tensor:
     r"""Signed square root, then division by the Euclidean length: $y = s / \max(\|s\|, \epsilon)$ with $s$ = `signed_sqrt(x)`.
 
     A zero vector stays zero, and so does its gradient. Source: Lin et al., "Bilinear CNN Models for Fine-grained Visual
@@ -41,12 +62,12 @@ def power_normalize(x: Tensor, dim: int = 1, eps: float = 1e-6, root_eps: float 
         x: Any shape.
         dim: The dimension of the vectors.
         eps: Floor of the divisor.
-        root_eps: Added below the root.
+        root_eps: Take [smooth_root][] with this epsilon instead.
 
     Returns:
         The shape of `x`, float32 (float64 for float64).
     """
-    return F.normalize(signed_sqrt(x, root_eps), dim=dim, eps=eps)
+    return F.normalize(signed_sqrt(x) if root_eps is None else smooth_root(x, root_eps), dim=dim, eps=eps)
 
 
 def bilinear_pool(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -78,12 +99,12 @@ def bilinear_pool(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor
 
 
 def bilinear_evidence(
-    a: Tensor, b: Tensor, pooled: Tensor, weight: Tensor, weights: Tensor | None = None, root_eps: float = ROOT_EPS
+    a: Tensor, b: Tensor, pooled: Tensor, weight: Tensor, weights: Tensor | None = None, root_eps: float | None = None
 ) -> Tensor:
     r"""What each location adds to a logit of a linear classifier over the power-normalised bilinear vector.
 
     With the pooled vector p and y = `power_normalize(p)` the logit is $w \cdot y$, and each entry of y is p's times a factor,
-    $y_k = q_k p_k$ with $q_k = \sqrt{|p_k| + \epsilon} / (|p_k| \|s\|)$. Since p is a sum over locations, so is the logit:
+    $y_k = q_k p_k$ with $q_k = s_k / (p_k \|s\|)$. Since p is a sum over locations, so is the logit:
 
     $$w \cdot y = \sum_l e_l, \quad e_l = \alpha_l\, a_l^\top (w \odot q) b_l$$
 
@@ -107,9 +128,10 @@ def bilinear_evidence(
     """
     with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
         a, b, pooled, weight = single(a), single(b), single(pooled), single(weight)
-        root = signed_sqrt(pooled, root_eps)
+        root = signed_sqrt(pooled) if root_eps is None else smooth_root(pooled, root_eps)
         length = root.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        factors = weight * torch.where(pooled == 0, 0.0, root / pooled) / length
+        below = pooled.abs() + (ROOT_EPS if root_eps is None else 4 * root_eps)
+        factors = weight / (below.sqrt() * length)
         form = factors.unflatten(1, (a.shape[1], b.shape[1]))
         evidence = torch.einsum("bchw,bcd,bdhw->bhw", a, form, b)
         return evidence if weights is None else evidence * weights
