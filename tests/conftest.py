@@ -12,6 +12,8 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = os.environ["TORCH_HOME"] = str(Path(__file__).parent / "no-such-cache")
 os.environ["MPLBACKEND"] = "Agg"
+# A worker runs hundreds of trainings, and would keep the memory of the largest.
+os.environ["FGZOO_KEEP_MEMORY"] = "0"
 
 import signal
 import socket
