@@ -216,9 +216,8 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         self.register_buffer("pixel_mean", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
         if self.recompute_backbone:
-            for module in self.network.modules():
-                if isinstance(module, Backbone):
-                    module.recompute()
+            for backbone in self._backbones():
+                backbone.recompute()
         if self.compile_network:
             self.network.compile()
 
@@ -321,7 +320,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         Returns:
             (B, D).
         """
-        backbones = [module for module in self.network.modules() if isinstance(module, Backbone)]
+        backbones = self._backbones()
         if not backbones:
             raise UsageError(f"embed: {type(self).__name__} has no Backbone whose features these could be; define features()")
         return torch.cat([backbone(images)[-1].float().mean(dim=(2, 3)) for backbone in backbones], dim=1)
@@ -501,7 +500,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
 
     def setup(self, stage: str) -> None:
         """Learn what data this is, and say what cannot be frozen."""
-        backbones = [module for module in self.network.modules() if isinstance(module, Backbone)]
+        backbones = self._backbones()
         if stage == "fit" and self.freeze_norm != "none" and not any(backbone.frozen_norms for backbone in backbones):
             rank_zero_warn(f"model.freeze_norm: '{self.backbone}' has no batch-norms, so there is nothing to freeze")
         card = getattr(self._datamodule(), "card", None)
@@ -808,6 +807,9 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         epoch = self.current_epoch
         return torch.stack([torch.full_like(index, seed), torch.full_like(index, epoch), index], dim=1)
+
+    def _backbones(self) -> list[Backbone]:
+        return [module for module in self.network.modules() if isinstance(module, Backbone)]
 
     def _datamodule(self) -> Any:
         return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
