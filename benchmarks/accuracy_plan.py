@@ -23,9 +23,9 @@ from filelock import FileLock
 import fgzoo
 from fgzoo import FGVCDataModule, create_model
 from fgzoo.errors import UsageError
+from fgzoo.files import write_json
 from fgzoo.methods import find_method
 from fgzoo.recipes import find_recipe, read_config
-from fgzoo.training.run import write_json
 
 PLANS = Path(__file__).parent / "plans"
 

@@ -26,8 +26,9 @@ from accuracy_plan import Cell, Costs
 from common import process_environment
 from filelock import FileLock
 
+from fgzoo.checkpoints.run_folder import CONFIG, METRICS, PROBABILITIES
 from fgzoo.errors import UsageError
-from fgzoo.training.run import CONFIG, METRICS, PROBABILITIES, write_json
+from fgzoo.files import write_json
 
 #: What a finished cell's folder holds beside the run.
 RESULT = "result.json"

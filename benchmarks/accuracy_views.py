@@ -18,11 +18,12 @@ from common import data_of
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from fgzoo.checkpoints.loading import load
+from fgzoo.checkpoints.run_folder import LAST
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import UsageError
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.zoo.checkpoint import LAST, load
-from fgzoo.zoo.prediction import TestTime, compute, probabilities
+from fgzoo.prediction.predict import TestTime, compute, probabilities
 
 #: Images decoded at a time.
 CHUNK = 256

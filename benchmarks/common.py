@@ -32,14 +32,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgzoo import create_model, keep_freed_memory
+from fgzoo.checkpoints.run_folder import CONFIG
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.methods import find_method
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
 from fgzoo.recipes import find_recipe, list_recipes, read_config
 from fgzoo.training.callbacks import ReproducibleSteps
+from fgzoo.training.environment import environment, peak_memory
 from fgzoo.training.faults import FiniteLoss
-from fgzoo.training.run import CONFIG, environment, peak_memory
 
 # As every verb does.
 keep_freed_memory()

@@ -32,7 +32,7 @@ from fgzoo.data.images import decode
 from fgzoo.data.records import Record
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.data.transforms import augmentation_transform, evaluation_transform, resize_transform, training_transform
-from fgzoo.training.run import environment
+from fgzoo.training.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

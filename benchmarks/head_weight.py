@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from common import data_of, deliver, heading, machine, table
 from torch import Tensor
 
-from fgzoo.training.run import CONFIG
-from fgzoo.zoo.checkpoint import LAST, load
+from fgzoo.checkpoints.loading import load
+from fgzoo.checkpoints.run_folder import CONFIG, LAST
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 

@@ -36,6 +36,8 @@ from common import RESULTS, deliver, fgzoo, heading, machine, table
 from torch import Tensor
 from torchvision import tv_tensors
 
+from fgzoo.checkpoints.loading import load
+from fgzoo.checkpoints.run_folder import CONFIG, LAST
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.images import DecoderName, decode
 from fgzoo.data.records import Listing, Record
@@ -47,8 +49,6 @@ from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
 from fgzoo.recipes import list_recipes
-from fgzoo.training.run import CONFIG
-from fgzoo.zoo.checkpoint import LAST, load
 
 FINAL, MEAN, CAM, OCCLUSION, GAUSSIAN, UNIFORM = (
     "final map", "mean of the maps", "Grad-CAM", "occlusion", "centred Gaussian", "uniform (chance)"

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from accuracy_plan import Cell, Costs, Plan, cells_of, read_plan
 
+from fgzoo.checkpoints.registry import REGISTRY, SUFFIX, find_entry
+from fgzoo.checkpoints.run_folder import PROBABILITIES
 from fgzoo.cli import main as fgzoo
 from fgzoo.errors import UsageError
-from fgzoo.training.run import PROBABILITIES
-from fgzoo.zoo.registry import REGISTRY, SUFFIX, find_entry
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 METHODS = ("baseline", "rra", "iagn", "coarse2fine", "srbn")

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fgzoo.nn.spatial_lstm import SpatialLSTM
-from fgzoo.training.run import environment
+from fgzoo.training.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from fgzoo.methods.srbn import SRBN
-from fgzoo.training.run import environment, peak_memory
+from fgzoo.training.environment import environment, peak_memory
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT = 6.0

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from fgzoo.version import __version__
 
 if TYPE_CHECKING:
     from fgzoo.allocator import keep_freed_memory as keep_freed_memory
+    from fgzoo.checkpoints.loading import load as load
+    from fgzoo.checkpoints.registry import list_checkpoints as list_checkpoints
     from fgzoo.data.datamodule import FGVCDataModule as FGVCDataModule
+    from fgzoo.methods import create_model as create_model
+    from fgzoo.methods import list_models as list_models
     from fgzoo.methods.base import FineGrainedClassifier as FineGrainedClassifier
     from fgzoo.nn.output import MethodOutput as MethodOutput
-    from fgzoo.zoo.checkpoint import load as load
-    from fgzoo.zoo.factory import create_model as create_model
-    from fgzoo.zoo.factory import list_models as list_models
-    from fgzoo.zoo.registry import list_checkpoints as list_checkpoints
-
-try:
-    __version__ = version("fgzoo")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
 
 #: Where each public name lives; imported when it is first used, so that `fgzoo --help` need not import torch.
 _HOME = {
     "FGVCDataModule": "fgzoo.data.datamodule",
     "FineGrainedClassifier": "fgzoo.methods.base",
     "MethodOutput": "fgzoo.nn.output",
-    "create_model": "fgzoo.zoo.factory",
+    "create_model": "fgzoo.methods",
     "keep_freed_memory": "fgzoo.allocator",
-    "list_checkpoints": "fgzoo.zoo.registry",
-    "list_models": "fgzoo.zoo.factory",
-    "load": "fgzoo.zoo.checkpoint",
+    "list_checkpoints": "fgzoo.checkpoints.registry",
+    "list_models": "fgzoo.methods",
+    "load": "fgzoo.checkpoints.loading",
 }
-_MODULES = {"data", "errors", "interpret", "methods", "nn", "testing", "training", "zoo"}
+_MODULES = {"checkpoints", "data", "errors", "interpret", "methods", "nn", "prediction", "testing", "training"}
 
 __all__ = [
     "FGVCDataModule",

@@ -60,9 +60,9 @@ def _dispatch(arguments: list[str]) -> int:
         _help()
         return 0
     if verb == "--version":
-        import fgzoo
+        from fgzoo.version import __version__
 
-        sys.stdout.write(f"fgzoo {fgzoo.__version__}\n")
+        sys.stdout.write(f"fgzoo {__version__}\n")
         return 0
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -71,8 +71,8 @@ def _dispatch(arguments: list[str]) -> int:
     _surroundings()
     if verb in ("fit", "validate", "test"):
         return _train(verb, arguments[1:])
-    from fgzoo import tools
-    from fgzoo.zoo import commands
+    from fgzoo.commands import own_images as commands
+    from fgzoo.commands import tools
 
     components: dict[str, Callable[[list[str]], int]] = {
         "list": tools.list_command,

@@ -14,13 +14,13 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
+from fgzoo.checkpoints.loading import load
+from fgzoo.checkpoints.run_folder import CONFIG, new_folder
 from fgzoo.cli import main as fgzoo
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.records import Record
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.interpret.overlays import attention_picture, in_input_frame
-from fgzoo.training.run import CONFIG, new_folder
-from fgzoo.zoo.checkpoint import load
 
 
 @dataclass

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fgzoo.checkpoints.loading import load, read_checkpoint
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.output import MethodOutput
-from fgzoo.zoo.checkpoint import load, read_checkpoint
 
 #: Classes of the models that the checks make; small, and no power of two.
 NUM_CLASSES = 5

@@ -17,10 +17,10 @@ import yaml
 
 import fgzoo as package
 from fgzoo import FGVCDataModule, create_model, load
+from fgzoo.checkpoints.run_folder import PROBABILITIES
 from fgzoo.errors import UntrainedError
 from fgzoo.methods import available, find_method
 from fgzoo.recipes import list_recipes
-from fgzoo.training.run import PROBABILITIES
 from tests.builders import make_cub
 from tests.command import MACHINE, fgzoo, fit, metrics
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fgzoo.errors import UsageError
 from fgzoo.interpret.metrics import grad_cam
 from fgzoo.nn.backbone import Backbone
-from fgzoo.zoo.prediction import ImageLike, batches, card_of, check_reading, listed, most_probable, views_transform
+from fgzoo.prediction.predict import ImageLike, batches, card_of, check_reading, listed, most_probable, views_transform
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier

@@ -24,11 +24,11 @@ from matplotlib import colormaps
 from PIL import Image, features
 from torch import Tensor
 
-import fgzoo
 from fgzoo.files import whole
 from fgzoo.interpret.explanation import Explanation
 from fgzoo.methods import method_name
-from fgzoo.zoo.prediction import card_of
+from fgzoo.prediction.predict import card_of
+from fgzoo.version import __version__
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier
@@ -160,7 +160,7 @@ def _facts(model: FineGrainedClassifier, checkpoint: str) -> dict[str, str]:
         "Backbone": model.backbone,
         "Data set": f"{card.dataset}, {len(card.class_names)} classes",
         "Input": f"{card.image_size} × {card.image_size} pixels",
-        "fgzoo": fgzoo.__version__,
+        "fgzoo": __version__,
     }
 
 

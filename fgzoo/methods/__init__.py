@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgzoo.errors import UsageError
@@ -47,8 +49,10 @@ __all__ = [
     "Coarse2Fine",
     "FineGrainedClassifier",
     "available",
+    "create_model",
     "find_method",
     "import_path",
+    "list_models",
     "method_name",
 ]
 
@@ -119,3 +123,49 @@ def find_method(name: str) -> tuple[type[FineGrainedClassifier], dict[str, Any]]
     near = difflib.get_close_matches(name, methods, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise UsageError(f"model: no method '{name}'{hint} Known: {', '.join(methods)}")
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that [create_model][] knows, those of installed plug-ins included.
+
+    Args:
+        pattern: A shell pattern, e.g. `rra*`.
+
+    Returns:
+        Sorted names.
+    """
+    return sorted(name for name in available() if fnmatch(name, pattern))
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    backbone: str = "resnet50",
+    pretrained: bool = True,
+    backbone_weights: str | Path | None = None,
+    **method_arguments: Any,
+) -> FineGrainedClassifier:
+    """Make a model.
+
+    Args:
+        name: A name of [list_models][], or the path of a class.
+        num_classes: Number of classes K.
+        backbone: Name of a timm network.
+        pretrained: Start from timm's pretrained weights.
+        backbone_weights: A local `.safetensors` or `.pth` file with the backbone's weights, used instead of timm's.
+        **method_arguments: Arguments of the method's class.
+
+    Returns:
+        An untrained classifier (its backbone may be pretrained).
+
+    Raises:
+        UsageError: There is no such method, or an argument that it does not know.
+    """
+    cls, fixed = find_method(name)
+    return cls(
+        num_classes=num_classes,
+        backbone=backbone,
+        pretrained=pretrained,
+        backbone_weights=backbone_weights,
+        **{**fixed, **method_arguments},
+    )

@@ -30,7 +30,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
-import fgzoo
 from fgzoo.data.card import DataCard
 from fgzoo.data.dataset import IGNORED
 from fgzoo.errors import DataError, UntrainedError, UsageError
@@ -46,9 +45,10 @@ from fgzoo.methods.optimization import (
 )
 from fgzoo.nn.backbone import Backbone, FreezeNorm, reached_by
 from fgzoo.nn.output import MethodOutput
+from fgzoo.version import __version__
 
 if TYPE_CHECKING:
-    from fgzoo.zoo.prediction import ImageLike, Prediction, TestTime
+    from fgzoo.prediction.predict import ImageLike, Prediction, TestTime
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -452,7 +452,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             UntrainedError: The model has not been trained.
             UsageError: An argument is out of its range, or an image is of another type.
         """
-        from fgzoo.zoo.prediction import predict
+        from fgzoo.prediction.predict import predict
 
         return list(predict([self], images, top_k, batch_size, tta, num_workers))
 
@@ -479,7 +479,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             UntrainedError: The model has not been trained.
             UsageError: An argument is out of its range, or an image is of another type.
         """
-        from fgzoo.zoo.prediction import embed
+        from fgzoo.prediction.predict import embed
 
         rows: list[Tensor] = []
         for answers in embed([self], images, batch_size, tta, num_workers):
@@ -774,7 +774,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
         cls = type(self)
         checkpoint["fgzoo"] = {
             "method": f"{cls.__module__}.{cls.__qualname__}",
-            "version": fgzoo.__version__,
+            "version": __version__,
             "num_classes": self.num_classes,
             "backbone": self.backbone,
             "mean": list(mean),

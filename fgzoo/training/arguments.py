@@ -11,12 +11,12 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, Namespace
 
+from fgzoo.checkpoints.loading import arguments_of, card_of, method_class, read_checkpoint
+from fgzoo.checkpoints.run_folder import CONFIG, find_checkpoint, newest_run, run_of
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods import available, import_path
 from fgzoo.recipes import find_recipe, read_config
 from fgzoo.training.messages import MisconfiguredError
-from fgzoo.training.run import CONFIG, find_checkpoint, newest_run, run_of
-from fgzoo.zoo.checkpoint import arguments_of, card_of, method_class, read_checkpoint
 
 #: What `fgzoo fit` runs when nothing is said.
 DEFAULT_RECIPE = "birds/rra"

@@ -15,12 +15,14 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
+from fgzoo.checkpoints.run_folder import BEST, CONFIG, LAST, PROBABILITIES
 from fgzoo.data.dataset import IGNORED, sample_seed
 from fgzoo.data.records import Record
+from fgzoo.files import write_json
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.training.environment import environment, peak_memory
 from fgzoo.training.report import write_probabilities, write_report
-from fgzoo.training.run import CONFIG, PROBABILITIES, RunLogger, environment, peak_memory, write_json
-from fgzoo.zoo.checkpoint import BEST, LAST
+from fgzoo.training.run_logger import RunLogger
 
 
 class ReproducibleSteps(Callback):

@@ -24,6 +24,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
+from fgzoo.checkpoints.loading import load_weights, read_checkpoint
+from fgzoo.checkpoints.run_folder import LAST, check_new, find_checkpoint, new_folder, newest_run, next_folder, run_of
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods import available, import_path
@@ -32,16 +34,7 @@ from fgzoo.training.arguments import RecipeFile, check_one_method, complete, val
 from fgzoo.training.callbacks import EpochLines, ImageScores, ReproducibleSteps, RunRecord, checkpoints
 from fgzoo.training.faults import EndOnSigterm, FiniteLoss, WholeCheckpoints, name_dead_worker
 from fgzoo.training.messages import MisconfiguredError, explain_parser_error, file_that_says, get_parameter_names
-from fgzoo.training.run import (
-    RunLogger,
-    check_new,
-    find_checkpoint,
-    new_folder,
-    newest_run,
-    next_folder,
-    run_of,
-)
-from fgzoo.zoo.checkpoint import LAST, load_weights, read_checkpoint
+from fgzoo.training.run_logger import RunLogger
 
 #: Tells the other processes of a run, which Lightning starts by the same command line, where its folder is.
 RUN_VARIABLE = "FGZOO_RUN_FOLDER"

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgzoo import create_model
+from fgzoo.checkpoints.loading import load
 from fgzoo.errors import UsageError
+from fgzoo.export.exporting import evaluation_network
 from fgzoo.methods import available
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn import Backbone
-from fgzoo.zoo.checkpoint import load
-from fgzoo.zoo.export import evaluation_network
 from tests.small import SMALL
 from tests.training.toys import CLASSES, Staged, loader, make, trainer
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fgzoo.checkpoints.run_folder import new_folder, newest_run, next_folder
 from fgzoo.methods.baseline import Baseline
 from fgzoo.training.report import most_confused, per_class, write_report
-from fgzoo.training.run import RunLogger, new_folder, newest_run, next_folder
+from fgzoo.training.run_logger import RunLogger
 from tests.builders import make_cub
 from tests.command import fit, same_weights, weights
 

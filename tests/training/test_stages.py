@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from fgzoo.checkpoints.loading import load
 from fgzoo.errors import UsageError
 from fgzoo.methods.optimization import Stage, stage_ends
-from fgzoo.zoo.checkpoint import load
 from tests.builders import make_cub
 from tests.command import fgzoo, fit, metrics, same_weights, weights
 from tests.training.toys import Staged, StagedNetwork, loader, make, trainer

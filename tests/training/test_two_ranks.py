@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fgzoo.training.run import PROBABILITIES
+from fgzoo.checkpoints.run_folder import PROBABILITIES
 from tests.command import same_weights
 from tests.training.toys import loader, make, trainer
 from tests.training.two_ranks import METHODS, TEST_IMAGES, TOYS, gradients, method, scores

@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fgzoo as package
+from fgzoo.checkpoints.loading import load, load_weights, read_checkpoint
+from fgzoo.checkpoints.safetensors import save_safetensors, training_only
 from fgzoo.data.card import DataCard
 from fgzoo.errors import CheckpointError, UntrainedError
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.baseline import Baseline
 from fgzoo.testing import evaluation_mode, example_batch
-from fgzoo.zoo.checkpoint import load, load_weights, read_checkpoint
-from fgzoo.zoo.safetensors import save_safetensors, training_only
 from tests.builders import make_cub
 from tests.command import MACHINE, fgzoo, fit, same_weights, weights
 from tests.small import SMALL

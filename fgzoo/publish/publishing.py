@@ -16,17 +16,17 @@ from typing import Any, Literal, NamedTuple
 import pooch
 import yaml
 
+from fgzoo.checkpoints.download import CHECKOUT, PACKAGE
+from fgzoo.checkpoints.loading import load, read_checkpoint
+from fgzoo.checkpoints.registry import SUFFIX, Entry, add_entry, check_entry, check_name
+from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS
+from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.cli import main
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.training.run import CONFIG, METRICS
-from fgzoo.zoo.checkpoint import LAST, load, read_checkpoint
-from fgzoo.zoo.download import CHECKOUT, PACKAGE
-from fgzoo.zoo.model_card import METRICS as LISTED
-from fgzoo.zoo.model_card import Training, model_card
-from fgzoo.zoo.registry import SUFFIX, Entry, add_entry, check_entry, check_name
-from fgzoo.zoo.safetensors import save_safetensors
+from fgzoo.publish.model_card import METRICS as LISTED
+from fgzoo.publish.model_card import Training, model_card
 
 #: Where a run keeps what it cost, its data's counts and notes, and its surroundings.
 COST, DATA, ENVIRONMENT = "cost.json", "data.json", "environment.json"

@@ -23,7 +23,7 @@ from rich.text import Text
 from fgzoo.data.folder import LITTER, SUFFIXES, find_images, natural_order
 from fgzoo.errors import UsageError
 from fgzoo.files import whole
-from fgzoo.zoo.prediction import Answers, Prediction
+from fgzoo.prediction.predict import Answers, Prediction
 
 # ---------------------------------------------------------------------- in
 

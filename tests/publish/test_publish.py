@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from fgzoo import load
-from fgzoo.zoo.publish import publish
-from fgzoo.zoo.registry import list_checkpoints, read_registry
+from fgzoo.checkpoints.registry import list_checkpoints, read_registry
+from fgzoo.publish.publishing import publish
 from tests.builders import make_cub, save
 from tests.command import Result, fgzoo, fit, metrics
 

@@ -26,17 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-import fgzoo
+from fgzoo.checkpoints.run_folder import BEST, run_of
+from fgzoo.commands.own_images import EXPORTED
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.errors import CheckpointError, DataError, ExportError, UsageError
 from fgzoo.files import whole
 from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
-from fgzoo.training.run import run_of
-from fgzoo.zoo.checkpoint import BEST
-from fgzoo.zoo.commands import EXPORTED
-from fgzoo.zoo.prediction import ImageLike, batches, card_of, listed, views_transform
+from fgzoo.prediction.predict import ImageLike, batches, card_of, listed, views_transform
+from fgzoo.version import __version__
 
 Format = Literal["onnx", "torch-export"]
 #: The outputs by name, images first: (B, 3, S, S) -> {name: (B, ...)}.
@@ -255,7 +254,7 @@ def description(model: FineGrainedClassifier, name: str) -> dict[str, Any]:
         "mean": list(written["mean"]),
         "std": list(written["std"]),
         "input": "images, (batch, 3, image_size, image_size) float32, RGB: (pixel / 255 - mean) / std",
-        "fgzoo": fgzoo.__version__,
+        "fgzoo": __version__,
         "torch": torch.__version__,
         "opset": None,
     }
@@ -368,7 +367,7 @@ def _onnx_bytes(program: ExportedProgram, about: dict[str, Any]) -> bytes:
     proto = made.model_proto
     about["opset"] = next(opset.version for opset in proto.opset_import if opset.domain == "")
     onnx.helper.set_model_props(proto, {ONNX_KEY: json.dumps(about, ensure_ascii=False)})
-    proto.producer_name, proto.producer_version = "fgzoo", fgzoo.__version__
+    proto.producer_name, proto.producer_version = "fgzoo", __version__
     return proto.SerializeToString()
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import fgzoo as package
+from fgzoo.checkpoints.loading import class_dependent, load, load_weights, read_checkpoint
 from fgzoo.errors import CheckpointError
-from fgzoo.zoo.checkpoint import class_dependent, load, load_weights, read_checkpoint
 from tests.builders import make_cub
 from tests.command import fgzoo, fit, same_weights, weights
 from tests.small import small

@@ -27,7 +27,8 @@ from fgzoo.data.folder import find_images
 from fgzoo.data.images import MAX_PIXELS, decode, from_pillow
 from fgzoo.errors import CheckpointError, DataError, TrainingError, UntrainedError, UsageError
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.zoo import prediction, prediction_files
+from fgzoo.prediction import files as prediction_files
+from fgzoo.prediction import predict as prediction
 from tests import command
 from tests.builders import encode, make_cub, picture, save
 from tests.command import Result, fgzoo, fit

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 import fgzoo as package
+from fgzoo.checkpoints import registry
+from fgzoo.checkpoints.registry import base_url, find_entry, list_checkpoints, read_registry
 from fgzoo.errors import CheckpointError
 from fgzoo.methods import BUILT_IN
-from fgzoo.zoo import registry
-from fgzoo.zoo.registry import base_url, find_entry, list_checkpoints, read_registry
 from tests.command import fgzoo
 
 ENTRY: dict[str, Any] = {
@@ -29,7 +29,7 @@ ENTRY: dict[str, Any] = {
     "sha256": "0" * 64,
     "sources": [
         "checkpoints/a.safetensors", "https://example.org/a.safetensors?download=1", "hf://owner/repository/in/a.safetensors@v1",
-        "file:///mnt/a.safetensors", "package:zoo/a.safetensors",
+        "file:///mnt/a.safetensors", "package:checkpoints/a.safetensors",
     ],
     "licence": "CC-BY-4.0",
 }  # fmt: skip
@@ -57,8 +57,8 @@ def test_the_packaged_list_is_valid() -> None:
 
 def test_the_packaged_list_is_part_of_the_package() -> None:
     declared = (Path(package.__file__).parents[1] / "pyproject.toml").read_text()
-    assert '"zoo/*.yaml"' in declared
-    assert (Path(package.__file__).parent / "zoo" / "zoo.yaml").is_file()
+    assert '"checkpoints/*.yaml"' in declared
+    assert (Path(package.__file__).parent / "checkpoints" / "zoo.yaml").is_file()
 
 
 def test_an_entry_is_read_as_written(tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ import torch
 import yaml
 
 import fgzoo
+from fgzoo.checkpoints import download
+from fgzoo.checkpoints.download import fetch_checkpoint
+from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.data import download as transfer
 from fgzoo.errors import CheckpointError, UsageError
-from fgzoo.zoo import download
-from fgzoo.zoo.download import fetch_checkpoint
-from fgzoo.zoo.safetensors import save_safetensors
 from tests import command
+from tests.checkpoints.test_registry import ENTRY
+from tests.checkpoints.test_safetensors import logits, trained
 from tests.server import CONTENT, Server, be_impatient, serving
-from tests.zoo.test_registry import ENTRY
-from tests.zoo.test_safetensors import logits, trained
 
 NAME = "baseline_tiny_birds"
 FILE = f"{NAME}.safetensors"
@@ -143,10 +143,10 @@ def test_a_file_source_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("where", ["PACKAGE", "CHECKOUT"])
 def test_a_file_that_is_here_is_not_copied(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, where, tmp_path / "here")
-    own = tmp_path / "here" / "zoo" / FILE
+    own = tmp_path / "here" / "checkpoints" / FILE
     own.parent.mkdir(parents=True)
     own.write_bytes(CONTENT)
-    place = listed(f"package:zoo/{FILE}" if where == "PACKAGE" else f"zoo/{FILE}")
+    place = listed(f"package:checkpoints/{FILE}" if where == "PACKAGE" else f"checkpoints/{FILE}")
     assert fetch_checkpoint(NAME) == own
     assert not place.exists()
 
@@ -169,7 +169,7 @@ def test_a_cache_that_cannot_be_written_is_named(server: Server, tmp_path: Path,
 
 def test_two_processes_fetch_once(server: Server) -> None:
     place = listed(address(server, "slow"))
-    program = f"from fgzoo.zoo.download import fetch_checkpoint; fetch_checkpoint({NAME!r})"
+    program = f"from fgzoo.checkpoints.download import fetch_checkpoint; fetch_checkpoint({NAME!r})"
     processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert place.read_bytes() == CONTENT

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fgzoo.checkpoints.registry import SUFFIX, Entry
 from fgzoo.data.card import DataCard
 from fgzoo.data.verify import OFFICIAL
-from fgzoo.zoo.registry import SUFFIX, Entry
 
 #: How each metric is called, and how it is shown.
 METRICS = {

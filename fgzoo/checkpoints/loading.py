@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import sys
@@ -14,48 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fgzoo
+from fgzoo.checkpoints.run_folder import resolve
+from fgzoo.checkpoints.safetensors import SUFFIX, read_safetensors, training_only
 from fgzoo.data.card import DataCard
 from fgzoo.errors import CheckpointError
 from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.weights import read_plain
-from fgzoo.zoo.registry import list_checkpoints
-from fgzoo.zoo.safetensors import SUFFIX, read_safetensors, training_only
-
-#: Where a run keeps its checkpoints, relative to the run's folder.
-LAST = Path("checkpoints") / "last.ckpt"
-BEST = Path("checkpoints") / "best.ckpt"
-
-
-def resolve(source: str | Path) -> Path:
-    """The file that is meant: a path itself, the last checkpoint of a run's folder, or one of the zoo, which is downloaded.
-
-    Args:
-        source: A checkpoint file, a run's folder, or a name of [list_checkpoints][fgzoo.list_checkpoints]. A file or a run of
-            that name comes first.
-
-    Returns:
-        The file.
-
-    Raises:
-        CheckpointError: There is none, or it cannot be downloaded.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
-    if (path / LAST).is_file():
-        return path / LAST
-    names = list_checkpoints()
-    if str(source) in names:
-        from fgzoo.zoo.download import fetch_checkpoint
-
-        return fetch_checkpoint(str(source))
-    if path.is_dir():
-        raise CheckpointError(f"checkpoint: the folder {path} holds no {LAST}")
-    near = difflib.get_close_matches(str(source), names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ", and none of this name in `fgzoo list checkpoints`"
-    raise CheckpointError(f"checkpoint: no file or run folder '{source}'{hint}")
+from fgzoo.version import __version__
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Any]:
@@ -78,10 +43,8 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
             f"checkpoint: {path} was not written by fgzoo; weights of a bare backbone go to --model.backbone_weights"
         )
     written = str(card.get("version", "0"))
-    if _release(written) > _release(fgzoo.__version__):
-        raise CheckpointError(
-            f"checkpoint: {path} was written by fgzoo {written}, newer than this {fgzoo.__version__}; update fgzoo"
-        )
+    if _release(written) > _release(__version__):
+        raise CheckpointError(f"checkpoint: {path} was written by fgzoo {written}, newer than this {__version__}; update fgzoo")
     _check_card(content, path)
     return content
 
@@ -264,16 +227,3 @@ def _release(text: str) -> tuple[int, ...]:
     """The numbers before any suffix: 1.2.0rc1 -> (1, 2, 0)."""
     leading = [re.match(r"\d*", part) for part in text.split("+")[0].split(".")[:3]]
     return tuple(int(found.group() or 0) for found in leading if found)
-
-
-__all__ = [
-    "BEST",
-    "LAST",
-    "card_of",
-    "class_dependent",
-    "load",
-    "load_weights",
-    "method_class",
-    "read_checkpoint",
-    "resolve",
-]

@@ -52,8 +52,8 @@ def download_command(arguments: list[str]) -> int:
     parser = _parser_class("fgzoo download")(prog="fgzoo download", description="Fetch checkpoints of the zoo and verify them.")
     parser.add_argument("names", nargs="+", help="Names as in `fgzoo list checkpoints`.")
     names = parser.parse_args(arguments).names
-    from fgzoo.zoo.download import fetch_checkpoint
-    from fgzoo.zoo.registry import find_entry
+    from fgzoo.checkpoints.download import fetch_checkpoint
+    from fgzoo.checkpoints.registry import find_entry
 
     # A misspelt name is told before anything large is fetched.
     for name in names:
@@ -81,7 +81,7 @@ def publish_command(arguments: list[str]) -> int:
     add("--licence", help="Of the weights, e.g. CC-BY-NC-4.0 (default for the synthetic birds: Apache-2.0).")
     add("--source", nargs="*", default=[], metavar="ADDRESS", help="Where the file will be found (default: where it is written).")
     given = parser.parse_args(arguments)
-    from fgzoo.zoo.publish import publish
+    from fgzoo.publish.publishing import publish
 
     made = publish(
         given.run, given.name, given.output, given.registry, given.seeds, given.dtype, given.licence, given.source
@@ -131,9 +131,9 @@ def list_things(what: Listed = "all", pattern: str = "*", as_json: bool = False)
     Returns:
         The exit status.
     """
+    from fgzoo.checkpoints.registry import read_registry
     from fgzoo.methods import available
     from fgzoo.recipes import list_recipes
-    from fgzoo.zoo.registry import read_registry
 
     methods = {
         name: path + "".join(f", {key}={value}" for key, value in fixed.items()) for name, (path, fixed) in available().items()

@@ -23,13 +23,13 @@ from torch.onnx._internal.exporter import _registration
 
 import fgzoo as package
 from fgzoo import FineGrainedClassifier, MethodOutput
+from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.data.card import DataCard
 from fgzoo.errors import CheckpointError, ExportError, UntrainedError, UsageError
+from fgzoo.export import exporting
+from fgzoo.export.exporting import Answers, Format, Parity, Run, checkpoint_name, compare, export, probes
 from fgzoo.nn import activation_boxes
 from fgzoo.testing import evaluation_mode
-from fgzoo.zoo import export as exporting
-from fgzoo.zoo.export import Answers, Format, Parity, Run, checkpoint_name, compare, export, probes
-from fgzoo.zoo.safetensors import save_safetensors
 from tests.builders import encode, picture
 from tests.command import fgzoo
 from tests.small import SMALL
@@ -38,7 +38,7 @@ NAMES = ["Cardinal", "Crow", "Gull", "Möwe", "Ovenbird"]
 CARD = DataCard("cub", NAMES, 64, 72, "squash", "bilinear", "pillow", "0123456789abcdef")
 REPOSITORY = Path(package.__file__).parents[1]
 
-README = (REPOSITORY / "fgzoo" / "zoo" / "README.md").read_text(encoding="utf-8")
+README = (REPOSITORY / "fgzoo" / "checkpoints" / "README.md").read_text(encoding="utf-8")
 #: What README shows of running a file without torch.
 EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "onnxruntime" in block)
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
-import fgzoo
+from fgzoo.checkpoints.registry import SUFFIX, Entry, base_url, find_entry
 from fgzoo.data.download import TransferError, WriteError, accept, by_hand_to, download, has_digest, locked, offline
 from fgzoo.errors import CheckpointError
-from fgzoo.zoo.registry import SUFFIX, Entry, base_url, find_entry
 
 log = logging.getLogger(__name__)
 
-PACKAGE = Path(fgzoo.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 #: The root of the repository, where fgzoo runs from a checkout.
 CHECKOUT = PACKAGE.parent
 

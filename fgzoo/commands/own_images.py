@@ -74,8 +74,8 @@ def _at_least(low: int) -> Any:
 
 
 def _models(given: argparse.Namespace, device: Any, *more: str) -> list[FineGrainedClassifier]:
-    from fgzoo.training.run import find_checkpoint
-    from fgzoo.zoo.checkpoint import load
+    from fgzoo.checkpoints.loading import load
+    from fgzoo.checkpoints.run_folder import find_checkpoint
 
     sources = [find_checkpoint(said, Path("runs")) for said in (given.checkpoint, *more)]
     return [load(source, given.trust).to(device) for source in sources]
@@ -146,7 +146,8 @@ def predict(given: argparse.Namespace) -> int:
     Returns:
         0, or 1 where not one image could be read.
     """
-    from fgzoo.zoo import prediction, prediction_files
+    from fgzoo.prediction import files as prediction_files
+    from fgzoo.prediction import predict as prediction
 
     paths = prediction_files.image_paths(given.images, sys.stdin)
     models = _models(given, prediction_files.find_device(given.device), *given.also)
@@ -205,7 +206,7 @@ def explain(given: argparse.Namespace) -> int:
         0, or 1 where not one image could be read.
     """
     from fgzoo.interpret import explanation, page, pictures
-    from fgzoo.zoo import prediction_files
+    from fgzoo.prediction import files as prediction_files
 
     paths = prediction_files.image_paths(given.images, sys.stdin, "explain")
     (model,) = _models(given, prediction_files.find_device(given.device, "explain"))
@@ -280,10 +281,10 @@ def export(given: argparse.Namespace) -> int:
     Returns:
         0.
     """
-    from fgzoo.training.run import find_checkpoint
-    from fgzoo.zoo import export as exporting
-    from fgzoo.zoo import prediction_files
-    from fgzoo.zoo.checkpoint import load
+    from fgzoo.checkpoints.loading import load
+    from fgzoo.checkpoints.run_folder import find_checkpoint
+    from fgzoo.export import exporting
+    from fgzoo.prediction import files as prediction_files
 
     checkpoint = find_checkpoint(given.checkpoint, Path("runs"))
     name = exporting.checkpoint_name(given.checkpoint, checkpoint)

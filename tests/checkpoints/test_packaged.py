@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from fgzoo import load
+from fgzoo.checkpoints.registry import SUFFIX, read_registry
 from fgzoo.data.synthetic import Birds, SyntheticBirds
-from fgzoo.zoo.registry import SUFFIX, read_registry
 from tests.command import fgzoo
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,0 +1,135 @@
+"""A run's folder, and which file a checkpoint's name means. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from pathlib import Path
+
+from fgzoo.checkpoints.download import fetch_checkpoint
+from fgzoo.checkpoints.registry import list_checkpoints
+from fgzoo.errors import CheckpointError, UsageError
+
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+#: Where a run keeps its checkpoints, relative to the run's folder.
+LAST = Path("checkpoints") / "last.ckpt"
+BEST = Path("checkpoints") / "best.ckpt"
+#: What every image of a split was given, by the split.
+PROBABILITIES = {split: f"{split}_probabilities.npz" for split in ("val", "test")}
+
+
+def next_folder(base: Path) -> Path:
+    """The first free numbered folder: base/000, base/001 and so on.
+
+    Args:
+        base: E.g. `runs/cub-rra`.
+
+    Returns:
+        A folder that does not exist yet; another process may make it, see [new_folder][].
+    """
+    taken = [int(path.name) for path in base.glob("[0-9]*") if path.name.isdigit()] if base.is_dir() else []
+    return base / f"{max(taken, default=-1) + 1:03d}"
+
+
+def new_folder(base: Path) -> Path:
+    """Make the next numbered folder; runs that start at the same moment get folders of their own.
+
+    Args:
+        base: E.g. `runs/cub-rra`.
+
+    Returns:
+        The folder, empty.
+    """
+    while True:
+        folder = next_folder(base)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+
+
+def newest_run(base: Path) -> Path | None:
+    """The run below a folder whose last checkpoint is the most recent; `None` without any.
+
+    Args:
+        base: E.g. `runs` or `runs/cub-rra`.
+
+    Returns:
+        The run's folder.
+    """
+    found = list(base.glob(f"**/{LAST.as_posix()}")) if base.is_dir() else []
+    return max(found, key=lambda path: path.stat().st_mtime).parents[1] if found else None
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that another run has filled.
+
+    Args:
+        folder: Where a new run is to go.
+
+    Raises:
+        UsageError: It holds a run.
+    """
+    if (folder / CONFIG).exists():
+        raise UsageError(f"--output: {folder} holds a run already; continue it by --resume {folder}, or name another folder")
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run's folder that a checkpoint lies in; `None` where it lies elsewhere."""
+    folder = checkpoint.resolve().parents[1] if checkpoint.parent.name == LAST.parent.name else checkpoint.parent
+    return folder if (folder / CONFIG).is_file() else None
+
+
+def resolve(source: str | Path) -> Path:
+    """The file that is meant: a path itself, the last checkpoint of a run's folder, or one of the zoo, which is downloaded.
+
+    Args:
+        source: A checkpoint file, a run's folder, or a name of [list_checkpoints][fgzoo.list_checkpoints]. A file or a run of
+            that name comes first.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be downloaded.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if (path / LAST).is_file():
+        return path / LAST
+    names = list_checkpoints()
+    if str(source) in names:
+        return fetch_checkpoint(str(source))
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint: the folder {path} holds no {LAST}")
+    near = difflib.get_close_matches(str(source), names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ", and none of this name in `fgzoo list checkpoints`"
+    raise CheckpointError(f"checkpoint: no file or run folder '{source}'{hint}")
+
+
+def find_checkpoint(said: str, base: Path) -> Path:
+    """The file that `--ckpt_path` means.
+
+    Args:
+        said: A file, a run's folder, `last` or `best` (of the newest run below base).
+        base: Where runs are.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if said not in ("last", "best"):
+        return resolve(said)
+    run = newest_run(base)
+    if run is None:
+        raise CheckpointError(f"--ckpt_path {said}: there is no trained run below {base}")
+    path = run / (LAST if said == "last" else BEST)
+    if not path.is_file():
+        raise CheckpointError(
+            f"--ckpt_path best: {run} has no {BEST}, because nothing was held out for validation "
+            f"(--data.val_fraction, --data.folds); use --ckpt_path last"
+        )
+    return path

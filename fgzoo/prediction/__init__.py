@@ -1,0 +1,1 @@
+"""Prediction: images in, answers out, for any classifier."""

@@ -1,1 +1,0 @@
-"""Models by name: making them, and reading and writing their checkpoints."""
