@@ -32,10 +32,11 @@ test: check  ## Everything: rules, types, tests
 test-fast: install  ## The tests alone, without rules and types
 	$(BIN)/python -m pytest $(SPREAD) -x
 
-check: install  ## Lint, format and types
+check: install  ## Lint, format, types, and which module may use which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install  ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .

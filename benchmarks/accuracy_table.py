@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from fgzoo.checkpoints.run_folder import PROBABILITIES
 from fgzoo.errors import UsageError
-from fgzoo.prediction.predict import TestTime
+from fgzoo.prediction.inference import TestTime
 
 FOLDER = RESULTS / "accuracy"
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 
-#: How the baseline averages over views of a test image, and how many these are; see [fgzoo.prediction.predict][].
+#: How the baseline averages over views of a test image, and how many these are; see [fgzoo.prediction.inference][].
 VIEWS: dict[TestTime, int] = {"flip": 2, "ten-crop": 10}
 #: Arrays by name: what [predicted_name][] and [targets_name][] say, both (N,) in the order of the split, and what
 #: [ensemble_name][] says, the classes with the largest averaged probabilities.

@@ -23,7 +23,7 @@ from fgzoo.checkpoints.run_folder import LAST
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import UsageError
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.prediction.predict import TestTime, compute, probabilities
+from fgzoo.prediction.inference import TestTime, compute, probabilities
 
 #: Images decoded at a time.
 CHUNK = 256

@@ -26,7 +26,7 @@ from fgzoo import list_models
 from fgzoo.data.card import DataCard
 from fgzoo.data.images import decode
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.prediction.predict import predict
+from fgzoo.prediction.inference import predict
 
 
 def trained(method: str, options: argparse.Namespace) -> FineGrainedClassifier:

@@ -7,11 +7,12 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 from fgzoo.allocator import keep_freed_memory
+from fgzoo.commands import COMMANDS
 from fgzoo.errors import TrainingError, UsageError
+from fgzoo.methods import import_path
 
 #: Verb -> what it does, as `fgzoo --help` shows it.
 VERBS = {
@@ -68,25 +69,15 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean 'fgzoo {near[0]}'?" if near else "`fgzoo --help` names the verbs"
         raise UsageError(f"no verb '{verb}'; {hint}")
-    _surroundings()
+    _prepare_process()
     if verb in ("fit", "validate", "test"):
         return _train(verb, arguments[1:])
-    from fgzoo.commands import own_images as commands
-    from fgzoo.commands import tools
+    from fgzoo.commands.parser import run
 
-    components: dict[str, Callable[[list[str]], int]] = {
-        "list": tools.list_command,
-        "download": tools.download_command,
-        "publish": tools.publish_command,
-        "data": tools.data_command,
-        "predict": commands.predict_command,
-        "explain": commands.explain_command,
-        "export": commands.export_command,
-    }
-    return components[verb](arguments[1:])
+    return run(import_path(COMMANDS[verb]), arguments[1:], f"fgzoo {verb}")
 
 
-def _surroundings() -> None:
+def _prepare_process() -> None:
     """What the verbs need of the process, before torch is imported."""
     if os.environ.get("HOME") is None:
         # Caches of torch, timm and matplotlib fall back to the home folder, which there may be none of.

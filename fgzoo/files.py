@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary file beside another, which it replaces when it is whole; what goes wrong leaves the other as it was.
 
     Args:
@@ -31,5 +31,5 @@ def whole(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -217,7 +217,7 @@ def _load_state(model: FineGrainedClassifier, state: dict[str, Tensor], source: 
     model.load_state_dict(state)
 
 
-def card_of(checkpoint: dict[str, Any]) -> DataCard | None:
+def data_card(checkpoint: dict[str, Any]) -> DataCard | None:
     """The data a checkpoint was trained on, where it says so."""
     data = checkpoint["fgzoo"].get("data")
     return None if data is None else DataCard(**data)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from fgzoo.errors import CheckpointError
-from fgzoo.files import whole
+from fgzoo.files import atomic_write
 from fgzoo.methods import BUILT_IN
 from fgzoo.recipes import FOLDER as RECIPES
 
@@ -163,7 +163,7 @@ def add_entry(path: Path, entry: Entry) -> None:
     listed = [entries[name].as_dict() for name in sorted(entries)]
     body = yaml.safe_dump({"checkpoints": listed}, sort_keys=False, allow_unicode=True, width=120)
     try:
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text(f"{head}\n{body}", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"zoo: {path} cannot be written ({error.strerror or error})") from error

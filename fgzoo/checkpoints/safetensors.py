@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fgzoo.errors import CheckpointError, UntrainedError
-from fgzoo.files import whole
+from fgzoo.files import atomic_write
 from fgzoo.methods.base import FineGrainedClassifier
 
 SUFFIX = ".safetensors"
@@ -120,7 +120,7 @@ def _write_whole(path: Path, content: bytes) -> None:
     """Write beside the file and move into place, so that it is whole at every moment."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part, part.open("wb") as file:
+        with atomic_write(path) as part, part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -64,7 +64,7 @@ _GENERATED = Stamp(0, 0, 0)
 _ABSENT = Stamp(-1, 0, 0)
 
 
-class Entry(NamedTuple):
+class CachedImage(NamedTuple):
     """An image in the cache.
 
     Attributes:
@@ -95,7 +95,7 @@ class Manifest(NamedTuple):
 
     token: str
     length: int
-    entries: dict[str, Entry]
+    entries: dict[str, CachedImage]
 
 
 class ImageCache:
@@ -318,7 +318,7 @@ class ImageCache:
         _write_manifest(self.path.with_suffix(".json"), manifest)
         return manifest
 
-    def _write_images(self, file: BinaryIO, records: Sequence[Record], num_workers: int) -> tuple[dict[str, Entry], int]:
+    def _write_images(self, file: BinaryIO, records: Sequence[Record], num_workers: int) -> tuple[dict[str, CachedImage], int]:
         """Write the images one after another; returns where they lie, and the end of the last one."""
         count, length = len(records), 0
         free = int(shutil.disk_usage(self.path.parent).free * ROOM)
@@ -329,7 +329,7 @@ class ImageCache:
         loader = DataLoader(
             source, batch_size=None, num_workers=num_workers, generator=torch.Generator(), worker_init_fn=keep_in_worker
         )
-        entries: dict[str, Entry] = {}
+        entries: dict[str, CachedImage] = {}
         with _progress(count, self.path) as advance:
             for record, (pixels, entry) in zip(records, loader, strict=True):
                 entries[record.name] = entry._replace(offset=length)
@@ -355,7 +355,7 @@ class ImageCache:
         return f"{elsewhere}, choose a smaller data.resize, or use --data.cache none"
 
 
-class _Source(Dataset[tuple[Tensor | None, Entry]]):
+class _Source(Dataset[tuple[Tensor | None, CachedImage]]):
     """Decodes and resizes: (bytes of the image, entry whose offset is not yet known); `None` where it cannot be read."""
 
     def __init__(self, records: Sequence[Record], read: Callable[[Record], Tensor], resize: Callable[[Tensor], Tensor]) -> None:
@@ -366,18 +366,18 @@ class _Source(Dataset[tuple[Tensor | None, Entry]]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[Tensor | None, Entry]:
+    def __getitem__(self, index: int) -> tuple[Tensor | None, CachedImage]:
         record = self.records[index]
         # Looked at before it is decoded: a file that changes in between will not look the same when the cache is next opened.
         stamp, digest = _stamp(record), _digest(record)
         try:
             image = self.resize(self.read(record))
         except DataError:
-            return None, Entry(0, 0, 0, False, stamp, digest)
+            return None, CachedImage(0, 0, 0, False, stamp, digest)
         rows = image.permute(1, 2, 0)
         channels_last = rows.is_contiguous()
         pixels = rows if channels_last else image
-        return pixels.reshape(-1), Entry(0, image.shape[1], image.shape[2], channels_last, stamp, digest)
+        return pixels.reshape(-1), CachedImage(0, image.shape[1], image.shape[2], channels_last, stamp, digest)
 
 
 # ---------------------------------------------------------------------- where, and under which name
@@ -470,7 +470,9 @@ def _read_manifest(path: Path) -> Manifest | None:
     """A manifest; `None` where there is none, or a damaged one."""
     try:
         content = json.loads(path.read_bytes())
-        entries = {name: Entry(**dict(zip(Entry._fields, row, strict=True))) for name, row in content["entries"].items()}
+        entries = {
+            name: CachedImage(**dict(zip(CachedImage._fields, row, strict=True))) for name, row in content["entries"].items()
+        }
         entries = {name: entry._replace(stamp=Stamp(*entry.stamp)) for name, entry in entries.items()}
         return Manifest(content["token"], content["length"], entries)
     except (OSError, ValueError, TypeError, KeyError, IndexError):

@@ -16,7 +16,7 @@ from torch import Tensor
 from fgzoo.errors import UsageError
 from fgzoo.interpret.metrics import grad_cam
 from fgzoo.nn.backbone import Backbone
-from fgzoo.prediction.predict import ImageLike, batches, card_of, check_reading, listed, most_probable, views_transform
+from fgzoo.prediction.inference import ImageLike, batches, check_reading, listed, most_probable, required_card, views_transform
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier
@@ -77,7 +77,7 @@ def explain(
     if top_k < 1:
         raise UsageError(f"explain: top_k is {top_k}; at least 1")
     check_reading(batch_size, num_workers, "explain")
-    card = card_of(model, "explain")
+    card = required_card(model, "explain")
     target = None if explained is None else class_index(card.class_names, explained)
     prepare = [views_transform(card)]
     read = batches(listed(images), prepare, batch_size, num_workers, model.device.type == "cuda", "explain")

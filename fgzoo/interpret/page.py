@@ -24,10 +24,10 @@ from matplotlib import colormaps
 from PIL import Image, features
 from torch import Tensor
 
-from fgzoo.files import whole
+from fgzoo.files import atomic_write
 from fgzoo.interpret.explanation import Explanation
 from fgzoo.methods import method_name
-from fgzoo.prediction.predict import card_of
+from fgzoo.prediction.inference import required_card
 from fgzoo.version import __version__
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def write_page(
     values = _values(model, checkpoint, explained)
     before, after = (fill(part, values) for part in _packaged("page.html").split(PICTURES))
     entries = []
-    with whole(path) as part, part.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+    with atomic_write(path) as part, part.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
         file.write(before)
         for number, (name, found) in enumerate(zip(names, explanations, strict=True)):
             entries.append(_entry(str(name), found))
@@ -152,7 +152,7 @@ def _values(model: FineGrainedClassifier, checkpoint: str, explained: str | None
 
 
 def _facts(model: FineGrainedClassifier, checkpoint: str) -> dict[str, str]:
-    card = card_of(model, "explain")
+    card = required_card(model, "explain")
     cls = type(model)
     return {
         "Checkpoint": checkpoint or "in memory",

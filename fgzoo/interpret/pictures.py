@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fgzoo.files import whole
+from fgzoo.files import atomic_write
 from fgzoo.interpret.explanation import Explanation
 from fgzoo.interpret.overlays import overlay
 
@@ -124,5 +124,5 @@ def _write_one(folder: Path, path: Path, found: Explanation) -> None:
 
 
 def _save(path: Path, picture: Image.Image) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         picture.save(part, "PNG")

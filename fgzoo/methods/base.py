@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import lightning as L
 import torch
@@ -45,10 +45,9 @@ from fgzoo.methods.optimization import (
 )
 from fgzoo.nn.backbone import Backbone, FreezeNorm, reached_by
 from fgzoo.nn.output import MethodOutput
+from fgzoo.prediction import TestTime
+from fgzoo.prediction.inference import ImageLike, Prediction, classify, embed
 from fgzoo.version import __version__
-
-if TYPE_CHECKING:
-    from fgzoo.prediction.predict import ImageLike, Prediction, TestTime
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -452,9 +451,7 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             UntrainedError: The model has not been trained.
             UsageError: An argument is out of its range, or an image is of another type.
         """
-        from fgzoo.prediction.predict import predict
-
-        return list(predict([self], images, top_k, batch_size, tta, num_workers))
+        return list(classify([self], images, top_k, batch_size, tta, num_workers))
 
     def embed(
         self,
@@ -479,8 +476,6 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             UntrainedError: The model has not been trained.
             UsageError: An argument is out of its range, or an image is of another type.
         """
-        from fgzoo.prediction.predict import embed
-
         rows: list[Tensor] = []
         for answers in embed([self], images, batch_size, tta, num_workers):
             for error in answers.errors:

@@ -22,8 +22,8 @@ from rich.text import Text
 
 from fgzoo.data.folder import LITTER, SUFFIXES, find_images, natural_order
 from fgzoo.errors import UsageError
-from fgzoo.files import whole
-from fgzoo.prediction.predict import Answers, Prediction
+from fgzoo.files import atomic_write
+from fgzoo.prediction.inference import Answers, Prediction
 
 # ---------------------------------------------------------------------- in
 
@@ -165,7 +165,7 @@ def write_features(output: Path | None, paths: Sequence[Path], found: Features) 
     names = [str(path) for path in paths]
     errors = [error or "" for error in found.errors]
     if output is not None and kind in (".npy", ".npz"):
-        with whole(output) as part, part.open("wb") as binary:
+        with atomic_write(output) as part, part.open("wb") as binary:
             if kind == ".npy":
                 np.save(binary, found.values)
             else:
@@ -189,14 +189,14 @@ def _write_csv(output: Path | None, header: list[str], rows: Iterable[list[str]]
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
         return
     # File names need not be valid UTF-8; their bytes come out as they are.
-    with whole(output) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with atomic_write(output) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         csv.writer(file, lineterminator="\n").writerow(header)
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def _write_jsonl(output: Path, rows: Iterable[dict[str, Any]]) -> None:
     # A byte that is no UTF-8 comes out as \udcXX, which is JSON's own way of writing it.
-    with whole(output) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with atomic_write(output) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -21,12 +21,12 @@ from fgzoo.checkpoints.loading import load, read_checkpoint
 from fgzoo.checkpoints.registry import SUFFIX, Entry, add_entry, check_entry, check_name
 from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS
 from fgzoo.checkpoints.safetensors import save_safetensors
-from fgzoo.cli import main
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.publish.model_card import METRICS as LISTED
 from fgzoo.publish.model_card import Training, model_card
+from fgzoo.training.command import run as run_training
 
 #: Where a run keeps what it cost, its data's counts and notes, and its surroundings.
 COST, DATA, ENVIRONMENT = "cost.json", "data.json", "environment.json"
@@ -152,8 +152,7 @@ def _store_and_score(
         model.hparams["backbone_weights"] = None  # a path of the machine it was trained on
     save_safetensors(model, part, dtype)
     shutil.copyfile(run / CONFIG, folder / CONFIG)
-    if main(["test", "--ckpt_path", str(part)]):
-        raise CheckpointError(f"publish: {name}{SUFFIX} could not be scored")
+    run_training("test", ["--ckpt_path", str(part)])
     with (folder / METRICS).open(newline="") as file:
         metrics = _test_metrics(list(csv.DictReader(file))[-1])
     with (folder / "test_confused.csv").open(newline="", encoding="utf-8") as file:

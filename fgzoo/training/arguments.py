@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, Namespace
 
-from fgzoo.checkpoints.loading import arguments_of, card_of, method_class, read_checkpoint
+from fgzoo.checkpoints.loading import arguments_of, data_card, method_class, read_checkpoint
 from fgzoo.checkpoints.run_folder import CONFIG, find_checkpoint, newest_run, run_of
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods import available, import_path
@@ -115,7 +115,7 @@ def config_of(checkpoint: Path, trust: list[str]) -> str:
     arguments = arguments_of(content, cls)
     arguments.pop("num_classes", None)
     config: dict[str, Any] = {"model": {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}}
-    card = card_of(content)
+    card = data_card(content)
     if card is not None:
         config["data"] = {
             "name": card.dataset, "image_size": card.image_size, "resize": card.resize, "resize_mode": card.resize_mode,

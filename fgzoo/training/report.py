@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from fgzoo.files import whole
+from fgzoo.files import atomic_write
 
 #: More class names than this do not fit beside a picture.
 NAMED_CLASSES = 60
@@ -60,7 +60,7 @@ def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequ
         names: N names.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part, part.open("wb") as file:
+    with atomic_write(path) as part, part.open("wb") as file:
         np.savez_compressed(
             file,
             names=np.array(names),

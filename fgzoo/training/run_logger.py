@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fgzoo.checkpoints.run_folder import METRICS
-from fgzoo.files import whole
+from fgzoo.files import atomic_write
 
 
 class RunLogger(Logger):
@@ -83,7 +83,7 @@ class RunLogger(Logger):
             return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         self.folder.mkdir(parents=True, exist_ok=True)
-        with whole(self.folder / METRICS) as part, part.open("w", newline="") as file:
+        with atomic_write(self.folder / METRICS) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)

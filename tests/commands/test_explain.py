@@ -370,7 +370,7 @@ REFUSED: dict[str, Callable[[SimpleNamespace], list[object]]] = {
     "no class 'Dodo'": lambda trained: [trained.photos[0], "--output", "out", "--class", "Dodo"],
     "no images in 'empty'": lambda trained: ["empty", "--output", "out"],
     "--device tpu": lambda trained: [trained.photos[0], "--output", "out", "--device", "tpu"],
-    "less than 1": lambda trained: [trained.photos[0], "--output", "out", "--top-k", 0],
+    "--top-k: 0 does not conform": lambda trained: [trained.photos[0], "--output", "out", "--top-k", 0],
 }
 
 

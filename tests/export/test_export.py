@@ -26,8 +26,10 @@ from fgzoo import FineGrainedClassifier, MethodOutput
 from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.data.card import DataCard
 from fgzoo.errors import CheckpointError, ExportError, UntrainedError, UsageError
-from fgzoo.export import exporting
-from fgzoo.export.exporting import Answers, Format, Parity, Run, checkpoint_name, compare, export, probes
+from fgzoo.export import Format, exporting, parity
+from fgzoo.export.exporting import checkpoint_name, export, summary
+from fgzoo.export.graph import NamedOutputs
+from fgzoo.export.parity import Parity, Run, compare, probes
 from fgzoo.nn import activation_boxes
 from fgzoo.testing import evaluation_mode
 from tests.builders import encode, picture
@@ -309,11 +311,11 @@ class Thresholds(nn.Module):
 
 
 def noise() -> list[Tensor]:
-    return [probes(batch, 8, seed=batch) for batch in exporting.BATCHES]
+    return [probes(batch, 8, seed=batch) for batch in parity.BATCHES]
 
 
 def test_where_roundings_decide_in_torch_itself_a_file_may_decide_otherwise() -> None:
-    network = Answers(Thresholds(on_the_edge=1))
+    network = NamedOutputs(Thresholds(on_the_edge=1))
 
     def run(images: Tensor) -> dict[str, Tensor]:
         return network(images + 1e-6)  # type: ignore[no-any-return]
@@ -331,7 +333,7 @@ def test_a_summary_names_what_was_compared_and_what_is_nearest_to_its_limit() ->
         Parity("logits", "given images", 2e-6, 1e-4, 3, 0, 0.0),
         Parity("attention", "given images", 1e-6, 1e-3, 3, 0, 0.0),
     ]
-    assert exporting.summary(parities) == (
+    assert summary(parities) == (
         "against torch on 8 random images and 3 given images: logits differ by at most 2.0e-06 (allowed 1.0e-03) on 8 random "
         "images, and by 5.0e-01 on 1 of them where roundings move torch's own; attention differ by at most 3.0e-06 (allowed "
         "1.0e-03) on 8 random images; logits differ by at most 2.0e-06 (allowed 1.0e-04) on 3 given images"
@@ -339,7 +341,7 @@ def test_a_summary_names_what_was_compared_and_what_is_nearest_to_its_limit() ->
 
 
 def test_where_roundings_decide_most_answers_nothing_can_be_compared() -> None:
-    network = Answers(Thresholds(on_the_edge=3))
+    network = NamedOutputs(Thresholds(on_the_edge=3))
     with pytest.raises(ExportError, match="on 6 of 8 random images roundings decide the network's own logits"):
         compare(network, network, noise(), "random images")
 
@@ -355,7 +357,7 @@ def test_where_roundings_decide_most_answers_nothing_can_be_compared() -> None:
     ids=["a little", "nan", "one image", "shape"],
 )
 def test_other_answers_are_refused(change: Callable[[Tensor], Tensor], said: str) -> None:
-    network = Answers(Thresholds(on_the_edge=0))
+    network = NamedOutputs(Thresholds(on_the_edge=0))
     with pytest.raises(ExportError, match=said):
         compare(network, lambda images: {"logits": change(network(images)["logits"])}, noise(), "random images")
 
@@ -365,7 +367,7 @@ def test_a_file_that_fails_on_a_batch_is_named() -> None:
         raise RuntimeError("Got invalid dimensions for input\nand more")
 
     with pytest.raises(ExportError, match=r"does not run on a batch of 1: Got invalid dimensions for input; nothing was written"):
-        compare(Answers(Thresholds(0)), run, noise(), "random images")
+        compare(NamedOutputs(Thresholds(0)), run, noise(), "random images")
 
 
 class Clamped(FineGrainedClassifier):

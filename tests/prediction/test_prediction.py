@@ -28,7 +28,7 @@ from fgzoo.data.images import MAX_PIXELS, decode, from_pillow
 from fgzoo.errors import CheckpointError, DataError, TrainingError, UntrainedError, UsageError
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction import files as prediction_files
-from fgzoo.prediction import predict as prediction
+from fgzoo.prediction import inference as prediction
 from tests import command
 from tests.builders import encode, make_cub, picture, save
 from tests.command import Result, fgzoo, fit
@@ -313,10 +313,10 @@ def test_a_picture_too_large_for_its_resize_is_a_row(model: FineGrainedClassifie
     ("arguments", "said"),
     [
         ("", "the following arguments are required"),
-        ("RUN", "required: IMAGE"),
-        ("RUN x.jpg --top-k 0", "0 is less than 1"),
-        ("RUN x.jpg --batch-size many", "--batch-size: invalid integer value: 'many'"),
-        ("RUN x.jpg --num-workers -1", "-1 is less than 0"),
+        ("RUN", "required: images"),
+        ("RUN x.jpg --top-k 0", "--top-k: 0 does not conform"),
+        ("RUN x.jpg --batch-size many", "--batch-size: invalid literal for int() with base 10: 'many'"),
+        ("RUN x.jpg --num-workers -1", "--num-workers: -1 does not conform"),
         ("RUN x.jpg --tta tencrop", "--tta: invalid choice: 'tencrop'"),
         ("RUN x.jpg --output p.xlsx", "ends in none of .csv, .jsonl"),
         ("RUN x.jpg --output p.npy", "p.npy (features, by --embed)"),
@@ -324,7 +324,7 @@ def test_a_picture_too_large_for_its_resize_is_a_row(model: FineGrainedClassifie
         ("RUN x.jpg --device gpu", "--device 'gpu' is none of auto, cpu"),
         ("RUN x.jpg --device cuda:99", "--device cuda:99 is not on this machine"),
         ("RUN x.jpg --also RUN --embed", "--embed takes one checkpoint"),
-        ("RUN x.jpg --topk 3", "unrecognized arguments: --topk"),
+        ("RUN x.jpg --topk 3", "no option --topk; did you mean --top-k?"),
         ("nowhere.ckpt x.jpg", "'nowhere.ckpt'"),
         ("last x.jpg", "no trained run below runs"),
     ],
@@ -493,7 +493,7 @@ def test_an_ensemble_on_the_command_line(trained: SimpleNamespace, photos: list[
 def test_an_ensemble_needs_the_same_classes(photos: list[Path], names: list[str]) -> None:
     members = [small(), small(card=replace(CARD, class_names=names))]
     with pytest.raises(CheckpointError, match=r"need the same classes; class \d is '(Crow|Ovenbird)' in the first"):
-        list(prediction.predict(members, list(photos)))
+        list(prediction.classify(members, list(photos)))
 
 
 def test_a_method_of_ones_own_needs_trust(

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fgzoo import create_model
 from fgzoo.checkpoints.loading import load
 from fgzoo.errors import UsageError
-from fgzoo.export.exporting import evaluation_network
+from fgzoo.export.graph import evaluation_network
 from fgzoo.methods import available
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn import Backbone

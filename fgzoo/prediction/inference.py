@@ -16,10 +16,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
+from typing import NamedTuple, Protocol, TypeAlias, get_args
 
 import torch
 from PIL import Image
@@ -32,16 +33,41 @@ from fgzoo.data.card import DataCard
 from fgzoo.data.images import decode, from_pillow
 from fgzoo.data.transforms import Transform, default_resize, resize_transform
 from fgzoo.errors import CheckpointError, DataError, TrainingError, UntrainedError, UsageError
+from fgzoo.nn.output import MethodOutput
+from fgzoo.prediction import Precision, TestTime
 
-if TYPE_CHECKING:
-    from fgzoo.methods.base import FineGrainedClassifier
-
-TestTime = Literal["none", "flip", "five-crop", "ten-crop"]
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 #: A file's path, a picture in memory, or an upright RGB uint8 (3, H, W).
 ImageLike: TypeAlias = str | Path | Image.Image | Tensor
 #: Normalised (B, 3, H, W) -> (B, D), what is averaged over views and models.
-Quantity: TypeAlias = "Callable[[FineGrainedClassifier, Tensor], Tensor]"
+Quantity: TypeAlias = "Callable[[Classifier, Tensor], Tensor]"
+
+
+class Classifier(Protocol):
+    """What can answer: any [FineGrainedClassifier][fgzoo.FineGrainedClassifier] does.
+
+    Attributes:
+        card: The classes it knows, and how its images are prepared; `None` before that is known.
+        trained: Whether its weights have been trained.
+    """
+
+    card: DataCard | None
+    trained: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+    def __call__(self, images: Tensor) -> MethodOutput:
+        """Classify normalised images, (B, 3, H, W)."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, D) of normalised images."""
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) as the network takes them."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode, for a while."""
 
 
 class Prediction(NamedTuple):
@@ -70,8 +96,8 @@ class Answers(NamedTuple):
     errors: list[str | None]
 
 
-def predict(
-    models: Sequence[FineGrainedClassifier],
+def classify(
+    models: Sequence[Classifier],
     images: ImageLike | Sequence[ImageLike],
     top_k: int = 5,
     batch_size: int = 32,
@@ -109,7 +135,7 @@ def predict(
 
 
 def embed(
-    models: Sequence[FineGrainedClassifier],
+    models: Sequence[Classifier],
     images: ImageLike | Sequence[ImageLike],
     batch_size: int = 32,
     tta: TestTime = "none",
@@ -120,14 +146,14 @@ def embed(
 
     Args:
         models: One trained model; features of several have no common meaning.
-        images: See [predict][].
-        batch_size: See [predict][].
+        images: See [classify][].
+        batch_size: See [classify][].
         tta: The features are averaged over the views.
-        num_workers: See [predict][].
-        precision: See [predict][].
+        num_workers: See [classify][].
+        precision: See [classify][].
 
     Yields:
-        Features (G, D) as in [FineGrainedClassifier.features][fgzoo.methods.base.FineGrainedClassifier.features].
+        Features (G, D) as in [Classifier.features][].
     """
     if len(models) != 1:
         raise UsageError(f"embed: features of {len(models)} models cannot be averaged; give one")
@@ -137,7 +163,7 @@ def embed(
 # ---------------------------------------------------------------------- what is computed
 
 
-def probabilities(model: FineGrainedClassifier, images: Tensor) -> Tensor:
+def probabilities(model: Classifier, images: Tensor) -> Tensor:
     """Class probabilities (B, K), in single precision whatever the network's."""
     output = model(images)
     return output.logits.float().softmax(dim=1)
@@ -149,13 +175,13 @@ def most_probable(shares: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return ranked[:, :top_k], classes[:, :top_k]
 
 
-def features(model: FineGrainedClassifier, images: Tensor) -> Tensor:
+def features(model: Classifier, images: Tensor) -> Tensor:
     """Features (B, D)."""
     return model.features(images).float()
 
 
 def compute(
-    models: Sequence[FineGrainedClassifier],
+    models: Sequence[Classifier],
     images: ImageLike | Sequence[ImageLike],
     quantity: Quantity,
     batch_size: int = 32,
@@ -167,18 +193,18 @@ def compute(
 
     Args:
         models: Trained models on one device.
-        images: See [predict][].
+        images: See [classify][].
         quantity: [probabilities][], [features][], or a function of one's own.
-        batch_size: See [predict][].
-        tta: See [predict][].
-        num_workers: See [predict][].
-        precision: See [predict][].
+        batch_size: See [classify][].
+        tta: See [classify][].
+        num_workers: See [classify][].
+        precision: See [classify][].
 
     Yields:
         One batch after the other.
     """
     _check_arguments(batch_size, tta, num_workers, precision)
-    cards = [card_of(model) for model in models]
+    cards = [required_card(model) for model in models]
     ways = [(card.image_size, card.resize, card.resize_mode) for card in cards]
     prepare = {way: views_transform(card, tta) for way, card in zip(ways, cards, strict=True)}
     places = [list(prepare).index(way) for way in ways]
@@ -193,7 +219,7 @@ def compute(
 
 @torch.inference_mode()
 def _mean(
-    models: Sequence[FineGrainedClassifier],
+    models: Sequence[Classifier],
     views: Sequence[Tensor],
     quantity: Quantity,
     mirrored: bool,
@@ -223,7 +249,7 @@ def _named(ranked: list[float], classes: list[int], names: Sequence[str]) -> Pre
 # ---------------------------------------------------------------------- what models must have in common
 
 
-def card_of(model: FineGrainedClassifier, verb: str = "predict") -> DataCard:
+def required_card(model: Classifier, verb: str = "predict") -> DataCard:
     """The card of a trained model; an untrained one is refused, in the verb's name."""
     if not model.trained:
         raise UntrainedError(
@@ -237,7 +263,7 @@ def card_of(model: FineGrainedClassifier, verb: str = "predict") -> DataCard:
     return model.card
 
 
-def class_names(models: Sequence[FineGrainedClassifier]) -> list[str]:
+def class_names(models: Sequence[Classifier]) -> list[str]:
     """The class names that all models share.
 
     Args:
@@ -249,7 +275,7 @@ def class_names(models: Sequence[FineGrainedClassifier]) -> list[str]:
     Raises:
         CheckpointError: They differ; names the first pair.
     """
-    cards = [card_of(model) for model in models]
+    cards = [required_card(model) for model in models]
     first = cards[0].class_names
     for number, card in enumerate(cards[1:], start=2):
         pairs = enumerate(zip_longest(first, card.class_names, fillvalue="absent"))

@@ -1,0 +1,41 @@
+"""What the verbs that compute share: checkpoints by what was typed, and the processes that read images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fgzoo.checkpoints.run_folder import find_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from fgzoo.methods.base import FineGrainedClassifier
+
+#: Where runs are looked for by `last` and `best`.
+RUNS = Path("runs")
+
+
+def load_models(checkpoints: Sequence[str], trust: Sequence[str], device: torch.device) -> list[FineGrainedClassifier]:
+    """The models of checkpoints, on a device.
+
+    Args:
+        checkpoints: Files, runs' folders, names of the zoo, `last` or `best`.
+        trust: Packages whose classes they may name.
+        device: Where they go.
+
+    Returns:
+        The models.
+    """
+    from fgzoo.checkpoints.loading import load
+
+    paths = [find_checkpoint(said, RUNS) for said in checkpoints]
+    return [load(path, trust).to(device) for path in paths]
+
+
+def loader_processes(asked: int | None) -> int:
+    """How many processes read images: as many as were asked for, by default as many as suit this machine."""
+    from fgzoo.data.datamodule import default_workers
+
+    return default_workers("folder") if asked is None else asked

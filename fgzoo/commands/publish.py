@@ -1,0 +1,50 @@
+"""`fgzoo publish`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+
+def publish_run(
+    run: Path,
+    *,
+    name: str,
+    output: Path = Path(),
+    registry: Path | None = None,
+    seeds: Sequence[Path] = (),
+    dtype: Literal["float32", "float16"] = "float32",
+    licence: str | None = None,
+    source: Sequence[str] = (),
+) -> int:
+    """Turn a tested run into a checkpoint that others load by name.
+
+    What is made is NAME.safetensors, which is scored before it is kept, its model card NAME.md, and its entry in a list of
+    checkpoints.
+
+    Args:
+        run: The run's folder, after `fgzoo fit` and `fgzoo test`.
+        name: What people will type: a-z, 0-9, '.', '_', '-'.
+        output: Folder of the file and its card.
+        registry: The list of checkpoints that gets the entry; without it zoo.yaml in the output folder.
+        seeds: Tested runs of other seeds, for mean and spread.
+        dtype: float16 halves the file.
+        licence: Of the weights, e.g. CC-BY-NC-4.0; without it Apache-2.0 for the synthetic birds, for others it must be given.
+        source: Where the file will be found; without it where it is written.
+
+    Returns:
+        The exit status.
+    """
+    from fgzoo.publish.publishing import publish
+
+    made = publish(run, name, output, registry, seeds, dtype, licence, source)
+    top1 = made.entry.metrics["top1"]["value"]
+    Console(soft_wrap=True).print(
+        f"{made.file}: {made.entry.size / 1e6:.2f} MB, top-1 {100 * top1:.1f} %. Card: {made.card}. Entry in {made.registry}",
+        highlight=False,
+        markup=False,
+    )
+    return 0

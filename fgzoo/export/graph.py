@@ -1,0 +1,185 @@
+"""A network as one graph for any batch, and the bytes of the files that hold it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from fgzoo.errors import ExportError
+from fgzoo.export.parity import first_line, probes
+from fgzoo.methods import method_name
+from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.nn.backbone import Backbone
+from fgzoo.prediction.inference import required_card
+from fgzoo.version import __version__
+
+#: Where a file keeps its description: a key of ONNX's metadata, a file inside a program of torch.export.
+ONNX_KEY = "fgzoo"
+PROGRAM_FILE = "fgzoo.json"
+#: The graph is traced with a batch that no comparison has.
+TRACED_BATCH = 3
+
+MEANINGS = {
+    "logits": "(batch, classes): their softmax over classes are the probabilities; classes as in class_names",
+    "attention": "(batch, maps, height, width) in [0, 1]: the maps of the pass, from coarse to fine, each divided by its maximum",
+}
+
+
+def description(model: FineGrainedClassifier, name: str) -> dict[str, Any]:
+    """What one must know to run the file: plain values, which it carries as JSON.
+
+    Args:
+        model: A trained model.
+        name: What its weights are called.
+
+    Returns:
+        Values by key. An image file is prepared by turning it upright (EXIF), RGB, `resize` (`resize_mode` `squash`: to a square
+        of that side; `shortest`: the shorter side, the other in proportion, rounded down), the central `crop`, division by 255,
+        minus `mean`, divided by `std`, channels first.
+    """
+    card = required_card(model, "export")
+    content: dict[str, Any] = {}
+    model.on_save_checkpoint(content)
+    written = content["fgzoo"]
+    return {
+        "checkpoint": name,
+        "method": method_name(written["method"], dict(model.hparams)),
+        "class": written["method"],
+        "backbone": model.backbone,
+        "dataset": card.dataset,
+        "fingerprint": card.fingerprint,
+        "class_names": list(card.class_names),
+        "image_size": card.image_size,
+        "resize": card.resize,
+        "resize_mode": card.resize_mode,
+        "interpolation": card.interpolation,
+        "antialias": True,
+        "crop": card.image_size,
+        "mean": list(written["mean"]),
+        "std": list(written["std"]),
+        "input": "images, (batch, 3, image_size, image_size) float32, RGB: (pixel / 255 - mean) / std",
+        "fgzoo": __version__,
+        "torch": torch.__version__,
+        "opset": None,
+    }
+
+
+class NamedOutputs(nn.Module):
+    """A network whose answer is a dictionary of tensors.
+
+    Args:
+        network: `forward(images)` -> [MethodOutput][fgzoo.nn.output.MethodOutput].
+
+    Shape:
+        - images: (B, 3, S, S)
+        - returns: `logits` (B, K), and `attention` (B, M, h, w) where there are maps
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Classify."""
+        output = self.network(images)
+        answers = {"logits": output.logits.float()}
+        if output.attention.shape[1] > 0:
+            answers["attention"] = output.attention.float()
+        return answers
+
+
+def evaluation_network(model: FineGrainedClassifier) -> NamedOutputs:
+    """A copy of the network as it evaluates: on the CPU, in single precision, not compiled, nothing computed twice.
+
+    Args:
+        model: The model, which stays as it is.
+
+    Returns:
+        The copy.
+    """
+    network = copy.deepcopy(model.network).cpu().float().eval()
+    for module in network.modules():
+        module._compiled_call_impl = None
+        if isinstance(module, Backbone) and module.recomputes:
+            module.recomputes = False
+            if hasattr(module.model, "set_grad_checkpointing"):
+                module.model.set_grad_checkpointing(False)
+    return NamedOutputs(network.requires_grad_(False))
+
+
+@torch.no_grad()
+def trace(network: NamedOutputs, size: int) -> ExportedProgram:
+    """The network as one graph, for any batch.
+
+    Args:
+        network: From [evaluation_network][].
+        size: Side S of the images in pixels.
+
+    Returns:
+        The program, without the lines of code it came from.
+
+    Raises:
+        ExportError: A size or a decision in the network depends on the batch or on what an image shows.
+    """
+    images = probes(TRACED_BATCH, size, seed=0)
+    method = type(network.network).__name__
+    try:
+        program = torch.export.export(network, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+    except Exception as error:  # torch raises errors of a dozen families, which share no base
+        fixed = "specialized it to be a constant" in str(error)
+        said = "its forward fixes the batch (len(images) does, images.shape[0] does not)" if fixed else first_line(error)
+        raise ExportError(f"export: {method} cannot be traced for any batch: {said}") from error
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of the machine it was traced on
+    return program
+
+
+def onnx_bytes(program: ExportedProgram, about: dict[str, Any]) -> bytes:
+    """The program as an ONNX file with its description, in which the opset is filled in.
+
+    The exporter's own optimiser stays off: it drops additions below 1e-8, and with them the epsilon below a square root, so that
+    a feature that is exactly zero becomes NaN. What is done here changes no number.
+    """
+    import onnx
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript import optimizer
+
+    method = about["method"]
+    try:
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=list(about["outputs"]),
+            dynamic_shapes={"images": {0: "batch"}},
+            optimize=False,
+            verbose=False,
+        )
+    except Exception as error:  # as above, and those of onnxscript
+        raise ExportError(
+            f"export: {method} uses an operation that has no ONNX form: {first_line(error)}; take --format torch-export"
+        ) from error
+    assert made is not None
+    optimizer.inline(made.model)
+    optimizer.fold_constants(made.model)
+    optimizer.remove_unused_nodes(made.model)
+    ClearMetadataAndDocStringPass()(made.model)
+    proto = made.model_proto
+    about["opset"] = next(opset.version for opset in proto.opset_import if opset.domain == "")
+    onnx.helper.set_model_props(proto, {ONNX_KEY: json.dumps(about, ensure_ascii=False)})
+    proto.producer_name, proto.producer_version = "fgzoo", __version__
+    return proto.SerializeToString()
+
+
+def program_bytes(program: ExportedProgram, about: dict[str, Any]) -> bytes:
+    """The program as a file of torch.export with its description."""
+    stream = io.BytesIO()
+    torch.export.save(program, stream, extra_files={PROGRAM_FILE: json.dumps(about, ensure_ascii=False)})
+    return stream.getvalue()
