@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import functools
 import hashlib
@@ -25,7 +24,7 @@ from fgzoo import FGVCDataModule, create_model
 from fgzoo.errors import UsageError
 from fgzoo.files import write_json
 from fgzoo.methods import find_method
-from fgzoo.recipes import find_recipe, read_config
+from fgzoo.training.arguments import expand_presets, settings_of
 
 PLANS = Path(__file__).parent / "plans"
 
@@ -88,6 +87,8 @@ class Plan:
         ensemble: Labels of rows whose probabilities are averaged.
         folds: Validate on folds of the training split; otherwise the test split is run once.
         readme: Place of the plan in README, from 1; 0: README does not show it.
+        pinned: What the preset did not set when the runs were made, by method: typed wherever a row does not say otherwise, and
+            no part of a cell's name, so that finished runs keep theirs.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Plan:
     ensemble: tuple[str, ...] = ()
     folds: Folds | None = None
     readme: int = 0
+    pinned: dict[str, str] = field(default_factory=dict)
 
 
 def read_plan(said: str) -> Plan:
@@ -156,6 +158,9 @@ def _checked(name: str, content: Any) -> Plan:
         for variant in row.variants:
             if variant not in [known.name for known in variants]:
                 raise UsageError(f"rows: {row.label}: no variant '{variant}'")
+    for method, typed in (_mapping(plan.pinned, "pinned") if plan.pinned else {}).items():
+        find_method(method)
+        _words(typed)
     twice = next((row for index, row in enumerate(rows) if row in rows[:index]), None)
     if twice is not None:
         raise UsageError(f"rows: '{twice.label}' with {twice.method} stands there twice")
@@ -228,7 +233,8 @@ class Cell:
         method: A name in `fgzoo list`.
         dataset: A name that fgzoo knows.
         arguments: What the row types beside the plan's and the variant's arguments.
-        typed: All that is typed after `fgzoo fit`, without folders.
+        typed: All that is typed after `fgzoo fit`, without folders and what is pinned.
+        pinned: What is pinned by the plan and not typed otherwise.
         seed: Of everything random.
         fold: The fold of the training split that is validated on; `None`: the test split is run.
         folds: Of how many.
@@ -243,6 +249,7 @@ class Cell:
     dataset: str
     arguments: str
     typed: tuple[str, ...]
+    pinned: tuple[str, ...]
     seed: int
     fold: int | None
     folds: int
@@ -304,9 +311,12 @@ def cells_of(plan: Plan, costs: Costs) -> list[Cell]:
 def _runs(plan: Plan, variant: Variant, dataset: str, row: Row) -> list[Cell]:
     folds = (None,) if plan.folds is None else variant.folds or plan.folds.run
     number = 0 if plan.folds is None else plan.folds.number
-    typed = shlex.split(plan.fit.format(dataset=dataset, method=row.method))
-    typed += [*shlex.split(variant.arguments), *shlex.split(row.arguments)]
-    settings = settings_of(typed)
+    said = (plan.fit.format(dataset=dataset, method=row.method), variant.arguments, row.arguments)
+    typed = [word for text in said for word in _words(text)]
+    words = _words(plan.pinned.get(row.method, ""))
+    pairs = zip(words[::2], words[1::2], strict=True)
+    pinned = tuple(word for option, value in pairs if option not in typed for word in (option, value))
+    settings = settings_of(expand_presets([*typed, *pinned]))
     if "max_epochs" not in settings.get("trainer", {}):
         raise UsageError(f"{plan.name}: {row.label}: nothing says how many epochs; give --trainer.max_epochs")
     cells = []
@@ -319,11 +329,19 @@ def _runs(plan: Plan, variant: Variant, dataset: str, row: Row) -> list[Cell]:
         for seed in variant.seeds:
             whole = (*typed, *held_out, "--seed_everything", str(seed))
             cell = Cell(
-                plan.name, variant.name, row.label, row.method, dataset, row.arguments, whole, seed, fold, number,
+                plan.name, variant.name, row.label, row.method, dataset, row.arguments, whole, pinned, seed, fold, number,
                 plan.datasets[dataset], settings,
             )  # fmt: skip
             cells.append(cell)
     return cells
+
+
+def _words(text: str) -> list[str]:
+    """Options, each with its value."""
+    words = shlex.split(text)
+    if len(words) % 2:
+        raise UsageError(f"every option needs one value: {text}")
+    return words
 
 
 def _counterparts(plan: Plan, variant: Variant, dataset: str, rows: Sequence[Row], costs: Costs) -> list[Row]:
@@ -352,46 +370,7 @@ def equal_epochs(epochs: int, passes: float) -> int:
     return max(1, round(epochs * passes))
 
 
-# ---------------------------------------------------------------------- what arguments come to
-
-
-def settings_of(typed: Sequence[str]) -> dict[str, Any]:
-    """The settings that arguments of `fgzoo fit` come to, recipes included, defaults not.
-
-    Args:
-        typed: Pairs of an option and its value.
-
-    Returns:
-        Settings by section, as in a recipe.
-    """
-    found: dict[str, Any] = {}
-    if len(typed) % 2:
-        raise UsageError(f"every option needs one value: {shlex.join(typed)}")
-    for option, value in zip(typed[::2], typed[1::2], strict=True):
-        if option == "--config":
-            _merge(found, copy.deepcopy(_recipe(value)))
-        elif option.startswith("--") and option != "--model":
-            path = option[2:].split(".")
-            if path[0] == "model" and path[1] != "init_args":
-                path.insert(1, "init_args")
-            inner: Any = yaml.safe_load(value)
-            for key in reversed(path):
-                inner = {key: inner}
-            _merge(found, inner)
-    return found
-
-
-@functools.cache
-def _recipe(name: str) -> dict[str, Any]:
-    return read_config(find_recipe(name))
-
-
-def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
+# ---------------------------------------------------------------------- what a cell costs
 
 
 def backbone_of(method: str, settings: Mapping[str, Any]) -> str:
@@ -402,9 +381,6 @@ def backbone_of(method: str, settings: Mapping[str, Any]) -> str:
 @functools.cache
 def _default_backbone(method: str) -> str:
     return str(inspect.signature(find_method(method)[0]).parameters["backbone"].default)
-
-
-# ---------------------------------------------------------------------- what a cell costs
 
 
 class Cost(NamedTuple):

@@ -72,7 +72,7 @@ class Where:
 
 def fit_arguments(cell: Cell, where: Where) -> list[str]:
     """What is typed after `fgzoo` to train a cell, but for the folder of the run."""
-    typed = ["fit", *cell.typed]
+    typed = ["fit", *cell.typed, *cell.pinned]
     if cell.dataset in where.roots:
         typed += ["--data.root", str(where.roots[cell.dataset])]
     weights = where.weights.get(cell.backbone, where.weights.get(""))

@@ -37,7 +37,7 @@ from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.methods import find_method
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
-from fgzoo.recipes import find_recipe, list_recipes, read_config
+from fgzoo.recipes import read_config, read_recipe, recipe_files
 from fgzoo.training.callbacks import ReproducibleSteps
 from fgzoo.training.environment import environment, peak_memory
 from fgzoo.training.faults import FiniteLoss
@@ -70,7 +70,7 @@ AFTER: dict[str, dict[str, Any]] = {
 def recipe(method: str) -> dict[str, Any]:
     """The method's recipe for CUB, from which optimiser, clipping and batch size are taken; empty where there is none."""
     name = f"cub/{method}"
-    return read_config(find_recipe(name)) if name in list_recipes() else {}
+    return read_recipe(name) if name in recipe_files() else {}
 
 
 def paper_backbone(method: str) -> str:

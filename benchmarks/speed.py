@@ -46,7 +46,7 @@ from lightning.pytorch.callbacks import Callback
 from fgzoo import create_model
 from fgzoo.allocator import VARIABLE
 from fgzoo.nn import backbone
-from fgzoo.recipes import find_recipe, read_config
+from fgzoo.recipes import read_recipe
 
 CLASSES = 50
 #: Batches that a process may be asked for, which its schedule needs to know.
@@ -128,7 +128,7 @@ def train(case: Case) -> None:
     batch = random_batch(case.batch, case.size, CLASSES, torch.device("cpu"), case.seed)
     if case.what == PLAIN:
         plain(case, batch)
-    settings = read_config(find_recipe("small"))["model"]["init_args"]
+    settings = read_recipe("small")["model"]["init_args"]
     own = {**(BEFORE if case.when == "before" else AFTER).get(case.what, {}), **setting.arguments}
     model = create_model(case.what, CLASSES, pretrained=False, **{**settings, **own, "backbone": case.backbone, "lr": 1e-6})
     last = len(model.stages()) - 1

@@ -113,6 +113,8 @@ def cells_of(bench: Any, plan_file: Path) -> Any:
         (PLAN, "- a list", "the plan: expected keys and values"),
         ("--model {method}", "--model", "every option needs one value"),
         (" --config small", "", "short, nothing says how many epochs"),
+        ("rows:", "pinned: {rrra: --model.steps 4}\nrows:", "no method 'rrra'; did you mean 'rra'?"),
+        ("rows:", "pinned: {rra: --model.steps}\nrows:", "every option needs one value: --model.steps"),
     ],
 )
 def test_what_is_wrong_with_a_plan_is_said_in_one_line(
@@ -153,6 +155,17 @@ def test_cells_are_what_a_person_types(bench: Any, plan_file: Path) -> None:
     assert bench.accuracy_runs.fit_arguments(cell, where) == given
     shown = f"fgzoo {typed} --data.root PATH --model.backbone_weights PATH"
     assert bench.accuracy_runs.shown_command(cell, where) == shown
+
+
+def test_what_is_pinned_is_run_and_names_no_cell(bench: Any, plan_file: Path) -> None:
+    before = [cell.name for cell in cells_of(bench, plan_file)]
+    plan_file.write_text(PLAN.replace("rows:", "pinned: {rra: --model.steps 9 --model.local_scale 0.5}\nrows:"))
+    cells = cells_of(bench, plan_file)
+    assert [cell.name for cell in cells] == before
+    mine = next(cell for cell in cells if cell.label == "RRA")
+    assert [mine.settings["model"]["init_args"][name] for name in ("steps", "local_scale")] == [3, 0.5]
+    assert bench.accuracy_runs.fit_arguments(mine, bench.accuracy_runs.Where(Path("runs")))[-2:] == ["--model.local_scale", "0.5"]
+    assert all(cell.pinned == () for cell in cells if cell.method != "rra")
 
 
 def test_settings_are_those_of_the_command_line(bench: Any, plan_file: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import shutil
 import subprocess
@@ -19,31 +18,11 @@ import fgzoo as package
 from fgzoo import FGVCDataModule, create_model, load
 from fgzoo.checkpoints.run_folder import PROBABILITIES
 from fgzoo.errors import UntrainedError
-from fgzoo.methods import available, find_method
 from fgzoo.recipes import list_recipes
 from tests.builders import make_cub
 from tests.command import MACHINE, fgzoo, fit, metrics
 
 RECIPES = sorted(list_recipes())
-METHOD_RECIPES = [name for name in RECIPES if "/" in name]
-#: What comes before a preset.
-BEFORE = {"small": ["cub/baseline"], **{f"small-{method}": [f"cub/{method}", "small"] for method in ("rra", "iagn", "srbn")}}
-OPTIMISATION = [
-    "optimizer",
-    "lr",
-    "lr_batch",
-    "backbone_lr_factor",
-    "layer_decay",
-    "momentum",
-    "weight_decay",
-    "schedule",
-    "warmup_epochs",
-    "milestones",
-    "gamma",
-    "label_smoothing",
-    "clip_norm",
-    "ema_decay",
-]
 
 
 def resolved(*arguments: object) -> dict:
@@ -51,12 +30,6 @@ def resolved(*arguments: object) -> dict:
     result = fgzoo("fit", *arguments, "--print_config")
     assert result.status == 0, result.err
     return yaml.safe_load(result.out)
-
-
-@functools.cache
-def of_recipes(*names: str) -> dict:
-    """What recipes alone come to; several tests ask."""
-    return resolved(*(word for name in names for word in ("--config", name)))
 
 
 @pytest.fixture(scope="module")
@@ -114,71 +87,9 @@ def test_help_of_a_verb(verb: str) -> None:
 # ---------------------------------------------------------------------- recipes
 
 
-@pytest.mark.parametrize("method", sorted(available()))
-@pytest.mark.parametrize("dataset", ["aircraft", "birds", "cars", "cub", "folder"])
-def test_every_method_has_a_recipe_for_every_data_set(dataset: str, method: str) -> None:
-    assert f"{dataset}/{method}" in RECIPES
-
-
-@pytest.mark.parametrize("method", sorted(available()))
-def test_a_method_by_name_and_by_recipe_is_the_same_method(method: str) -> None:
-    _, fixed = find_method(method)
-    by_name = resolved("--config", "cub", "--model", method)["model"]
-    by_recipe = of_recipes(f"cub/{method}")["model"]
-    assert by_name["class_path"] == by_recipe["class_path"]
-    for name, value in fixed.items():
-        assert by_name["init_args"][name] == by_recipe["init_args"][name] == value
-
-
 def test_fit_with_nothing_else_is_rra_on_birds() -> None:
     config = resolved()
     assert (config["data"]["name"], config["model"]["class_path"]) == ("birds", "fgzoo.methods.rra.RRA")
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe_parses(name: str) -> None:
-    if "/" in name or name in BEFORE:
-        config = of_recipes(*BEFORE.get(name, []), name)
-    else:
-        config = resolved("--config", name, "--model", "baseline")
-    assert config["model"]["class_path"].startswith("fgzoo.methods.")
-
-
-@pytest.mark.parametrize("name", METHOD_RECIPES)
-def test_small_means_the_same_over_every_recipe(name: str) -> None:
-    def optimisation(recipe: str) -> dict:
-        config = of_recipes(recipe, "small")
-        found = {argument: config["model"]["init_args"][argument] for argument in OPTIMISATION}
-        return found | {
-            "max_epochs": config["trainer"]["max_epochs"],
-            "backbone": config["model"]["init_args"]["backbone"],
-        }
-
-    assert optimisation(name) == optimisation("cub/baseline")
-
-
-@pytest.mark.parametrize("name", METHOD_RECIPES)
-def test_a_recipes_rate_is_meant_for_its_batch(name: str) -> None:
-    config = of_recipes(name)
-    assert config["model"]["init_args"]["lr_batch"] == config["data"]["batch_size"]
-
-
-@pytest.mark.parametrize("name", METHOD_RECIPES)
-def test_small_keeps_the_method(name: str) -> None:
-    plain, small = of_recipes(name), of_recipes(name, "small")
-    assert small["model"]["class_path"] == plain["model"]["class_path"]
-
-
-@pytest.mark.parametrize("method", ["rra", "iagn", "srbn"])
-def test_a_methods_small_settings_are_those_of_the_tables(method: str) -> None:
-    plan = yaml.safe_load((Path(__file__).parents[1] / "benchmarks" / "plans" / "cub50.yaml").read_text())
-    typed = next(row["arguments"] for row in plan["rows"] if row["method"] == method).split()
-    preset = resolved("--config", "cub", "--model", method, "--config", "small", "--config", f"small-{method}")
-    assert preset["model"] == resolved("--config", "cub", "--model", method, "--config", "small", *typed)["model"]
-
-
-def test_every_recipe_opens_with_what_it_gives() -> None:
-    assert [name for name, line in list_recipes().items() if len(line) < 20] == []
 
 
 def test_several_configs_merge_left_to_right(tmp_path: Path) -> None:

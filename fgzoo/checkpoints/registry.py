@@ -17,7 +17,7 @@ import yaml
 from fgzoo.errors import CheckpointError
 from fgzoo.files import atomic_write
 from fgzoo.methods import BUILT_IN
-from fgzoo.recipes import FOLDER as RECIPES
+from fgzoo.recipes import recipe_files
 
 #: The list that is part of the package.
 REGISTRY = Path(__file__).parent / "zoo.yaml"
@@ -252,7 +252,7 @@ def _complaint(key: str, value: Any) -> str | None:
         return f"is no method; known: {', '.join(BUILT_IN)}"
     if key == "recipe":
         own = [name for name in value.split() if name.endswith(".yaml")]
-        missing = [name for name in value.split() if name not in own and not (RECIPES / f"{name}.yaml").is_file()]
+        missing = [name for name in value.split() if name not in own and name not in recipe_files()]
         return f"names no packaged recipe '{missing[0]}'" if missing else None
     return None
 

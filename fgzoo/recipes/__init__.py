@@ -1,48 +1,102 @@
-"""Recipes: `<dataset>/<method>.yaml`, the data-only `<dataset>.yaml`, the preset `small` and what some methods need after it."""
+"""Recipes, joined by name from parts: data, methods, and what a data set or a preset has of its own for single methods.
+
+`cub/rra` is `data/cub.yaml` and `methods/rra.yaml`; `birds/rra`, which trains a tiny network instead, is `data/birds.yaml`,
+`birds.yaml` and `birds/rra.yaml`. The preset `small` is `small.yaml`, and, where RRA is to run, `small/rra.yaml`.
+"""
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fgzoo.errors import UsageError
 
 FOLDER = Path(__file__).parent
 
+#: Recipes that are merged over others. `fgzoo.training.arguments` adds the part of the method that is to run.
+PRESETS = ("small",)
+
+
+@functools.cache
+def recipe_files() -> dict[str, list[Path]]:
+    """The files of every packaged recipe by its name, in the order in which they merge."""
+    found = {}
+    for preset in PRESETS:
+        found[preset] = [FOLDER / f"{preset}.yaml"]
+        found |= {f"{preset}/{part.stem}": [*found[preset], part] for part in FOLDER.glob(f"{preset}/*.yaml")}
+    for data in FOLDER.glob("data/*.yaml"):
+        found[data.stem] = [data]
+        shared = [path for path in [FOLDER / data.name] if path.is_file()]
+        parts = FOLDER.glob(f"{data.stem}/*.yaml" if shared else "methods/*.yaml")
+        found |= {f"{data.stem}/{part.stem}": [data, *shared, part] for part in parts}
+    return dict(sorted(found.items()))
+
 
 def list_recipes() -> dict[str, str]:
-    """Every packaged recipe by name, with the first line of its opening comment."""
+    """Every packaged recipe by name, with one line that says what it gives."""
     found = {}
-    for path in sorted(FOLDER.rglob("*.yaml")):
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        found[path.relative_to(FOLDER).with_suffix("").as_posix()] = first.lstrip("# ").strip()
+    for name, files in recipe_files().items():
+        data, line = (file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in (files[0], files[-1]))
+        found[name] = line.replace("{data}", data.removeprefix("Data: ").partition(";")[0])
     return found
 
 
-def find_recipe(said: str) -> Path:
-    """The file that `--config` means: a path, or the name of a packaged recipe.
+def find_recipe(said: str) -> list[Path]:
+    """The files that `--config` means: one of the user's, or those of a packaged recipe.
 
     Args:
-        said: E.g. `cub/rra`, `small`, or `mine/experiment.yaml`.
+        said: E.g. `cub/rra`, `small`, `mine/experiment.yaml`, or a run's folder.
 
     Returns:
-        The file.
+        The files, in the order in which they merge.
 
     Raises:
         UsageError: There is no such file and no such recipe.
     """
     path = Path(said).expanduser()
     if path.is_file():
-        return path
+        return [path]
     if path.is_dir() and (path / "config.yaml").is_file():
-        return path / "config.yaml"
-    packaged = FOLDER / f"{said}.yaml"
-    if packaged.is_file():
-        return packaged
-    near = difflib.get_close_matches(said, list_recipes(), n=1)
+        return [path / "config.yaml"]
+    packaged = recipe_files()
+    if said in packaged:
+        return packaged[said]
+    near = difflib.get_close_matches(said, packaged, n=1)
     hint = f"did you mean '{near[0]}'?" if near else "`fgzoo list recipes` names the packaged ones"
     raise UsageError(f"--config: no file and no packaged recipe '{said}'; {hint}")
+
+
+def read_recipe(said: str) -> dict[str, Any]:
+    """What `--config` comes to.
+
+    Args:
+        said: See [find_recipe][].
+
+    Returns:
+        Settings by section.
+
+    Raises:
+        UsageError: There is no such file and no such recipe, or the file holds no settings.
+    """
+    found: dict[str, Any] = {}
+    for file in find_recipe(said):
+        merge(found, read_config(file))
+    return found
+
+
+def merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Put settings over others, section by section."""
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -57,10 +111,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: It is no YAML, or holds no settings.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = copy.deepcopy(_parse(path.read_text(encoding="utf-8")))
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise UsageError(f"--config: {path}{line}: no YAML: {error.problem}") from error
@@ -69,3 +121,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"--config: {path} holds no settings; expected `data:`, `model:`, `trainer:` and so on")
     return content
+
+
+@functools.cache
+def _parse(text: str) -> Any:
+    """The content of YAML; parsing takes a thousand times as long as copying, and a plan reads each recipe for every row."""
+    return yaml.safe_load(text)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 from argparse import ArgumentError
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ActionConfigFile, Namespace
 
 from fgzoo.checkpoints.loading import arguments_of, data_card, method_class, read_checkpoint
 from fgzoo.checkpoints.run_folder import CONFIG, find_checkpoint, newest_run, run_of
 from fgzoo.errors import UntrainedError, UsageError
-from fgzoo.methods import available, import_path
-from fgzoo.recipes import find_recipe, read_config
+from fgzoo.methods import available, import_path, method_name
+from fgzoo.recipes import PRESETS, find_recipe, merge, read_config, read_recipe, recipe_files
 from fgzoo.training.messages import MisconfiguredError
 
 #: What `fgzoo fit` runs when nothing is said.
@@ -31,12 +33,12 @@ class RecipeFile(ActionConfigFile):
         if said.startswith("{"):
             self.apply_config(parser, cfg, self.dest, said)
             return
-        path = find_recipe(said)
-        read_config(path)
-        try:
-            self.apply_config(parser, cfg, self.dest, str(path))
-        except (ArgumentError, TypeError) as error:
-            raise MisconfiguredError(path, str(error)) from error
+        for path in find_recipe(said):
+            read_config(path)
+            try:
+                self.apply_config(parser, cfg, self.dest, str(path))
+            except (ArgumentError, TypeError) as error:
+                raise MisconfiguredError(path, str(error)) from error
 
 
 def complete(verb: str, arguments: list[str]) -> list[str]:
@@ -69,7 +71,7 @@ def complete(verb: str, arguments: list[str]) -> list[str]:
         # The checkpoint's own run may have been a fine-tuning that did reset its head.
         return ["--config", config_of(path, values_of(arguments, "--trust")), "--reset_head", "false", *arguments]
     if configured:
-        return arguments
+        return expand_presets(arguments)
     if verb != "fit":
         run_folder = newest_run(Path(_value(arguments, "--trainer.default_root_dir") or "runs"))
         if run_folder is None:
@@ -78,10 +80,10 @@ def complete(verb: str, arguments: list[str]) -> list[str]:
                 f"`fgzoo fit`, or give --ckpt_path"
             )
         return ["--config", str(run_folder / CONFIG), "--ckpt_path", str(run_folder), *arguments]
-    return ["--config", DEFAULT_RECIPE, *arguments]
+    return expand_presets(["--config", DEFAULT_RECIPE, *arguments])
 
 
-def expand_method_names(arguments: list[str]) -> list[str]:
+def expand_method_names(arguments: Iterable[str]) -> list[str]:
     """Replace `--model NAME` by its class path and the arguments that its name, or another name of its class, fixes.
 
     So `rra-parent` is RRA with `local=false`, and `rra` is RRA with `local=true` even after a recipe of its parent.
@@ -103,6 +105,91 @@ def expand_method_names(arguments: list[str]) -> list[str]:
             value = fixed.get(name, inspect.signature(import_path(path)).parameters[name].default)
             expanded += [f"--model.{name}", value if isinstance(value, str) else json.dumps(value)]
     return expanded
+
+
+def expand_presets(arguments: Sequence[str]) -> list[str]:
+    """Put recipes in front, so that what is typed wins over them, and presets in the form that they have for the method.
+
+    So `--model.lr 0.1 --config cub/rra --config small` becomes `--config cub/rra --config small/rra --model.lr 0.1`. A known
+    method's class comes first of all, so that the parser knows the arguments that follow.
+    """
+    configs, others = _split(arguments)
+    method = _method_of(settings_of(expand_method_names(arguments)))
+    expanded = [f"{said}/{method}" if said in PRESETS and f"{said}/{method}" in recipe_files() else said for said in configs]
+    known = ["--model", available()[method][0]] if method in available() else []
+    return [*known, *(word for said in expanded for word in ("--config", said)), *others]
+
+
+def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings that arguments come to, recipes included, defaults not.
+
+    Args:
+        arguments: What follows a verb, as [expand_presets][] gives it.
+
+    Returns:
+        Settings by section, as in a recipe; of `--model NAME` it has the name as `class_path`.
+
+    Raises:
+        UsageError: There is no such recipe, or a file holds no settings.
+    """
+    found: dict[str, Any] = {}
+    configs, others = _split(arguments)
+    for said in configs:
+        content = _parse(said) if said.startswith("{") else read_recipe(said)
+        if isinstance(content, dict):
+            merge(found, _with_class_path(content))
+    for token, following in pairwise([*others, "--"]):
+        option, equals, value = token.partition("=")
+        value = value if equals else following
+        if not option.startswith("--") or value.startswith("--"):
+            continue
+        path = option[2:].split(".")
+        if path[0] == "model" and path[1:2] not in ([], ["class_path"], ["init_args"]):
+            path.insert(1, "init_args")
+        inner = _parse(value)
+        for key in reversed(path):
+            inner = {key: inner}
+        merge(found, _with_class_path(inner))
+    return found
+
+
+def _split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The values of `--config`, and everything else."""
+    configs, others = [], []
+    tokens = iter(arguments)
+    for token in tokens:
+        option, equals, value = token.partition("=")
+        if option not in ("--config", "-c"):
+            others.append(token)
+        elif (said := value if equals else next(tokens, None)) is None:
+            others.append(token)  # the parser complains
+        else:
+            configs.append(said)
+    return configs, others
+
+
+def _parse(text: str) -> Any:
+    """What a typed value means: YAML, or else the text itself."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _with_class_path(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the model's section in its long form, for which its class alone may stand."""
+    model = settings.get("model")
+    return {**settings, "model": {"class_path": model}} if isinstance(model, str) else settings
+
+
+def _method_of(settings: dict[str, Any]) -> str | None:
+    """The name of the method that settings are for; `None` where they name no class."""
+    model = settings.get("model")
+    if not isinstance(model, dict) or not isinstance(said := model.get("class_path"), str):
+        return None
+    # A built-in class also goes by `RRA` and `fgzoo.methods.RRA`.
+    paths = {path.rpartition(".")[2]: path for path, _ in available().values()}
+    return method_name(paths.get(said.removeprefix("fgzoo.methods."), said), model.get("init_args") or {})
 
 
 def config_of(checkpoint: Path, trust: list[str]) -> str:
@@ -139,29 +226,27 @@ def _value(arguments: Iterable[str], *options: str) -> str | None:
     return next(reversed(values_of(arguments, *options)), None)
 
 
-def check_one_method(config: Namespace) -> None:
+def check_one_method(config: Namespace, configs: Iterable[str]) -> None:
     """Refuse a mixture of two methods: `--model X` after a recipe of Y would keep Y's arguments.
 
     Args:
         config: The parsed arguments of a verb.
+        configs: What `--config` was given.
 
     Raises:
-        UsageError: A config file names another method than the one that is to run.
+        UsageError: A recipe or config file names another method than the one that is to run.
     """
     if config.model is None:
         raise UsageError("--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra")
-    for file in config.config or []:
-        if file is None:
+    for said in configs:
+        model = None if said.startswith("{") else read_recipe(said).get("model")
+        named = model.get("class_path") if isinstance(model, dict) else None
+        if named is None or "." not in named:
             continue
-        content = read_config(Path(str(file)))
-        named = (content.get("model") or {}).get("class_path") if isinstance(content.get("model"), dict) else None
-        if named is None:
-            continue
-        theirs = import_path(available().get(named, (named, {}))[0]) if "." in named else None
-        mine = import_path(config.model.class_path)
-        if theirs is not None and theirs is not mine:
+        theirs, mine = import_path(named), import_path(config.model.class_path)
+        if theirs is not mine:
             raise UsageError(
-                f"--model: {mine.__name__} is asked for, but {file} sets up {theirs.__name__}, whose arguments would be kept; "
+                f"--model: {mine.__name__} is asked for, but {said} sets up {theirs.__name__}, whose arguments would be kept; "
                 "use the "
                 f"data's own recipe with it: --config {config.data.name} --model {mine.__module__}.{mine.__name__}"
             )

@@ -130,7 +130,7 @@ class TrainingCLI(LightningCLI):
                 error.path if isinstance(error, MisconfiguredError) else file_that_says(line, values_of(args, "--config", "-c"))
             )
             raise UsageError(line if file is None else f"{file}: {line}") from error
-        check_one_method(self.config[self.verb])
+        check_one_method(self.config[self.verb], values_of(args, "--config", "-c"))
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would put a checkpoint's arguments over those that were given; here what is given holds."""

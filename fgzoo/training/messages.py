@@ -11,7 +11,7 @@ from typing import Any
 
 from fgzoo.errors import UsageError
 from fgzoo.methods import available
-from fgzoo.recipes import find_recipe, read_config
+from fgzoo.recipes import read_recipe
 
 
 class MisconfiguredError(UsageError):
@@ -64,17 +64,17 @@ def explain_parser_error(message: str, options: Iterable[str], arguments: Iterab
     return " ".join(message.split())
 
 
-def file_that_says(line: str, configs: Iterable[str]) -> Path | None:
-    """The config file that holds the option which a line complains about; `None` where it was typed."""
+def file_that_says(line: str, configs: Iterable[str]) -> str | None:
+    """The recipe or config file that holds the option which a line complains about; `None` where it was typed."""
     said = re.match(r"no option '([^']+)'", line)
     if said is None:
         return None
-    for path in [find_recipe(config) for config in configs if not config.startswith("{")]:
-        inner: Any = read_config(path)
+    for config in configs:
+        inner: Any = {} if config.startswith("{") else read_recipe(config)
         for key in said.group(1).split("."):
             inner = inner.get(key, said) if isinstance(inner, dict) else said
         if inner is not said:
-            return path
+            return config
     return None
 
 
