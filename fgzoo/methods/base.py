@@ -15,7 +15,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
+from types import FrameType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast, get_args
 
 import lightning as L
 import torch
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.parsing import AttributeDict, collect_init_args
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from fgzoo.zoo.prediction import ImageLike, Prediction, TestTime
 
 Batch = tuple[Tensor, Tensor, Tensor]
+Built = TypeVar("Built")
 
 
 class _BuildsNetwork(type):
@@ -115,6 +118,8 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             about a third more time.
 
     Attributes:
+        arguments: Every argument by name, defaults and those of subclasses too, as the constructor that declares it was given it.
+            (`hparams` holds what the class was called with, which is what makes the model anew.)
         network: The torch network that [build_network][] made; it alone is compiled and exported.
         card: The data the weights were trained on, and how its images were prepared; `None` before that is known.
         trained: Whether the weights have been trained. An untrained model is not tested.
@@ -163,6 +168,10 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
             raise UsageError(
                 "model.recompute_backbone: a compiled network decides by itself what to compute again; leave one away"
             )
+        self.arguments = AttributeDict()
+        # From the outermost constructor to this one, so that a name that several take has the value that arrived furthest in.
+        for level in reversed(collect_init_args(cast(FrameType, inspect.currentframe()), [], classes=(FineGrainedClassifier,))):
+            self.arguments.update(level)
         self.num_classes = num_classes
         self.backbone = backbone
         self.pretrained = pretrained
@@ -346,6 +355,22 @@ class FineGrainedClassifier(L.LightningModule, metaclass=_BuildsNetwork):
                 groups += split_decay(named, name, self.lr * factor, self.weight_decay)
         rest = [(name, parameter) for name, parameter in self.network.named_parameters() if parameter not in inside]
         return groups + split_decay(rest, "new", self.lr, self.weight_decay)
+
+    def build(self, make: Callable[..., Built], **made: Any) -> Built:
+        """Make a network, or a part of one, that takes arguments of this model under the same names.
+
+        Args:
+            make: Its class.
+            **made: What is no argument of this model or differs from it: parts that are made already, derived values.
+
+        Returns:
+            The network.
+
+        Raises:
+            TypeError: It takes something that is neither; says its name.
+        """
+        same = {name: self.arguments[name] for name in inspect.signature(make).parameters if name in self.arguments}
+        return make(**{**same, **made})
 
     def make_backbone(
         self, name: str | None = None, max_stride: int | None = None, weights: str | Path | None = None
