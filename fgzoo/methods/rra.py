@@ -399,7 +399,7 @@ class RRA(FineGrainedClassifier):
     def setup(self, stage: str) -> None:
         """Check the box file against the data, before anything is trained."""
         super().setup(stage)
-        if self.arguments.patch_file is not None and getattr(self._datamodule(), "augmentation", "paper") != "paper":
+        if self.arguments.patch_file is not None and self._of_data("augmentation", "paper") != "paper":
             raise UsageError(
                 "model.patches: boxes from a file fit whole images only; use --data.augmentation paper, which crops nothing"
             )
@@ -429,7 +429,7 @@ class RRA(FineGrainedClassifier):
         given = self.arguments
         if given.patch_file is None:
             return
-        names = self._datamodule().names(split)
+        names = self._of_data("names")(split)
         assert isinstance(self.network, RRANetwork)
         self.network.stored_boxes = read_boxes(Path(given.patch_file), names, given.num_patches).to(self.device)
 

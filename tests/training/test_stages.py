@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fgzoo.errors import UsageError
 from fgzoo.methods.optimization import Stage, stage_ends
+from fgzoo.methods.stages import Stages
 from fgzoo.zoo.checkpoint import load
 from tests.builders import make_cub
 from tests.command import fgzoo, fit, metrics, same_weights, weights
@@ -103,10 +104,11 @@ def test_the_last_stage_begins_with_the_function_that_was_learnt_on() -> None:
     # Batches of other statistics than the network's would change it, where batch-norms followed the mode.
     model = make(Staged)
     images = 3 + 2 * torch.randn(2, 3, 64, 64)
+    stages = Stages()
     with torch.no_grad():
-        model._enter_stage(0)
+        stages.enter(model, 0)
         learnt_on = model.train().network.backbone(images)[-1]
-        model._enter_stage(1)
+        stages.enter(model, 1)
         found = model.train().network.backbone(images)[-1]
     assert torch.equal(found, learnt_on)
 

@@ -143,9 +143,9 @@ def test_training_mirrors_on_the_device(tmp_path: Path, augmentation: str, mirro
     assert len(seen) == 9
 
 
-def test_evaluation_mirrors_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_augments_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = birds()
-    monkeypatch.setattr(data, "flip", lambda *_: pytest.fail("an image of the test split was mirrored"))
+    monkeypatch.setattr(data, "augment_batch", lambda *_: pytest.fail("images of the test split were augmented"))
     model = make(Baseline)
     model.trained = True
     trainer(tmp_path).test(model, datamodule=data, verbose=False)
