@@ -138,6 +138,27 @@ def test_nothing_stays_frozen_after_a_run(run: SimpleNamespace) -> None:
     assert all(parameter.requires_grad for parameter in run.model.parameters())
 
 
+def test_nothing_stays_frozen_after_a_run_that_broke_off(tmp_path: Path) -> None:
+    class Breaks(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise RuntimeError("broken off")
+
+    model = make(Staged)
+    with pytest.raises(RuntimeError, match="broken off"):
+        trainer(tmp_path, callbacks=[Breaks()]).fit(model, loader())
+    assert model.network.backbone.training
+    assert not model.network.backbone.frozen
+
+
+def test_a_method_that_forgets_the_callbacks_of_its_stages_is_not_trained(tmp_path: Path) -> None:
+    class Forgets(Staged):
+        def configure_callbacks(self) -> list[Callback]:
+            return []
+
+    with pytest.raises(UsageError, match=r"^Forgets\.configure_callbacks: add to what super"):
+        trainer(tmp_path).fit(make(Forgets), loader())
+
+
 def test_adamw_starts_fresh_where_a_parameter_was_frozen(tmp_path: Path) -> None:
     # Zero gradients, instead of none, would let AdamW's second moment lag behind and its first steps be several times too long.
     steps: list[float] = []
