@@ -29,6 +29,9 @@ Batch = tuple[Tensor, Tensor, Tensor]
 class LightningSteps(HasArguments):
     """Training and evaluation of what [FineGrainedClassifier][fgzoo.methods.base.FineGrainedClassifier] declares.
 
+    Batches are (images, classes, indices). A data module may have `augment_batch(images, targets, keys)`, which every training
+    batch passes on its device, see [FGVCDataModule.augment_batch][fgzoo.data.datamodule.FGVCDataModule.augment_batch].
+
     Args:
         num_classes: Number of classes K.
 
