@@ -420,9 +420,8 @@ class SRBN(FineGrainedClassifier):
         first, second, average_levels = self._streams()
         scale = self.arguments.scale
         if scale is None:
-            scale = 10.0 if self.arguments.optimizer == "sgd" else 1.0
-        # Part of what the network computes, so a checkpoint keeps the number itself.
-        self.hparams["scale"] = scale
+            # Part of what the network computes, so a checkpoint keeps the number itself.
+            scale = self.hparams["scale"] = 10.0 if self.arguments.optimizer == "sgd" else 1.0
         return self.build(SRBNNetwork, backbone=first, second_backbone=second, average_levels=average_levels, scale=scale)
 
     def _streams(self) -> tuple[Backbone, Backbone, bool]:
