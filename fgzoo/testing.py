@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fgzoo.checkpoints.loading import load, read_checkpoint
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.methods.stages import Stages
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.output import MethodOutput
 
@@ -211,8 +212,9 @@ def check_statistics_move(make: Make) -> None:
     norms = {name: module for name, module in model.network.named_modules() if isinstance(module, batch_norm)}
     before = {name: copy.deepcopy(dict(norm.named_buffers())) for name, norm in norms.items()}
     trained: set[str] = set()
+    stages = Stages()
     for stage in range(len(model.stages())):
-        model._enter_stage(stage)
+        stages.enter(model, stage)
         trained.update(name for name, norm in norms.items() if norm.training and norm.running_mean is not None)
         for _ in model.training_outputs(*example_batch()):
             pass

@@ -45,7 +45,7 @@ class FGVCDataModule(L.LightningDataModule):
     """CUB-200-2011, Stanford Cars, FGVC-Aircraft, your own folders, or the built-in synthetic birds.
 
     Batches are (images, classes, indices): uint8 (B, 3, image_size, image_size), (B,), (B,). The model normalises them on the
-    device, and in training mirrors and mixes them there by [flip][FGVCDataModule.flip] and [mix][FGVCDataModule.mix].
+    device, and in training hands them to [augment_batch][FGVCDataModule.augment_batch] there.
 
     Args:
         name: `cub`, `cars`, `aircraft`, `folder` or `birds`.
@@ -284,23 +284,20 @@ class FGVCDataModule(L.LightningDataModule):
             )
         return self._evaluation_loader("test")
 
-    def flip(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Mirror half of a training batch on its device, unless the augmentation is `paper`.
+    def augment_batch(self, images: Tensor, targets: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """What is left of the augmentation to the device: mirror half of a training batch, and mix it where it is `strong`.
 
         Args:
-            images: (B, 3, H, W).
+            images: (B, 3, H, W) floats, normalised.
+            targets: (B,) classes.
             keys: (B, 3), the (seed, epoch, index) of the samples.
 
         Returns:
-            (B, 3, H, W).
+            The images; and their classes (B,), or their class probabilities (B, K) where they are mixed.
         """
-        return images if self.augmentation == "paper" else flip_batch(images, keys)
-
-    def mix(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Mix a training batch on its device, where the augmentation says so; otherwise return it unchanged."""
-        if self.augmentation != "strong":
-            return images, targets
-        return mix_batch(images, targets, num_classes)
+        if self.augmentation != "paper":
+            images = flip_batch(images, keys)
+        return mix_batch(images, targets, self.num_classes) if self.augmentation == "strong" else (images, targets)
 
     # ------------------------------------------------------------------ loaders
 

@@ -18,12 +18,7 @@ from fgzoo.nn.output import MethodOutput
 
 
 class BaselineNetwork(nn.Module):
-    """Backbone -> global average pooling -> dropout -> linear.
-
-    Args:
-        backbone: The feature extractor.
-        num_classes: K.
-        dropout: Probability of dropping a pooled feature.
+    """Backbone -> global average pooling -> dropout -> linear; the arguments are those of [Baseline][].
 
     Shape:
         - images: (B, 3, H, W)
@@ -31,7 +26,7 @@ class BaselineNetwork(nn.Module):
           target, where targets are given in evaluation)
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
@@ -69,8 +64,7 @@ class Baseline(FineGrainedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
-        self.dropout = dropout
 
     def build_network(self) -> nn.Module:
         """Backbone, pooling, dropout, classifier."""
-        return BaselineNetwork(self.make_backbone(), self.num_classes, self.dropout)
+        return self.build(BaselineNetwork, backbone=self.make_backbone())

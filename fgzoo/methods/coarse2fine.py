@@ -79,26 +79,8 @@ class Pass(NamedTuple):
 class Coarse2FineNetwork(nn.Module):
     """WS-DAN in stage 0, the coarse and the fine pass in stage 1.
 
-    Args:
-        backbone: The feature extractor; its last level carries features and attention.
-        num_classes: K.
-        num_maps: M.
-        init: Of the attention layer, see [AttentionMaps][].
-        fine: What the fine pass sees: the image times the `mask`, or a `crop` by the mask's moments; `none`: there is no fine
-            pass and no stage 1 (the parent).
-        detach_attention: Cut the gradient from the mask to the coarse pass (the control).
-        region_theta: Stage 0 teaches the decoder the box that this share of the mean map's maximum bounds. `None`: the decoder
-            does not run before stage 1.
-        keep_views: Stage 1 keeps the parent's crop and drop.
-        feature_scale: Factor of the pooled features before the classifier.
-        center_rate: beta, see [ClassCenters][].
-        crop_theta: Range of the share of a map's maximum that bounds the training crop.
-        drop_theta: Range of the share of a map's maximum above which training erases.
-        crop_padding: Padding of the training crop, relative to the image's side.
-        test_theta: The share of the mean map's maximum that bounds the test crop.
-        test_padding: Padding of the test crop.
-        decoder_widths: See [InverseMapping][].
-        mask_bias: See [InverseMapping][].
+    Arguments are those of [Coarse2Fine][]; `region_theta` is `None` where the decoder does not run before stage 1. The backbone's
+    last level carries features and attention.
 
     Attributes:
         stage: 0: WS-DAN, beside which the decoder learns a box; 1: coarse and fine.
@@ -117,21 +99,21 @@ class Coarse2FineNetwork(nn.Module):
         self,
         backbone: Backbone,
         num_classes: int,
-        num_maps: int = 32,
-        init: AttentionInit = "orthogonal",
-        fine: Fine = "crop",
-        detach_attention: bool = False,
-        region_theta: float | None = 0.5,
-        keep_views: bool = True,
-        feature_scale: float = 100.0,
-        center_rate: float = 0.05,
-        crop_theta: tuple[float, float] = (0.4, 0.6),
-        drop_theta: tuple[float, float] = (0.2, 0.5),
-        crop_padding: float = 0.1,
-        test_theta: float = 0.1,
-        test_padding: float = 0.05,
-        decoder_widths: Sequence[int] = (64, 32, 16, 8),
-        mask_bias: float = 2.0,
+        num_maps: int,
+        init: AttentionInit,
+        fine: Fine,
+        detach_attention: bool,
+        region_theta: float | None,
+        keep_views: bool,
+        feature_scale: float,
+        center_rate: float,
+        crop_theta: tuple[float, float],
+        drop_theta: tuple[float, float],
+        crop_padding: float,
+        test_theta: float,
+        test_padding: float,
+        decoder_widths: Sequence[int],
+        mask_bias: float,
     ) -> None:
         super().__init__()
         channels = backbone.levels[-1].channels
@@ -360,75 +342,43 @@ class Coarse2Fine(FineGrainedClassifier):
             raise UsageError(f"model.region_weight: {region_weight} is negative; 0 turns the term off")
         if not decoder_widths or min(decoder_widths) < 1:
             raise UsageError(f"model.decoder_widths: {list(decoder_widths)}; give at least one positive width")
-        self.num_maps = num_maps
-        self.init: AttentionInit = init
-        self.attention_stride = attention_stride
-        self.fine: Fine = fine
-        self.detach_attention = detach_attention
-        self.region_weight = region_weight
-        self.region_theta = region_theta
-        self.keep_views = keep_views
-        self.feature_scale = feature_scale
-        self.center_weight = center_weight
-        self.center_rate = center_rate
-        self.crop_theta = crop_theta
-        self.drop_theta = drop_theta
-        self.crop_padding = crop_padding
-        self.test_theta = test_theta
-        self.test_padding = test_padding
-        self.decoder_widths = tuple(decoder_widths)
-        self.mask_bias = mask_bias
-        self.mask_weight = mask_weight
-        self.fine_share = fine_share
-        self.fine_backbone_rate = fine_backbone_rate
-        self.fine_head_rate = fine_head_rate
-        adaptive = self.optimizer_name == "adamw"
-        self.decoder_lr_factor = decoder_lr_factor
-        self.attention_lr_factor = (0.5 if adaptive else 1.0) if attention_lr_factor is None else attention_lr_factor
-        self.classifier_lr_factor = (0.05 if adaptive else 1.0) if classifier_lr_factor is None else classifier_lr_factor
 
     def build_network(self) -> nn.Module:
         """Backbone, attention layer, classifier, centres, and the inverse mapping where there is a fine pass."""
+        given = self.arguments
         # A name may carry the tag of its weights, inception_v3.tv_in1k.
-        stride = PAPER_STRIDE.get(self.backbone.partition(".")[0]) if self.attention_stride is None else self.attention_stride
-        return Coarse2FineNetwork(
-            self.make_backbone(max_stride=stride),
-            self.num_classes,
-            num_maps=self.num_maps,
-            init=self.init,
-            fine=self.fine,
-            detach_attention=self.detach_attention,
-            region_theta=self.region_theta if self.region_weight > 0 else None,
-            keep_views=self.keep_views,
-            feature_scale=self.feature_scale,
-            center_rate=self.center_rate,
-            crop_theta=self.crop_theta,
-            drop_theta=self.drop_theta,
-            crop_padding=self.crop_padding,
-            test_theta=self.test_theta,
-            test_padding=self.test_padding,
-            decoder_widths=self.decoder_widths,
-            mask_bias=self.mask_bias,
+        stride = PAPER_STRIDE.get(self.backbone.partition(".")[0]) if given.attention_stride is None else given.attention_stride
+        return self.build(
+            Coarse2FineNetwork,
+            backbone=self.make_backbone(max_stride=stride),
+            region_theta=given.region_theta if given.region_weight > 0 else None,
         )
 
     def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
         """The mean of the heads' cross-entropies, and the weighted terms of the stage: centres, region, mean of the mask."""
         terms = {name: self.cross_entropy(logits, targets) / len(output.heads) for name, logits in output.heads.items()}
-        weights = {"center": self.center_weight, "region": self.region_weight, "mask": self.mask_weight}
+        given = self.arguments
+        weights = {"center": given.center_weight, "region": given.region_weight, "mask": given.mask_weight}
         return terms | {name: weight * output.extra[name] for name, weight in weights.items() if name in output.extra}
 
     def learning_rates(self) -> dict[str, float]:
         """Attention layer, classifier and inverse mapping have rates of their own."""
-        rates = super().learning_rates() | {"attention": self.attention_lr_factor, "classifier": self.classifier_lr_factor}
-        return rates if self.fine == "none" else rates | {"decoder": self.decoder_lr_factor}
+        given = self.arguments
+        attention, classifier = (0.5, 0.05) if given.optimizer == "adamw" else (1.0, 1.0)
+        rates = super().learning_rates() | {
+            "attention": attention if given.attention_lr_factor is None else given.attention_lr_factor,
+            "classifier": classifier if given.classifier_lr_factor is None else given.classifier_lr_factor,
+        }
+        return rates if given.fine == "none" else rates | {"decoder": given.decoder_lr_factor}
 
     def stages(self) -> tuple[Stage, ...]:
         """WS-DAN, beside which the inverse mapping learns; then coarse and fine."""
-        if self.fine == "none":
+        given = self.arguments
+        if given.fine == "none":
             return super().stages()
-        rates = {"backbone": self.fine_backbone_rate, "attention": self.fine_head_rate, "classifier": self.fine_head_rate}
-        parent = {} if self.region_weight > 0 else {"decoder": 0.0}
-        return Stage("parent", 1 - self.fine_share, parent), Stage("fine", self.fine_share, rates)
+        rates = {"backbone": given.fine_backbone_rate, "attention": given.fine_head_rate, "classifier": given.fine_head_rate}
+        parent = {} if given.region_weight > 0 else {"decoder": 0.0}
+        return Stage("parent", 1 - given.fine_share, parent), Stage("fine", given.fine_share, rates)
 
     def map_names(self, count: int) -> list[str]:
         """The attention maps, then the mask, or their mean where there is no fine pass (yet)."""

@@ -96,7 +96,7 @@ def stage_taps(levels: Sequence[Level], stages: int) -> list[int]:
 OPEN_SHIFT = 2.0
 
 
-def stage_block(channels: int, feature_size: int, init: LayerInit = "default") -> nn.Sequential:
+def stage_block(channels: int, feature_size: int, init: LayerInit) -> nn.Sequential:
     """Conv1x1, BN, ReLU, Conv3x3, BN, ReLU: (B, channels, h, w) -> (B, 2 * feature_size, h, w).
 
     With `orthogonal` it begins as a projection to `feature_size` channels, which the second convolution hands on (a Dirac
@@ -134,18 +134,14 @@ class VectorNorm(nn.BatchNorm1d):
 class PMGHead(nn.Module):
     """PMG's classifier: global max pool of each map, concatenated -> BN, Linear, BN, ELU, Linear.
 
-    Args:
-        channels: Channels of each map.
-        num_classes: K.
-        feature_size: Width of the hidden layer.
-        init: `orthogonal`: the hidden layer begins as a projection that the ELU lets pass.
+    Arguments are those of [IAGN][], beside the channels C_i of each map.
 
     Shape:
         - maps: n tensors (B, C_i, h_i, w_i)
         - returns: logits (B, K)
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, feature_size: int, init: LayerInit = "default") -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, feature_size: int, init: LayerInit) -> None:
         super().__init__()
         self.classifier = nn.Sequential(
             VectorNorm(sum(channels)),
@@ -170,24 +166,7 @@ class IAGNNetwork(nn.Module):
     Classifiers are counted from the shallowest: 0 .. S - 1 are the stages', S is the fused one. In training each has a *step*:
     the pass that trains it, on its own input.
 
-    Args:
-        backbone: The feature extractor.
-        num_classes: K.
-        head: `evidence`, or PMG's classifier (`pmg`), which has no evidence: no guidance, alignment or test crop then.
-        grids: Jigsaw of each stage, from the shallowest: n for n x n patches; as many as there are stages S.
-        feature_size: Width of a block's first convolution, its second has twice that; by default a quarter of the backbone's
-            deepest stage.
-        init: Of blocks and classifiers, see [IAGN][].
-        last_level: See [IAGN][].
-        guidance: See [IAGN][].
-        distillation: See [IAGN][].
-        alignment: See [IAGN][].
-        guide_theta: Range of the guiding threshold.
-        guide_padding: Margin of the guiding crop.
-        test_crop: See [IAGN][].
-        test_theta: See [IAGN][].
-        test_heads: See [IAGN][].
-        whole_statistics: See [IAGN][].
+    Arguments are those of [IAGN][]; `alignment` says whether there is any.
 
     Shape:
         - images: (B, 3, H, W); targets: (B,); keys: (B, 3)
@@ -203,20 +182,20 @@ class IAGNNetwork(nn.Module):
         self,
         backbone: Backbone,
         num_classes: int,
-        head: Head = "evidence",
-        grids: Sequence[int] = (8, 4, 2),
-        feature_size: int | None = None,
-        init: LayerInit = "default",
-        last_level: bool = False,
-        guidance: bool = True,
-        distillation: Distillation = "deep_to_shallow",
-        alignment: bool = True,
-        guide_theta: tuple[float, float] = (0.4, 0.6),
-        guide_padding: float = 0.1,
-        test_crop: bool = False,
-        test_theta: float = 0.1,
-        test_heads: TestHeads = "fused",
-        whole_statistics: bool = True,
+        head: Head,
+        grids: Sequence[int],
+        feature_size: int | None,
+        init: LayerInit,
+        last_level: bool,
+        guidance: bool,
+        distillation: Distillation,
+        alignment: bool,
+        guide_theta: tuple[float, float],
+        guide_padding: float,
+        test_crop: bool,
+        test_theta: float,
+        test_heads: TestHeads,
+        whole_statistics: bool,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -522,50 +501,21 @@ class IAGN(FineGrainedClassifier):
             raise UsageError(f"model.guide_padding: {guide_padding}; must be at least 0")
         if feature_size is not None and feature_size < 1:
             raise UsageError(f"model.feature_size: {feature_size}; at least 1, or null for a quarter of the deepest stage")
-        self.head: Head = head
-        self.guidance = guidance
-        self.distillation: Distillation = distillation if distillation_weight > 0 else "none"
-        self.distillation_weight = distillation_weight
-        self.temperature = temperature
-        self.alignment_weight = alignment_weight
-        self.grids = tuple(grids)
-        self.feature_size = feature_size
-        self.init: LayerInit = init
-        self.last_level = last_level
-        self.fused_weight = fused_weight
-        self.guide_theta = (guide_theta[0], guide_theta[1])
-        self.guide_padding = guide_padding
-        self.test_crop = test_crop
-        self.test_theta = test_theta
-        self.test_heads: TestHeads = test_heads
-        self.whole_statistics = whole_statistics
-        self.one_step = one_step
 
     def build_network(self) -> nn.Module:
         """Backbone, blocks, classifiers."""
-        return IAGNNetwork(
-            self.make_backbone(),
-            self.num_classes,
-            head=self.head,
-            grids=self.grids,
-            feature_size=self.feature_size,
-            init=self.init,
-            last_level=self.last_level,
-            guidance=self.guidance,
-            distillation=self.distillation,
-            alignment=self.alignment_weight > 0,
-            guide_theta=self.guide_theta,
-            guide_padding=self.guide_padding,
-            test_crop=self.test_crop,
-            test_theta=self.test_theta,
-            test_heads=self.test_heads,
-            whole_statistics=self.whole_statistics,
+        given = self.arguments
+        return self.build(
+            IAGNNetwork,
+            backbone=self.make_backbone(),
+            distillation=given.distillation if given.distillation_weight > 0 else "none",
+            alignment=given.alignment_weight > 0,
         )
 
     @property
     def steps_per_batch(self) -> int:
         """One for each classifier; with `one_step` a single one."""
-        return 1 if self.one_step else len(self.grids) + 1
+        return 1 if self.arguments.one_step else len(self.arguments.grids) + 1
 
     def training_outputs(self, images: Tensor, targets: Tensor, keys: Tensor) -> Iterator[MethodOutput]:
         """The stages' steps, from the shallowest, on shuffled images, then the fused classifier's on the whole image.
@@ -583,11 +533,11 @@ class IAGN(FineGrainedClassifier):
         """
         network = self.network
         assert isinstance(network, IAGNNetwork)
-        if self.one_step:
+        if self.arguments.one_step:
             yield self(images, targets, keys)
             return
         boxes = None
-        if self.guidance:
+        if self.arguments.guidance:
             with self.evaluating():
                 boxes = network.guide(images, targets, keys)
         for step in range(self.steps_per_batch):
@@ -609,21 +559,22 @@ class IAGN(FineGrainedClassifier):
         Returns:
             `stage1` .. `stageS`, `fused`, and for the l-th of them `distill{l}` and `align{l}`.
         """
+        given = self.arguments
         terms = super().loss(output, targets)
         if "fused" in terms:
-            terms["fused"] = self.fused_weight * terms["fused"]
+            terms["fused"] = given.fused_weight * terms["fused"]
         extra = output.extra
         assert isinstance(self.network, IAGNNetwork)
         for number, name in enumerate(self.network.names, start=1):
             if f"teacher{number}" in extra:
-                distilled = distillation_loss(output.heads[name], extra[f"teacher{number}"], self.temperature)
-                terms[f"distill{number}"] = self.distillation_weight * distilled
+                distilled = distillation_loss(output.heads[name], extra[f"teacher{number}"], given.temperature)
+                terms[f"distill{number}"] = given.distillation_weight * distilled
             if f"evidence{number}" in extra:
                 aligned = alignment_loss(extra[f"attention{number}"], extra[f"evidence{number}"])
-                terms[f"align{number}"] = self.alignment_weight * aligned
+                terms[f"align{number}"] = given.alignment_weight * aligned
         return terms
 
     def map_names(self, count: int) -> list[str]:
         """The stages, and where there is evidence the fused classifier, whose map is what the logit is the mean of."""
-        last = [] if self.head == "pmg" else ["fused"]
+        last = [] if self.arguments.head == "pmg" else ["fused"]
         return [*(f"stage {number}" for number in range(1, count + 1 - len(last))), *last]

@@ -1,12 +1,13 @@
-"""Learning-rate schedules as functions of the batch, and parameter groups."""
+"""Parameter groups, the optimiser over them, and learning-rate schedules as functions of the batch."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import nn
 
 from fgzoo.errors import UsageError
@@ -153,6 +154,78 @@ def schedule_factor(
 
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def staged_schedule(
+    optimizer: torch.optim.Optimizer,
+    stages: Sequence[Stage],
+    ends: Sequence[int],
+    factor_over: Callable[[int], Callable[[int], float]],
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The schedule of every parameter group, see [staged_factor][], advanced every batch."""
+    factors = [staged_factor(stages, ends, group["name"], factor_over) for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], name: Literal["sgd", "adamw"], lr: float, momentum: float, fused: bool
+) -> torch.optim.Optimizer:
+    """The optimiser over parameter groups.
+
+    Args:
+        groups: See [parameter_groups][].
+        name: `sgd` or `adamw`.
+        lr: Peak learning rate of groups that have none of their own.
+        momentum: Momentum of `sgd`.
+        fused: Whether `adamw` may take a step for all parameters at once.
+
+    Returns:
+        The optimiser.
+    """
+    if name == "sgd":
+        # Its fused step fails where a group's parameters had their first gradients at different steps, as those of a method
+        # with stages or several steps a batch do.
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+
+
+def batch_factor(optimizer: Literal["sgd", "adamw"], times: float) -> float:
+    """By what learning rates change with a batch that is so many times the one that they are meant for.
+
+    Source: in proportion with `sgd` (arXiv 1706.02677), by the square root with `adamw` (arXiv 2205.10287).
+    """
+    return times if optimizer == "sgd" else math.sqrt(times)
+
+
+def parameter_groups(
+    network: nn.Module, factors: Mapping[str, float], lr: float, weight_decay: float, layer_decay: float | None
+) -> list[dict[str, Any]]:
+    """Optimiser groups of a network; norms and biases do not decay.
+
+    Args:
+        network: The network.
+        factors: Factors of `lr` by submodule, see
+            [learning_rates][fgzoo.methods.base.FineGrainedClassifier.learning_rates].
+        lr: Peak learning rate.
+        weight_decay: Weight decay of weights.
+        layer_decay: Factor of a backbone's rate from each layer to the one below; `None`: one rate for all.
+
+    Returns:
+        Groups named like their submodule, `new` for the rest, with `/norm+bias` or the layer's number behind it.
+    """
+    groups: list[dict[str, Any]] = []
+    inside: set[nn.Parameter] = set()
+    # The innermost first, so that a module inside a named one keeps its own rate.
+    for name, factor in sorted(factors.items(), key=lambda item: -item[0].count(".")):
+        module = network.get_submodule(name)
+        named = [(path, parameter) for path, parameter in module.named_parameters() if parameter not in inside]
+        inside.update(parameter for _, parameter in named)
+        if isinstance(module, Backbone) and layer_decay is not None:
+            groups += layer_decay_groups(module, name, lr * factor, weight_decay, layer_decay)
+        else:
+            groups += split_decay(named, name, lr * factor, weight_decay)
+    rest = [(name, parameter) for name, parameter in network.named_parameters() if parameter not in inside]
+    return groups + split_decay(rest, "new", lr, weight_decay)
 
 
 def split_decay(named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -50,23 +50,21 @@ ATTENTION_STRIDE = 8
 class GlobalStream(nn.Module):
     """The image: features -> Conv1x1, ReLU, Conv1x1, ReLU -> global average pooling -> linear.
 
-    Args:
-        channels: Channels C of the features.
-        num_classes: K.
-        width: Of the two convolutions; 0: there are none.
+    Arguments are those of [RRA][], beside the channels C of the features.
 
     Shape:
         - features: (B, C, h, w)
-        - returns: logits z_g (B, K) and the maps that were pooled (B, width, h, w), the features themselves without convolutions
+        - returns: logits z_g (B, K) and the maps that were pooled (B, global_width, h, w), the features themselves without
+          convolutions
     """
 
-    def __init__(self, channels: int, num_classes: int, width: int = 1024) -> None:
+    def __init__(self, channels: int, num_classes: int, global_width: int) -> None:
         super().__init__()
         added: list[nn.Module] = []
-        if width > 0:
-            added = [nn.Conv2d(channels, width, 1), nn.ReLU(inplace=True), nn.Conv2d(width, width, 1), nn.ReLU(inplace=True)]
+        for inputs in (channels, global_width) if global_width > 0 else ():
+            added += [nn.Conv2d(inputs, global_width, 1), nn.ReLU(inplace=True)]
         self.added = nn.Sequential(*added)
-        self.classifier = linear_classifier(width or channels, num_classes)
+        self.classifier = linear_classifier(global_width or channels, num_classes)
         for layer in self.added:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -81,15 +79,7 @@ class GlobalStream(nn.Module):
 class LocalStream(nn.Module):
     """A patch: pooled features -> the recursion -> attention over its steps -> linear.
 
-    Args:
-        channels: Channels C of the patch features.
-        num_classes: K.
-        steps: T, how long to focus.
-        hidden_size: Width of the LSTM.
-        recursion: Off: the classifier reads x directly (the control with two networks and no mechanism).
-        attend_over_time: Off: the classifier reads the last step's state.
-        normalize_states: The classifier reads what attention gives after layer normalisation.
-        residual: States are x + h_t, so that the classifier reads x beside what the recursion adds.
+    Arguments are those of [RRA][], beside the channels C of the patch features.
 
     Shape:
         - pooled: (N, C)
@@ -100,12 +90,12 @@ class LocalStream(nn.Module):
         self,
         channels: int,
         num_classes: int,
-        steps: int = 10,
-        hidden_size: int = 512,
-        recursion: bool = True,
-        attend_over_time: bool = True,
-        normalize_states: bool = False,
-        residual: bool = False,
+        steps: int,
+        hidden_size: int,
+        recursion: bool,
+        attend_over_time: bool,
+        normalize_states: bool,
+        residual: bool,
     ) -> None:
         super().__init__()
         self.residual = residual and recursion
@@ -140,25 +130,7 @@ class LocalStream(nn.Module):
 class RRANetwork(nn.Module):
     """Both streams and their fusion, z = z_g + lambda z_l.
 
-    Args:
-        global_backbone: Sees the image.
-        local_backbone: Sees the patches; `None` leaves the global stream alone (the parent).
-        num_classes: K.
-        steps: T.
-        hidden_size: Width of the LSTM.
-        global_width: Width of the global stream's added convolutions, 0 for none.
-        fusion_weight: lambda.
-        recursion: See [LocalStream][].
-        attend_over_time: See [LocalStream][].
-        normalize_states: See [LocalStream][].
-        residual: See [LocalStream][].
-        init: Of the layers between backbones and classifiers, see [RRA][].
-        patches: Where patches come from: `activation` (the global stream's strongest channels), `center`, `random`, or `file`
-            (`stored_boxes`).
-        num_patches: Candidates, of which training draws one for every sample.
-        test_patches: How many of the first candidates testing averages.
-        patch_percentile: See [activation_boxes][fgzoo.nn.crops.activation_boxes].
-        local_scale: The side to which patches are resized, relative to the image's; never less than 32 pixels.
+    Arguments are those of [RRA][], beside the backbones and streams, of which the local ones are `None` in the parent.
 
     Attributes:
         stored_boxes: (number of images, num_patches, 4) for `file`, looked up by the samples' index.
@@ -173,37 +145,26 @@ class RRANetwork(nn.Module):
     def __init__(
         self,
         global_backbone: Backbone,
+        global_stream: GlobalStream,
         local_backbone: Backbone | None,
-        num_classes: int,
-        steps: int = 10,
-        hidden_size: int = 512,
-        global_width: int = 1024,
-        fusion_weight: float = 1.0,
-        recursion: bool = True,
-        attend_over_time: bool = True,
-        normalize_states: bool = False,
-        residual: bool = False,
-        init: LayerInit = "default",
-        patches: Patches = "activation",
-        num_patches: int = 10,
-        test_patches: int = 4,
-        patch_percentile: float = 0.95,
-        local_scale: float = 0.5,
+        local_stream: LocalStream | None,
+        init: LayerInit,
+        fusion_weight: float,
+        patches: Patches,
+        num_patches: int,
+        test_patches: int,
+        patch_percentile: float,
+        local_scale: float,
     ) -> None:
         super().__init__()
         self.global_backbone = global_backbone
-        self.global_stream = GlobalStream(global_backbone.levels[-1].channels, num_classes, global_width)
+        self.global_stream = global_stream
         self.local_backbone = local_backbone
-        self.local_stream: LocalStream | None = None
-        if local_backbone is not None:
-            channels = local_backbone.levels[-1].channels
-            self.local_stream = LocalStream(
-                channels, num_classes, steps, hidden_size, recursion, attend_over_time, normalize_states, residual
-            )
+        self.local_stream = local_stream
         if init == "orthogonal":
-            orthogonal_layers(self.global_stream.added)
-            if self.local_stream is not None:
-                orthogonal_layers(self.local_stream.project)
+            orthogonal_layers(global_stream.added)
+            if local_stream is not None:
+                orthogonal_layers(local_stream.project)
         self.fusion_weight = fusion_weight
         self.patches = patches
         self.num_patches = num_patches
@@ -263,7 +224,7 @@ class RRANetwork(nn.Module):
         return self.stored_boxes.to(images.device)[keys[:, 2]]
 
     def patch_features(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """The local backbone's last maps of the patches.
+        """The local backbone's last maps of the patches, which are seen at 32 pixels a side at least.
 
         Args:
             images: (B, 3, H, W).
@@ -369,51 +330,29 @@ class RRA(FineGrainedClassifier):
             raise UsageError(f"model.local_scale: {local_scale}; must be more than 0")
         if (patches == "file") != (patch_file is not None):
             raise UsageError("model.patches: 'file' and model.patch_file go together; give both or neither")
-        self.local = local
-        self.recursion = recursion
-        self.steps = steps
-        self.attend_over_time = attend_over_time
-        self.normalize_states = normalize_states
-        self.residual = residual
-        self.init: LayerInit = init
-        self.hidden_size = hidden_size
-        self.global_width = global_width
-        self.fusion_weight = fusion_weight
-        self.patches: Patches = patches
-        self.num_patches = num_patches
-        self.test_patches = test_patches
-        self.patch_percentile = patch_percentile
-        self.patch_file = patch_file
-        self.local_stride = local_stride
-        self.local_scale = local_scale
 
     def build_network(self) -> nn.Module:
         """Two backbones (one without a local stream) and both streams."""
-        return RRANetwork(
-            self.make_backbone(),
-            self.make_backbone(max_stride=self.local_stride) if self.local else None,
-            self.num_classes,
-            steps=self.steps,
-            hidden_size=self.hidden_size,
-            global_width=self.global_width,
-            fusion_weight=self.fusion_weight,
-            recursion=self.recursion,
-            attend_over_time=self.attend_over_time,
-            normalize_states=self.normalize_states,
-            residual=self.residual,
-            init=self.init,
-            patches=self.patches,
-            num_patches=self.num_patches,
-            test_patches=self.test_patches,
-            patch_percentile=self.patch_percentile,
-            local_scale=self.local_scale,
+        given = self.arguments
+        global_backbone = self.make_backbone()
+        local_backbone = self.make_backbone(max_stride=given.local_stride) if given.local else None
+        global_stream = self.build(GlobalStream, channels=global_backbone.levels[-1].channels)
+        local_stream = None
+        if local_backbone is not None:
+            local_stream = self.build(LocalStream, channels=local_backbone.levels[-1].channels)
+        return self.build(
+            RRANetwork,
+            global_backbone=global_backbone,
+            global_stream=global_stream,
+            local_backbone=local_backbone,
+            local_stream=local_stream,
         )
 
     def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
         """CE(z_g, y) + lambda CE(z_l, y)."""
         terms = super().loss(output, targets)
         if "local" in terms:
-            terms["local"] = self.fusion_weight * terms["local"]
+            terms["local"] = self.arguments.fusion_weight * terms["local"]
         return terms
 
     def explain(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -451,14 +390,16 @@ class RRA(FineGrainedClassifier):
 
     def map_names(self, count: int) -> list[str]:
         """The steps of the recursion."""
-        return [f"step {number} of {count}" for number in range(1, count + 1)] if self.local else super().map_names(count)
+        if not self.arguments.local:
+            return super().map_names(count)
+        return [f"step {number} of {count}" for number in range(1, count + 1)]
 
     # ------------------------------------------------------------------ boxes from a file
 
     def setup(self, stage: str) -> None:
         """Check the box file against the data, before anything is trained."""
         super().setup(stage)
-        if self.patch_file is not None and getattr(self._datamodule(), "augmentation", "paper") != "paper":
+        if self.arguments.patch_file is not None and self._of_data("augmentation", "paper") != "paper":
             raise UsageError(
                 "model.patches: boxes from a file fit whole images only; use --data.augmentation paper, which crops nothing"
             )
@@ -485,11 +426,12 @@ class RRA(FineGrainedClassifier):
         self._store_boxes("test")
 
     def _store_boxes(self, split: str) -> None:
-        if self.patch_file is None:
+        given = self.arguments
+        if given.patch_file is None:
             return
-        names = self._datamodule().names(split)
+        names = self._of_data("names")(split)
         assert isinstance(self.network, RRANetwork)
-        self.network.stored_boxes = read_boxes(Path(self.patch_file), names, self.num_patches).to(self.device)
+        self.network.stored_boxes = read_boxes(Path(given.patch_file), names, given.num_patches).to(self.device)
 
 
 def _step_gradients(stream: LocalStream, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ the length and learning rate of the first training step.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -44,14 +45,8 @@ Combine = Literal["bilinear", "concat"]
 class BilinearReadout(nn.Module):
     """B-CNN's head: the (attended) mean of bilinear vectors -> signed square root -> length one -> linear.
 
-    Args:
-        channels: Channels C of the first stream.
-        second_channels: Channels D of the second stream.
-        num_classes: K.
-        size: Where C D is larger, a 1x1 convolution first narrows the wider stream, so that the vector has at most this length.
-        scale: Factor of the vector of length one.
-        root_eps: Of the mean's root, see [smooth_root][fgzoo.nn.bilinear.smooth_root].
-        init: Of that convolution: torch's `default`, or `orthogonal` rows, so that it begins as a projection.
+    Arguments are those of [SRBN][], beside the channels C and D of the streams. Where C D is more than `bilinear_size`, a 1x1
+    convolution first narrows the wider stream, so that the vector has at most this length.
 
     Shape:
         - a: (B, C, h, w); b: (B, D, h, w); alpha: (B, h, w) or `None`; explained: (B,) or `None`
@@ -64,13 +59,13 @@ class BilinearReadout(nn.Module):
         channels: int,
         second_channels: int,
         num_classes: int,
-        size: int = 262_144,
-        scale: float = 1.0,
-        root_eps: float = 1e-5,
-        init: LayerInit = "default",
+        bilinear_size: int,
+        scale: float,
+        root_eps: float,
+        init: LayerInit,
     ) -> None:
         super().__init__()
-        narrowed = max(1, size // min(channels, second_channels))
+        narrowed = max(1, bilinear_size // min(channels, second_channels))
         self.narrow_first: nn.Module = nn.Identity()
         self.narrow_second: nn.Module = nn.Identity()
         if channels >= second_channels and channels > narrowed:
@@ -103,18 +98,14 @@ class BilinearReadout(nn.Module):
 class HiddenReadout(nn.Module):
     """The spatial LSTM's head: hidden states summed by attention (without it: averaged) -> dropout -> linear.
 
-    Args:
-        hidden_size: Channels of the hidden map.
-        num_classes: K.
-        dropout: Probability of dropping an entry of the sum.
-        batch_norm: Hidden states are batch-normalised first.
+    Arguments are those of [SRBN][].
 
     Shape:
         - hidden: (B, hidden_size, h, w); alpha: (B, h, w) or `None`
         - returns: logits (B, K), and the length of each hidden state (B, h, w)
     """
 
-    def __init__(self, hidden_size: int, num_classes: int, dropout: float = 0.5, batch_norm: bool = False) -> None:
+    def __init__(self, hidden_size: int, num_classes: int, dropout: float, batch_norm: bool) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(hidden_size) if batch_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -130,17 +121,14 @@ class HiddenReadout(nn.Module):
 class ConcatReadout(nn.Module):
     """The control's head: both streams averaged and concatenated -> dropout -> linear.
 
-    Args:
-        channels: Channels C + D of both streams.
-        num_classes: K.
-        dropout: Probability of dropping a feature.
+    Arguments are those of [SRBN][], beside the channels C + D of both streams.
 
     Shape:
         - a: (B, C, h, w); b: (B, D, h, w); explained: (B,) or `None`
         - returns: logits (B, K), and the class activation map of the explained (by default the predicted) class (B, h, w)
     """
 
-    def __init__(self, channels: int, num_classes: int, dropout: float = 0.5) -> None:
+    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels, num_classes)
@@ -159,29 +147,8 @@ class SRBNNetwork(nn.Module):
     With `bilinear_head` the scores are $z = z_b + \lambda z_h$: the parent's readout of the attended bilinear vector, and the
     LSTM's.
 
-    Args:
-        backbone: The first stream, a = its last level.
-        second_backbone: The second stream, b = its last level.
-        num_classes: K.
-        average_levels: b is the mean of the second backbone's levels instead, which are then alike (a vision transformer's).
-        combine: `bilinear`, or `concat` for the control, which has neither attention nor LSTM.
-        attention: Off, `static`, or `recurrent`: scans in turn, where each reads the one before.
-        spatial_lstm: Off: the readout is the (attended) bilinear vector.
-        bilinear_head: Beside the LSTM's readout, the bilinear one, too.
-        hidden_weight: lambda, the share of the LSTM's readout in their sum.
-        directions: Corners that the LSTM scans from, 1 or 4.
-        hidden_size: Channels of the LSTM's state.
-        rank: Rank of the local bilinear features.
-        projection: Channels of the local bilinear features.
-        attention_size: Width of the attention's tanh layer.
-        glimpses: Scans of the recurrent attention.
-        dropout: Before the classifier that reads hidden states or concatenated features; the bilinear vector has none.
-        bilinear_size: Largest length of the full bilinear vector, see [BilinearReadout][].
-        scale: Factor of the vectors of length one: the local features, and the full bilinear vector.
-        root_eps: Of the mean bilinear vector's root, see [smooth_root][fgzoo.nn.bilinear.smooth_root].
-        init: Of the layers between streams and classifiers, see [SRBN][].
-        batch_norm: The local features have biases and, instead of power normalisation and scale, batch normalisation; see
-            [HiddenReadout][] for that of hidden states.
+    Arguments are those of [SRBN][], beside the backbones of the streams: a is the first one's last level, b the second one's, or,
+    with `average_levels`, the mean of the second one's levels, which are then alike (a vision transformer's).
 
     Shape:
         - images: (B, 3, H, W)
@@ -197,24 +164,24 @@ class SRBNNetwork(nn.Module):
         backbone: Backbone,
         second_backbone: Backbone,
         num_classes: int,
-        average_levels: bool = False,
-        combine: Combine = "bilinear",
-        attention: Attention = "static",
-        spatial_lstm: bool = True,
-        bilinear_head: bool = False,
-        hidden_weight: float = 1.0,
-        directions: Literal[1, 4] = 1,
-        hidden_size: int = 256,
-        rank: int = 2048,
-        projection: int = 512,
-        attention_size: int = 256,
-        glimpses: int = 2,
-        dropout: float = 0.5,
-        bilinear_size: int = 262_144,
-        scale: float = 1.0,
-        root_eps: float = 1e-5,
-        batch_norm: bool = False,
-        init: LayerInit = "default",
+        average_levels: bool,
+        combine: Combine,
+        attention: Attention,
+        spatial_lstm: bool,
+        bilinear_head: bool,
+        hidden_weight: float,
+        directions: Literal[1, 4],
+        hidden_size: int,
+        rank: int,
+        projection: int,
+        attention_size: int,
+        glimpses: int,
+        dropout: float,
+        bilinear_size: int,
+        scale: float,
+        root_eps: float,
+        batch_norm: bool,
+        init: LayerInit,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -248,14 +215,15 @@ class SRBNNetwork(nn.Module):
             self.spatial_lstm = SpatialLSTM(projection, hidden_size, directions)
         self.readout: BilinearReadout | HiddenReadout | ConcatReadout
         self.bilinear: BilinearReadout | None = None
+        bilinear = partial(BilinearReadout, c, d, num_classes, bilinear_size, scale, root_eps, init)
         if combine == "concat":
             self.readout = ConcatReadout(c + d, num_classes, dropout)
         elif spatial_lstm:
             self.readout = HiddenReadout(hidden_size, num_classes, dropout, batch_norm)
             if bilinear_head:
-                self.bilinear = BilinearReadout(c, d, num_classes, bilinear_size, scale, root_eps, init)
+                self.bilinear = bilinear()
         else:
-            self.readout = BilinearReadout(c, d, num_classes, bilinear_size, scale, root_eps, init)
+            self.readout = bilinear()
 
     def forward(self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None) -> MethodOutput:
         """Classify; in evaluation `targets` chooses the class whose evidence is shown. `keys` is not used."""
@@ -446,101 +414,58 @@ class SRBN(FineGrainedClassifier):
             raise UsageError(f"model.init: '{init}' is none of {', '.join(get_args(LayerInit))}")
         if not 0 <= new_share < 1:
             raise UsageError(f"model.new_share: {new_share} is not in [0, 1)")
-        self.second_backbone = second_backbone
-        self.second_backbone_weights = second_backbone_weights
-        self.stride = stride
-        self.combine: Combine = combine
-        self.attention: Attention = attention
-        self.spatial_lstm = spatial_lstm
-        self.bilinear_head = bilinear_head
-        self.hidden_weight = hidden_weight
-        self.directions: Literal[1, 4] = directions
-        self.hidden_size = hidden_size
-        self.rank = rank
-        self.projection = projection
-        self.attention_size = attention_size
-        self.glimpses = glimpses
-        self.penalty_weight = penalty_weight
-        self.dropout = dropout
-        self.bilinear_size = bilinear_size
-        self.scale = scale
-        self.root_eps = root_eps
-        self.batch_norm = batch_norm
-        self.init: LayerInit = init
-        self.new_share = new_share
-        self.new_rate = new_rate
-        self.joint_rate = (0.02 if self.optimizer_name == "sgd" else 1.0) if joint_rate is None else joint_rate
 
     def build_network(self) -> nn.Module:
         """Two backbones, and what the arguments ask for on top of them."""
         first, second, average_levels = self._streams()
-        scale = self.scale
+        scale = self.arguments.scale
         if scale is None:
-            scale = 10.0 if self.optimizer_name == "sgd" else 1.0
-        return SRBNNetwork(
-            first,
-            second,
-            self.num_classes,
-            average_levels=average_levels,
-            combine=self.combine,
-            attention=self.attention,
-            spatial_lstm=self.spatial_lstm,
-            bilinear_head=self.bilinear_head,
-            hidden_weight=self.hidden_weight,
-            directions=self.directions,
-            hidden_size=self.hidden_size,
-            rank=self.rank,
-            projection=self.projection,
-            attention_size=self.attention_size,
-            glimpses=self.glimpses,
-            dropout=self.dropout,
-            bilinear_size=self.bilinear_size,
-            scale=scale,
-            root_eps=self.root_eps,
-            batch_norm=self.batch_norm,
-            init=self.init,
-        )
+            # Part of what the network computes, so a checkpoint keeps the number itself.
+            scale = self.hparams["scale"] = 10.0 if self.arguments.optimizer == "sgd" else 1.0
+        return self.build(SRBNNetwork, backbone=first, second_backbone=second, average_levels=average_levels, scale=scale)
 
     def _streams(self) -> tuple[Backbone, Backbone, bool]:
         """Both backbones, and whether the second stream is the mean of its levels."""
-        name = self.second_backbone
+        given = self.arguments
+        name = given.second_backbone
         if name == "auto":
             name = "resnet34" if self.backbone == "vgg16" else None
+        second = partial(self.make_backbone, name, weights=given.second_backbone_weights)
         if name is not None:
-            second = self.make_backbone(name, max_stride=self.stride, weights=self.second_backbone_weights)
-            return self.make_backbone(max_stride=self.stride), second, False
+            other = second(max_stride=given.stride)
+            return self.make_backbone(max_stride=given.stride), other, False
         first = self.make_backbone()
         if all(level == first.levels[-1] for level in first.levels):
-            return first, self.make_backbone(weights=self.second_backbone_weights), True
+            return first, second(), True
         finest = min(level.stride for level in first.levels)
-        if self.stride < finest:
-            raise UsageError(f"model.stride: {self.stride}; the finest level of '{self.backbone}' has stride {finest}")
-        second = self.make_backbone(max_stride=self.stride, weights=self.second_backbone_weights)
-        return first, second, False
+        if given.stride < finest:
+            raise UsageError(f"model.stride: {given.stride}; the finest level of '{self.backbone}' has stride {finest}")
+        return first, second(max_stride=given.stride), False
 
     def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
         """The cross-entropy of every head, and lambda times the penalty of recurrent attention."""
         terms = super().loss(output, targets)
         if "penalty" in output.extra:
-            terms["penalty"] = self.penalty_weight * output.extra["penalty"]
+            terms["penalty"] = self.arguments.penalty_weight * output.extra["penalty"]
         return terms
 
     def stages(self) -> tuple[Stage, ...]:
         """The new layers alone, then everything, as B-CNN is trained."""
-        if self.new_share == 0:
+        given = self.arguments
+        if given.new_share == 0:
             return (Stage("everything", 1.0),)
-        frozen = {"backbone": 0.0, "second_backbone": 0.0, "new": self.new_rate}
+        alone = {"backbone": 0.0, "second_backbone": 0.0, "new": given.new_rate}
+        together: dict[str, float] = {}
         classifier = self._bilinear_classifier()
-        if classifier is None:
-            return Stage("new layers", self.new_share, frozen), Stage("everything", 1 - self.new_share)
-        return (
-            Stage("new layers", self.new_share, {**frozen, classifier: self.new_rate}),
-            Stage("everything", 1 - self.new_share, {classifier: self.joint_rate}),
-        )
+        if classifier is not None:
+            alone[classifier] = given.new_rate
+            usual = 0.02 if given.optimizer == "sgd" else 1.0
+            together[classifier] = usual if given.joint_rate is None else given.joint_rate
+        return Stage("new layers", given.new_share, alone), Stage("everything", 1 - given.new_share, together)
 
     def learning_rates(self) -> dict[str, float]:
         """The bilinear classifier has a rate of its own, where there are two steps."""
-        classifier = self._bilinear_classifier() if self.new_share > 0 else None
+        classifier = self._bilinear_classifier() if self.arguments.new_share > 0 else None
         return super().learning_rates() | ({} if classifier is None else {classifier: 1.0})
 
     def _bilinear_classifier(self) -> str | None:
@@ -550,12 +475,13 @@ class SRBN(FineGrainedClassifier):
 
     def map_names(self, count: int) -> list[str]:
         """The attention, where there is one, and the readouts' maps."""
-        names = [] if self.attention == "none" else ["attention"]
-        if self.combine == "concat":
+        given = self.arguments
+        names = [] if given.attention == "none" else ["attention"]
+        if given.combine == "concat":
             return [*names, "activation"]
-        if not self.spatial_lstm:
+        if not given.spatial_lstm:
             return [*names, "evidence"]
-        return [*names, "hidden states", "evidence"] if self.bilinear_head else [*names, "hidden states"]
+        return [*names, "hidden states", "evidence"] if given.bilinear_head else [*names, "hidden states"]
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -33,7 +33,7 @@ class AttentionMaps(nn.Module):
         - returns: (B, M, h, w), non-negative
     """
 
-    def __init__(self, channels: int, num_maps: int = 32, init: AttentionInit = "orthogonal") -> None:
+    def __init__(self, channels: int, num_maps: int, init: AttentionInit) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, num_maps, 1, bias=False)
         self.norm = nn.BatchNorm2d(num_maps, eps=1e-3)
@@ -134,7 +134,7 @@ class ClassCenters(nn.Module):
     training_only = ("centers",)
     centers: Tensor
 
-    def __init__(self, num_classes: int, features: int, rate: float = 0.05) -> None:
+    def __init__(self, num_classes: int, features: int, rate: float) -> None:
         super().__init__()
         self.rate = rate
         self.register_buffer("centers", torch.zeros(num_classes, features))

@@ -31,7 +31,7 @@ class InverseMapping(nn.Module):
         - returns: (B, 1, H, W) in [0, 1], single precision
     """
 
-    def __init__(self, channels: int, widths: Sequence[int] = (64, 32, 16, 8), bias: float = 2.0) -> None:
+    def __init__(self, channels: int, widths: Sequence[int], bias: float) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(channels, widths[0], 1)
         inputs = [widths[0], *widths[:-1]]

@@ -119,7 +119,7 @@ class RunRecord(Callback):
 
     def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
         assert isinstance(pl_module, FineGrainedClassifier)
-        counts = pl_module.confusion.compute()
+        counts = pl_module.evaluation.confusion.compute()
         # Validation may be set to come less often than once in the whole run.
         if trainer.is_global_zero and pl_module.card is not None and counts.sum() > 0:
             write_report(self.folder, split, counts, pl_module.card.class_names)

@@ -300,9 +300,9 @@ class TrainingCLI(LightningCLI):
 
     def _batch(self) -> str:
         """What a batch is where several devices share it or the learning rate follows it; nothing otherwise."""
-        factor, devices = self.model.lr_factor(), self.trainer.world_size
+        given, factor, devices = self.model.arguments, self.model.lr_factor(), self.trainer.world_size
         size = f", batches of {devices} x {self.datamodule.batch_size}" if devices > 1 else ""
-        return size if factor == 1 else f"{size}, lr {factor * self.model.lr:.3g} ({self.model.lr:g} at {self.model.lr_batch})"
+        return size if factor == 1 else f"{size}, lr {factor * given.lr:.3g} ({given.lr:g} at {given.lr_batch})"
 
     def close(self) -> None:
         """Say where everything is."""

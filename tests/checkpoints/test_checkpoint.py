@@ -261,9 +261,9 @@ def test_a_folder_without_a_checkpoint_is_named(trained: SimpleNamespace, tmp_pa
 # ---------------------------------------------------------------------- arguments
 
 
-def saved_srbn(path: Path, **changes: Any) -> Path:
+def saved_srbn(path: Path, arguments: dict[str, Any] | None = None, **changes: Any) -> Path:
     """A checkpoint of two networks whose arguments are changed; `None` takes one away."""
-    model = small("srbn", second_backbone="test_resnet")
+    model = small("srbn", second_backbone="test_resnet", **(arguments or {}))
     content: dict[str, Any] = {"state_dict": model.state_dict(), "hyper_parameters": {**model.hparams, **changes}}
     model.on_save_checkpoint(content)
     content["hyper_parameters"] = {k: v for k, v in content["hyper_parameters"].items() if k not in changes or v is not None}
@@ -276,6 +276,15 @@ def test_an_argument_that_is_younger_than_a_checkpoint_has_the_value_of_then(tmp
     assert older.network.bilinear.root_eps == 1e-12  # type: ignore[union-attr]
     newer = load(saved_srbn(tmp_path / "newer.ckpt"))
     assert newer.network.bilinear.root_eps == 1e-5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("optimizer", "scale"), [("sgd", 10.0), ("adamw", 1.0)])
+def test_the_scale_that_an_optimiser_chose_is_kept(tmp_path: Path, optimizer: str, scale: float) -> None:
+    own = {"optimizer": optimizer}
+    other = {"optimizer": {"sgd": "adamw", "adamw": "sgd"}[optimizer]}
+    assert load(saved_srbn(tmp_path / "kept.ckpt", own, **other)).network.scale == scale
+    # Without the number, as in files that were written before it was kept.
+    assert load(saved_srbn(tmp_path / "older.ckpt", own, scale=None)).network.scale == scale
 
 
 def test_no_weights_of_a_second_backbone_are_looked_for(tmp_path: Path) -> None:

@@ -406,7 +406,7 @@ class Blind(Backbone):
 @pytest.mark.parametrize("stage", [0, 1])
 def test_zero_features_give_finite_losses_and_gradients(stage: int, fine: Any, precision: torch.dtype) -> None:
     model = make(fine=fine)
-    net = Coarse2FineNetwork(Blind(), 5, num_maps=3, fine=fine)
+    net = model.build(Coarse2FineNetwork, backbone=Blind())
     net.stage, model.network = stage, net
     images, targets, keys = example_batch()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):

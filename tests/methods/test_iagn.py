@@ -119,7 +119,7 @@ def test_mobilenetv2_ends_in_its_1280_channels() -> None:
 
 def test_block_follows_the_equations() -> None:
     torch.manual_seed(0)
-    block = stage_block(3, 4).double()
+    block = stage_block(3, 4, init="default").double()
     features = torch.randn(2, 3, 4, 5, dtype=torch.double, requires_grad=True)
     x = torch.einsum("oc,bchw->bohw", block[0].weight[:, :, 0, 0], features)
 
@@ -138,7 +138,7 @@ def test_block_follows_the_equations() -> None:
 
 def test_pmg_head_follows_the_equations() -> None:
     torch.manual_seed(0)
-    pmg = PMGHead([3, 2], 5, feature_size=4).double()
+    pmg = PMGHead([3, 2], 5, feature_size=4, init="default").double()
     first, hidden, second, _, last = pmg.classifier
     for norm in (first, second):
         nn.init.uniform_(norm.weight, 0.5, 1.5)

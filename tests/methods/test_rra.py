@@ -25,6 +25,12 @@ def make(**arguments: Any) -> RRA:
     return RRA(**{"num_classes": 5, "backbone": "test_efficientnet", "pretrained": False, **SMALL, **arguments})
 
 
+def local_stream(**arguments: Any) -> LocalStream:
+    """One of the paper's form, but small."""
+    paper = {"recursion": True, "attend_over_time": True, "normalize_states": False, "residual": False}
+    return LocalStream(**{"channels": 7, "num_classes": 4, "steps": 5, "hidden_size": 6, **paper, **arguments})
+
+
 def network(model: RRA) -> RRANetwork:
     assert isinstance(model.network, RRANetwork)
     return model.network
@@ -35,7 +41,7 @@ def network(model: RRA) -> RRANetwork:
 
 def test_global_stream_follows_the_equations() -> None:
     torch.manual_seed(0)
-    stream = GlobalStream(3, 4, width=6).double()
+    stream = GlobalStream(3, 4, global_width=6).double()
     features = torch.randn(2, 3, 4, 5, dtype=torch.double)
     logits, maps = stream(features)
     first, second = stream.added[0], stream.added[2]
@@ -51,7 +57,7 @@ def test_global_stream_follows_the_equations() -> None:
 
 
 def test_global_stream_without_added_convolutions_is_plain_fine_tuning() -> None:
-    stream, features = GlobalStream(3, 4, width=0), torch.randn(2, 3, 4, 5)
+    stream, features = GlobalStream(3, 4, global_width=0), torch.randn(2, 3, 4, 5)
     logits, maps = stream(features)
     assert torch.equal(maps, features)
     torch.testing.assert_close(logits, F.linear(features.mean(dim=(2, 3)), stream.classifier.weight, stream.classifier.bias))
@@ -59,7 +65,7 @@ def test_global_stream_without_added_convolutions_is_plain_fine_tuning() -> None
 
 def test_local_stream_follows_the_equations() -> None:
     torch.manual_seed(0)
-    stream = LocalStream(7, 4, steps=5, hidden_size=6).double()
+    stream = local_stream().double()
     pooled = torch.randn(3, 7, dtype=torch.double)
     assert isinstance(stream.project, torch.nn.Linear)
     assert stream.recursion is not None
@@ -79,7 +85,7 @@ def test_local_stream_follows_the_equations() -> None:
 
 def test_states_may_be_normalised_before_they_are_classified() -> None:
     torch.manual_seed(0)
-    stream = LocalStream(7, 4, steps=5, hidden_size=6, normalize_states=True).double()
+    stream = local_stream(normalize_states=True).double()
     pooled = torch.randn(3, 7, dtype=torch.double)
     assert stream.attention is not None
     context = stream.attention(stream.states(pooled))[0]
@@ -117,7 +123,7 @@ def test_added_layers_can_begin_as_projections() -> None:
 
 
 def test_paper_width_needs_no_projection() -> None:
-    assert isinstance(LocalStream(512, 4).project, torch.nn.Identity)
+    assert isinstance(local_stream(channels=512, hidden_size=512).project, torch.nn.Identity)
 
 
 def test_fusion_is_global_plus_lambda_local() -> None:
@@ -138,7 +144,7 @@ def test_loss_is_the_global_plus_lambda_the_local_cross_entropy() -> None:
 
 def test_initialisation_is_the_authors() -> None:
     torch.manual_seed(0)
-    stream = GlobalStream(64, 200, width=1024)
+    stream = GlobalStream(64, 200, global_width=1024)
     assert stream.classifier.weight.detach().std().item() == pytest.approx(0.01, rel=0.05)
     assert stream.classifier.bias.detach().abs().sum() == 0
     fan_out = (2 / 1024) ** 0.5

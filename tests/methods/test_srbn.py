@@ -31,6 +31,11 @@ def make(**arguments: Any) -> SRBN:
     return SRBN(**{"num_classes": 5, "backbone": "test_efficientnet", "pretrained": False, **SMALL, **arguments})
 
 
+def bilinear_readout(channels: int, second_channels: int, **arguments: Any) -> BilinearReadout:
+    usual = {"num_classes": 5, "bilinear_size": 262_144, "scale": 1.0, "root_eps": 1e-5, "init": "default"}
+    return BilinearReadout(channels, second_channels, **{**usual, **arguments})
+
+
 def network(model: SRBN) -> SRBNNetwork:
     assert isinstance(model.network, SRBNNetwork)
     return model.network
@@ -225,7 +230,7 @@ def test_maps_of_each_variant(arguments: dict[str, Any], names: list[str], by_cl
 
 def test_evidence_of_the_bilinear_readout_sums_to_the_logit() -> None:
     torch.manual_seed(0)
-    readout = BilinearReadout(6, 4, 5, scale=10.0).double()
+    readout = bilinear_readout(6, 4, scale=10.0).double()
     a, b = torch.randn(2, 6, 3, 4).double(), torch.randn(2, 4, 3, 4).double()
     alpha = torch.rand(2, 3, 4).double()
     targets = torch.tensor([3, 1])
@@ -286,7 +291,8 @@ def test_the_streams_share_no_weights() -> None:
 def test_each_stream_sees_images_in_its_own_normalisation() -> None:
     net = network(make(second_backbone="test_resnet").eval())
     net.second_backbone.mean, net.second_backbone.std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    net = SRBNNetwork(net.backbone, net.second_backbone, 5, rank=4, projection=4, hidden_size=4, attention_size=4).eval()
+    parts = {"backbone": net.backbone, "second_backbone": net.second_backbone, "average_levels": False, "scale": 1.0}
+    net = make().build(SRBNNetwork, **parts).eval()
     raw = torch.rand(1, 3, 64, 64)
     first, second = (
         (raw - torch.tensor(b.mean).view(-1, 1, 1)) / torch.tensor(b.std).view(-1, 1, 1)
@@ -316,7 +322,7 @@ def test_wide_streams_are_narrowed_to_the_largest_bilinear_size() -> None:
     assert tuple(readout.narrow_first.weight.shape) == (20, 256, 1, 1)
     assert isinstance(readout.narrow_second, torch.nn.Identity)
     assert readout.classifier.in_features == 48 * 20
-    narrowed = BilinearReadout(10, 30, 5, size=200)
+    narrowed = bilinear_readout(10, 30, bilinear_size=200)
     assert narrowed.classifier.in_features == 200
     assert isinstance(narrowed.narrow_second, torch.nn.Conv2d)
 
@@ -521,7 +527,7 @@ def test_gradients_through_the_root_are_those_of_published_code() -> None:
     # It takes the mean's root, 1e-5 below it, of features that are not negative and mostly zero.
     torch.manual_seed(0)
     a, b = (torch.randn(2, 32, 3, 4, dtype=torch.double).sub_(0.8).clamp_min_(0).requires_grad_() for _ in range(2))
-    readout = BilinearReadout(32, 32, 3).double()
+    readout = bilinear_readout(32, 32, num_classes=3).double()
     vector = torch.einsum("bchw,bdhw->bcd", a, b).flatten(1) / 12
     assert (vector == 0).double().mean() > 0.2
     weights = torch.randn(2, 3, dtype=torch.double)

@@ -23,12 +23,12 @@ from fgzoo.nn.attention_pooling import (
 
 
 def test_rows_are_orthonormal_at_the_start() -> None:
-    weight = AttentionMaps(20, 8).conv.weight.detach().view(8, 20)
+    weight = AttentionMaps(20, 8, init="orthogonal").conv.weight.detach().view(8, 20)
     torch.testing.assert_close(weight @ weight.T, torch.eye(8), rtol=0, atol=1e-5)
 
 
 def test_columns_are_orthonormal_where_there_are_more_maps_than_channels() -> None:
-    weight = AttentionMaps(5, 8).conv.weight.detach().view(8, 5)
+    weight = AttentionMaps(5, 8, init="orthogonal").conv.weight.detach().view(8, 5)
     torch.testing.assert_close(weight.T @ weight, torch.eye(5), rtol=0, atol=1e-5)
 
 
@@ -41,7 +41,7 @@ def test_default_initialisation_is_that_of_a_convolution() -> None:
 
 def test_attention_layer_follows_the_equations() -> None:
     torch.manual_seed(0)
-    layer = AttentionMaps(4, 3).double().eval()
+    layer = AttentionMaps(4, 3, init="orthogonal").double().eval()
     layer.norm.running_mean = torch.randn(3, dtype=torch.double)
     layer.norm.running_var = torch.rand(3, dtype=torch.double) + 0.5
     features = torch.randn(2, 4, 3, 5, dtype=torch.double)
@@ -222,14 +222,14 @@ def test_centres_equal_the_literal_loop() -> None:
 
 
 def test_first_visit_gives_the_centre_its_direction() -> None:
-    centers, f = ClassCenters(3, 5).double().train(), unit(1, 5)
+    centers, f = ClassCenters(3, 5, rate=0.05).double().train(), unit(1, 5)
     first, second = (centers(f, torch.tensor([1])).item() for _ in range(2))
     assert first == pytest.approx(1)
     assert second == pytest.approx(0, abs=1e-12)
 
 
 def test_centres_are_read_at_length_one() -> None:
-    centers, f = ClassCenters(2, 5).double(), unit(1, 5)
+    centers, f = ClassCenters(2, 5, rate=0.05).double(), unit(1, 5)
     values = []
     for length in (0.01, 1.0, 40.0):
         centers.centers = length * unit(2, 5, seed=1)
@@ -238,13 +238,13 @@ def test_centres_are_read_at_length_one() -> None:
 
 
 def test_evaluation_does_not_move_centres() -> None:
-    centers = ClassCenters(2, 5).double().eval()
+    centers = ClassCenters(2, 5, rate=0.05).double().eval()
     centers(unit(3, 5), torch.tensor([0, 1, 1]))
     assert centers.centers.abs().sum() == 0
 
 
 def test_the_distance_pulls_features_towards_their_centre() -> None:
-    centers = ClassCenters(2, 5).double().train()
+    centers = ClassCenters(2, 5, rate=0.05).double().train()
     centers.centers.copy_(unit(2, 5, seed=1) * 0.2)
     read, targets = F.normalize(centers.centers, dim=1).clone(), torch.tensor([0, 1, 1])
     pooled = unit(3, 5).requires_grad_()
@@ -253,7 +253,7 @@ def test_the_distance_pulls_features_towards_their_centre() -> None:
 
 
 def test_centres_are_kept_in_checkpoints_and_are_no_parameters() -> None:
-    centers = ClassCenters(2, 5)
+    centers = ClassCenters(2, 5, rate=0.05)
     assert list(centers.state_dict()) == ["centers"]
     assert not list(centers.parameters())
 

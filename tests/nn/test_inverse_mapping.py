@@ -9,6 +9,9 @@ from torch import Tensor
 
 from fgzoo.nn.inverse_mapping import InverseMapping, soft_boxes, soft_crop
 
+#: Of Coarse2Fine.
+WIDTHS = (64, 32, 16, 8)
+
 # ---------------------------------------------------------------------- the decoder
 
 
@@ -46,8 +49,8 @@ def test_decoder_follows_the_equations() -> None:
     torch.testing.assert_close(decoder(attended, (10, 7)), enlarge(1 / (1 + (-x).exp()), (10, 7)), rtol=0, atol=1e-12)
 
 
-def test_decoder_has_the_designs_widths() -> None:
-    decoder = InverseMapping(2048)
+def test_decoder_has_the_given_widths() -> None:
+    decoder = InverseMapping(2048, WIDTHS, bias=2.0)
     assert decoder.reduce.weight.shape == (64, 2048, 1, 1)
     assert [tuple(step[0].weight.shape) for step in decoder.steps] == [
         (64, 64, 3, 3),
@@ -58,7 +61,7 @@ def test_decoder_has_the_designs_widths() -> None:
 
 
 def test_decoder_costs_a_few_per_cent_of_a_resnet_50() -> None:
-    decoder, size = InverseMapping(2048), 14
+    decoder, size = InverseMapping(2048, WIDTHS, bias=2.0), 14
     cost = decoder.reduce.weight.numel() * size**2
     for step in decoder.steps:
         size *= 2
@@ -69,14 +72,14 @@ def test_decoder_costs_a_few_per_cent_of_a_resnet_50() -> None:
 @pytest.mark.parametrize(("bias", "expected"), [(2.0, 0.88), (0.0, 0.5)])
 def test_mask_starts_where_the_bias_says(bias: float, expected: float) -> None:
     torch.manual_seed(0)
-    mask = InverseMapping(16, bias=bias)(torch.rand(4, 16, 5, 4), (64, 48))
+    mask = InverseMapping(16, WIDTHS, bias)(torch.rand(4, 16, 5, 4), (64, 48))
     assert mask.shape == (4, 1, 64, 48)
     assert mask.mean().item() == pytest.approx(expected, abs=0.1)
 
 
 def test_mask_is_in_single_precision_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        mask = InverseMapping(16)(torch.rand(2, 16, 4, 4), (32, 32))
+        mask = InverseMapping(16, WIDTHS, bias=2.0)(torch.rand(2, 16, 4, 4), (32, 32))
     assert mask.dtype == torch.float32
 
 

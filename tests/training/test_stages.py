@@ -13,6 +13,7 @@ from torch import Tensor
 from fgzoo.checkpoints.loading import load
 from fgzoo.errors import UsageError
 from fgzoo.methods.optimization import Stage, stage_ends
+from fgzoo.methods.stages import Stages
 from tests.builders import make_cub
 from tests.command import fgzoo, fit, metrics, same_weights, weights
 from tests.training.toys import Staged, StagedNetwork, loader, make, trainer
@@ -103,10 +104,11 @@ def test_the_last_stage_begins_with_the_function_that_was_learnt_on() -> None:
     # Batches of other statistics than the network's would change it, where batch-norms followed the mode.
     model = make(Staged)
     images = 3 + 2 * torch.randn(2, 3, 64, 64)
+    stages = Stages()
     with torch.no_grad():
-        model._enter_stage(0)
+        stages.enter(model, 0)
         learnt_on = model.train().network.backbone(images)[-1]
-        model._enter_stage(1)
+        stages.enter(model, 1)
         found = model.train().network.backbone(images)[-1]
     assert torch.equal(found, learnt_on)
 
@@ -134,6 +136,27 @@ def test_groups_have_their_own_rates_in_each_stage(run: SimpleNamespace) -> None
 def test_nothing_stays_frozen_after_a_run(run: SimpleNamespace) -> None:
     assert not run.model.network.backbone.frozen
     assert all(parameter.requires_grad for parameter in run.model.parameters())
+
+
+def test_nothing_stays_frozen_after_a_run_that_broke_off(tmp_path: Path) -> None:
+    class Breaks(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise RuntimeError("broken off")
+
+    model = make(Staged)
+    with pytest.raises(RuntimeError, match="broken off"):
+        trainer(tmp_path, callbacks=[Breaks()]).fit(model, loader())
+    assert model.network.backbone.training
+    assert not model.network.backbone.frozen
+
+
+def test_a_method_that_forgets_the_callbacks_of_its_stages_is_not_trained(tmp_path: Path) -> None:
+    class Forgets(Staged):
+        def configure_callbacks(self) -> list[Callback]:
+            return []
+
+    with pytest.raises(UsageError, match=r"^Forgets\.configure_callbacks: add to what super"):
+        trainer(tmp_path).fit(make(Forgets), loader())
 
 
 def test_adamw_starts_fresh_where_a_parameter_was_frozen(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fgzoo.methods.baseline import Baseline
 from fgzoo.training.callbacks import ReproducibleSteps
 from fgzoo.training.faults import FiniteLoss
 from tests.command import same_weights
-from tests.training.toys import make, trainer
+from tests.training.toys import loader, make, trainer
 from tests.training.two_ranks import METHODS, birds, method
 
 #: What cannot be answered before the device has done all that was asked of it: values, and shapes that depend on values.
@@ -143,9 +143,20 @@ def test_training_mirrors_on_the_device(tmp_path: Path, augmentation: str, mirro
     assert len(seen) == 9
 
 
-def test_evaluation_mirrors_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_module_of_ones_own_need_not_augment(tmp_path: Path) -> None:
+    class Plain(L.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return loader()
+
+    model = make(Baseline)
+    runner = trainer(tmp_path, max_epochs=1)
+    runner.fit(model, datamodule=Plain())
+    assert runner.global_step == 4
+
+
+def test_evaluation_augments_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = birds()
-    monkeypatch.setattr(data, "flip", lambda *_: pytest.fail("an image of the test split was mirrored"))
+    monkeypatch.setattr(data, "augment_batch", lambda *_: pytest.fail("images of the test split were augmented"))
     model = make(Baseline)
     model.trained = True
     trainer(tmp_path).test(model, datamodule=data, verbose=False)

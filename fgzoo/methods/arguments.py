@@ -1,0 +1,71 @@
+"""Arguments that are said once: in a method's signature, from where its network takes them by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar, cast
+
+import lightning as L
+from lightning.pytorch.utilities.parsing import AttributeDict, collect_init_args
+
+Built = TypeVar("Built")
+
+
+class BuildsNetwork(type):
+    """Calls `build_network` once the most derived `__init__` has run.
+
+    So a subclass may set its attributes before or after `super().__init__(...)`, and the arguments that rebuild the object from
+    a checkpoint are the ones it was called with, whatever its `__init__` makes of them.
+    """
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The signature that help and parsers show: that of `__init__`, not of the metaclass."""
+        of_init = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return of_init.replace(parameters=list(of_init.parameters.values())[1:])
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make the model, and finish it by the arguments of the call."""
+        model = super().__call__(*args, **kwargs)
+        bound = inspect.signature(cls).bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments: dict[str, Any] = {}
+        for name, parameter in inspect.signature(cls).parameters.items():
+            value = bound.arguments[name]
+            arguments.update(value if parameter.kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+        model.finish(arguments)
+        return model
+
+
+class HasArguments(L.LightningModule, metaclass=BuildsNetwork):
+    """A module that knows its arguments by name.
+
+    Attributes:
+        arguments: Every argument by name, defaults and those of subclasses too, as the constructor that declares it was given it.
+            (`hparams` holds what the class was called with, which is what makes the model anew.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments = AttributeDict()
+        # From the outermost constructor to this one, so that a name that several take has the value that arrived furthest in.
+        for level in reversed(collect_init_args(cast(FrameType, inspect.currentframe()), [], classes=(HasArguments,))):
+            self.arguments.update(level)
+
+    def build(self, make: Callable[..., Built], **made: Any) -> Built:
+        """Make a network, or a part of one, that takes arguments of this model under the same names.
+
+        Args:
+            make: Its class.
+            **made: What is no argument of this model or differs from it: parts that are made already, derived values.
+
+        Returns:
+            The network.
+
+        Raises:
+            TypeError: It takes something that is neither; says its name.
+        """
+        same = {name: self.arguments[name] for name in inspect.signature(make).parameters if name in self.arguments}
+        return make(**{**same, **made})

@@ -1,0 +1,254 @@
+"""How a method is trained and scored: the steps that Lightning asks for, the same for all methods."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchmetrics.classification import MulticlassAccuracy
+
+from fgzoo.errors import UntrainedError, UsageError
+from fgzoo.methods.arguments import HasArguments
+from fgzoo.methods.evaluation import Evaluation
+from fgzoo.methods.optimization import Stage, batch_factor, make_optimizer, schedule_factor, stage_ends, staged_schedule
+from fgzoo.methods.ranks import Ranks
+from fgzoo.methods.stages import Stages
+from fgzoo.nn.output import MethodOutput
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class LightningSteps(HasArguments):
+    """Training and evaluation of what [FineGrainedClassifier][fgzoo.methods.base.FineGrainedClassifier] declares.
+
+    Batches are (images, classes, indices). A data module may have `augment_batch(images, targets, keys)`, which every training
+    batch passes on its device, see [FGVCDataModule.augment_batch][fgzoo.data.datamodule.FGVCDataModule.augment_batch].
+
+    Args:
+        num_classes: Number of classes K.
+
+    Attributes:
+        trained: Whether the weights have been trained. An untrained model is not tested.
+        evaluation: What the current round of validation or testing has counted.
+        stage_ends: The batch at which each of a run's stages ends; none before there is a run.
+    """
+
+    # What it asks of a method.
+    network: nn.Module
+    normalize: Callable[[Tensor], Tensor]
+    loss: Callable[[MethodOutput, Tensor], dict[str, Tensor]]
+    stages: Callable[[], tuple[Stage, ...]]
+    parameter_groups: Callable[[], list[dict[str, Any]]]
+    training_outputs: Callable[[Tensor, Tensor, Tensor], Iterator[MethodOutput]]
+
+    @property
+    @abstractmethod
+    def steps_per_batch(self) -> int:
+        """Optimiser steps a batch."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.trained = False
+        self.train_top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.evaluation = Evaluation(num_classes)
+        self.stage_ends: list[int] = []
+
+    def on_fit_start(self) -> None:
+        """Refuse to train without the callbacks that the steps need."""
+        present: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, Stages) for callback in present):
+            raise UsageError(
+                f"{type(self).__name__}.configure_callbacks: add to what super().configure_callbacks() returns, without which no "
+                "stage is entered"
+            )
+
+    def _prepare(self, batch: Batch) -> Batch:
+        """Normalise on the device, and let the data augment there what is trained on.
+
+        Part of the step, because Lightning's hook for transferred batches comes before the step is seeded.
+        """
+        images, targets, index = batch
+        images = self.normalize(images).contiguous(memory_format=torch.channels_last)
+        augment = self._of_data("augment_batch")
+        if augment is not None and self.trainer.training:
+            images, targets = augment(images, targets, self.sample_keys(index))
+        return images, targets, index
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch: an optimiser step on the sum of the loss terms, or several."""
+        images, targets, index = self._prepare(batch)
+        classes = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        totals: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        shown: dict[str, Tensor] = {}
+        for output in self.training_outputs(images, classes, self.sample_keys(index)):
+            step_terms = self.loss(output, targets)
+            total = torch.stack(list(step_terms.values())).sum()
+            if not self.automatic_optimization:
+                self._optimize(total, last=len(totals) == self.steps_per_batch - 1)
+            totals.append(total)
+            terms.update({f"loss_{name}": term.detach() for name, term in step_terms.items()})
+            shown.update({name.removeprefix("log_"): x for name, x in output.extra.items() if name.startswith("log_")})
+        if len(totals) != self.steps_per_batch:
+            raise RuntimeError(f"training_outputs() gave {len(totals)} outputs, steps_per_batch says {self.steps_per_batch}")
+        loss = totals[0] if self.automatic_optimization else torch.stack(totals).detach().sum()
+        values = {f"train/{name}": value for name, value in ({**terms, **shown} if len(terms) > 1 else shown).items()}
+        how: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(images), "sync_dist": True}
+        self.log("train/loss", loss, prog_bar=True, **how)
+        self.log_dict(values, **how)
+        self.train_top1.update(output.logits.detach(), classes)
+        return loss
+
+    def _optimize(self, loss: Tensor, last: bool) -> None:
+        """One of several optimiser steps of a batch; the last one counts the batch and advances the schedule.
+
+        The others go through the strategy, so that mixed precision and hooks are the same, but are not counted: `global_step`,
+        `max_steps`, the schedule and the moving average mean batches for every method.
+        """
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        if last:
+            optimizer.step()
+            cast(torch.optim.lr_scheduler.LRScheduler, self.lr_schedulers()).step()
+        else:
+            self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the training accuracy of the epoch."""
+        self.log("train/top1", self.train_top1.compute())
+        self.train_top1.reset()
+
+    def on_train_end(self) -> None:
+        """From here on the model may be tested."""
+        self.trained = True
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Collect the metrics of a batch, and hand on what single images were given: `logits`, `targets` and `index`."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Collect the metrics of a batch, and hand on what single images were given: `logits`, `targets` and `index`."""
+        return self._evaluate(batch)
+
+    def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        images, targets, index = self._prepare(batch)
+        output = self(images, None, self.sample_keys(index))
+        self.evaluation.update(output, targets)
+        return {"logits": output.logits.float(), "targets": targets, "index": index}
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the counts of earlier rounds; refuse to score what was never trained, unless it is being trained."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._require_training("validate")
+        self.evaluation.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Refuse to test what was never trained: its accuracy would be chance."""
+        self._require_training("test")
+        self.evaluation.reset()
+
+    def _require_training(self, verb: str) -> None:
+        if not self.trained:
+            raise UntrainedError(
+                f"{verb}: this {type(self).__name__} has never been trained, and chance is no result; give a checkpoint by "
+                f"--ckpt_path, or train it first"
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/...`."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/...`."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, split: str) -> None:
+        self.log_dict({f"{split}/{name}": value for name, value in self.evaluation.compute().items()}, prog_bar=False)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over [parameter_groups][], and its schedule, advanced every batch."""
+        given, stages = self.arguments, self.stages()
+        groups = self.parameter_groups()
+        for group in groups:
+            group["lr"] *= self.lr_factor()
+        # Fused steps unscale half-precision gradients themselves, which leaves clipping nothing unscaled to measure.
+        fused = not (given.clip_norm is not None and str(self.trainer.precision) == "16-mixed")
+        optimizer = make_optimizer(groups, given.optimizer, given.lr, given.momentum, fused)
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise UsageError("trainer.max_epochs: a schedule needs an end; give a number of epochs")
+        per_epoch = total / max(1, self.trainer.max_epochs or 1)
+        self.stage_ends = stage_ends(stages, int(total), per_epoch)
+
+        def factor_over(batches: int) -> Callable[[int], float]:
+            return schedule_factor(given.schedule, batches, per_epoch, given.warmup_epochs, given.milestones, given.gamma)
+
+        scheduler = staged_schedule(optimizer, stages, self.stage_ends, factor_over)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_factor(self) -> float:
+        """By what this run's batch changes the learning rates, see `lr_batch`."""
+        size, meant_for = self._of_data("batch_size"), self.arguments.lr_batch
+        if meant_for is None or size is None:
+            return 1.0
+        batch = size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return batch_factor(self.arguments.optimizer, batch / meant_for)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients' norm, where that is asked for; those of what stands still are gone by now."""
+        if self.arguments.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.arguments.clip_norm)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The moving average of the weights, where it is asked for, and what a training consists of beside its steps."""
+        # By interpolation, so that the average of what stands still is what it is, to the bit.
+        decay = self.arguments.ema_decay
+        average = [] if decay is None else [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(decay))]
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return [*average]
+        if not self.automatic_optimization:
+            self._check_trainer()
+        # After the average, which takes the weights' place in validation: ranks agree on what is validated.
+        return [*average, Stages(), Ranks()]
+
+    def _check_trainer(self) -> None:
+        """Refuse what Lightning cannot do where a batch takes several optimiser steps."""
+        name = type(self).__name__
+        if self.trainer.accumulate_grad_batches != 1:
+            raise UsageError(
+                f"trainer.accumulate_grad_batches: {name} takes {self.steps_per_batch} optimiser steps a batch, and steps "
+                "cannot be accumulated over batches; lower the learning rate or the batch size instead"
+            )
+        if self.trainer.gradient_clip_val:
+            raise UsageError(
+                f"trainer.gradient_clip_val: {name} takes {self.steps_per_batch} optimiser steps a batch, which the trainer "
+                "cannot clip; use --model.clip_norm, which clips for every method"
+            )
+
+    def sample_keys(self, index: Tensor) -> Tensor:
+        """The (seed, epoch, index) of a batch's samples.
+
+        Args:
+            index: (B,), positions in the data set.
+
+        Returns:
+            (B, 3) int64.
+        """
+        seed = self._of_data("seed")
+        if seed is None:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        epoch = self.current_epoch
+        return torch.stack([torch.full_like(index, seed), torch.full_like(index, epoch), index], dim=1)
+
+    def _of_data(self, name: str, default: Any = None) -> Any:
+        """What the trainer's data module knows or does, where there is one that does."""
+        return default if self._trainer is None else getattr(getattr(self._trainer, "datamodule", None), name, default)
