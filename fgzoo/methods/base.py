@@ -344,7 +344,7 @@ class FineGrainedClassifier(LightningSteps):
     ) -> list[Prediction]:
         """Classify images on the model's device, whatever its mode; an image that cannot be read has its `error` filled.
 
-        Arguments and errors are those of [predict][fgzoo.prediction.predict.predict].
+        Arguments and errors are those of [classify][fgzoo.prediction.inference.classify].
 
         Returns:
             One prediction an image, in their order.
@@ -358,7 +358,7 @@ class FineGrainedClassifier(LightningSteps):
         tta: TestTime = "none",
         num_workers: int = 0,
     ) -> Tensor:
-        """The features of images, see [features][]; arguments are those of [embed][fgzoo.prediction.predict.embed].
+        """The features of images, see [features][]; arguments are those of [embed][fgzoo.prediction.inference.embed].
 
         Returns:
             (N, D) on the CPU, one row an image, in their order.
