@@ -1,43 +1,25 @@
-"""Plans of accuracy runs: a short YAML file, and the cells it stands for; what a cell costs, counted and not timed."""
+"""Plans of accuracy runs: a short YAML file, and the cells it stands for."""
 
 from __future__ import annotations
 
-import copy
-import difflib
 import functools
-import hashlib
 import inspect
-import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 import yaml
-from common import forward_operations, training_operations
-from filelock import FileLock
+from common import UsageError, find_method, find_recipe, read_config
+from jsonargparse import ArgumentParser
 
-import fgzoo
-from fgzoo import FGVCDataModule, create_model
-from fgzoo.errors import UsageError
-from fgzoo.methods import find_method
-from fgzoo.recipes import find_recipe, read_config
-from fgzoo.training.run import write_json
+from fgzoo import FGVCDataModule
 
 PLANS = Path(__file__).parent / "plans"
-
-# ---------------------------------------------------------------------- the file
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set of a plan: classes and training images, which have to be known before it is read."""
-
-    classes: int
-    train_images: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +43,16 @@ class Row:
     parent: str = ""
     variants: tuple[str, ...] = ()
 
+    @property
+    def said(self) -> str:
+        """The arguments, as short as they can be read."""
+        return " ".join(shlex.split(self.arguments)).replace("--model.", "") or "default"
+
+    @property
+    def slug(self) -> str:
+        """The row's part of a cell's name; arguments alone do not tell one method's row from another's."""
+        return slug(self.label if self.label != self.said else f"{self.method} {self.said}")
+
 
 @dataclass(frozen=True)
 class Folds:
@@ -75,10 +67,9 @@ class Plan:
     """A plan as its file says it.
 
     Attributes:
-        name: The file's, without its ending.
         title: One line above the tables.
         fit: What is typed after `fgzoo fit`, with {dataset} and {method}.
-        datasets: The data sets by the name that fgzoo gives them.
+        datasets: Classes of the data sets, which have to be known before they are read, by the name that fgzoo gives them.
         rows: Rows of the tables.
         variants: Settings under which all rows run.
         notes: What must stand beside the numbers.
@@ -88,12 +79,12 @@ class Plan:
         ensemble: Labels of rows whose probabilities are averaged.
         folds: Validate on folds of the training split; otherwise the test split is run once.
         readme: Place of the plan in README, from 1; 0: README does not show it.
+        name: The file's, without its ending.
     """
 
-    name: str
     title: str
     fit: str
-    datasets: dict[str, Data]
+    datasets: dict[str, int]
     rows: tuple[Row, ...]
     variants: tuple[Variant, ...]
     notes: str = ""
@@ -103,33 +94,23 @@ class Plan:
     ensemble: tuple[str, ...] = ()
     folds: Folds | None = None
     readme: int = 0
+    name: str = ""
 
 
 def read_plan(said: str) -> Plan:
-    """Read a plan.
-
-    Args:
-        said: A name in `plans`, or a file.
-
-    Returns:
-        The plan.
-
-    Raises:
-        UsageError: There is none, or something in it is wrong; one line says what.
-    """
+    """Read a plan by its name in `plans` or its file; where there is none, or something in it is wrong, one line says what."""
     path = Path(said) if Path(said).suffix in (".yaml", ".yml") else PLANS / f"{said}.yaml"
     if not path.is_file():
         raise UsageError(f"no plan '{said}'; plans are {', '.join(plan_names())}, or a YAML file")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Plan)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f", line {mark.line + 1}"
-        raise UsageError(f"{path.name}{where}: no YAML: {getattr(error, 'problem', None) or 'cannot be read'}") from error
-    try:
-        return _checked(path.stem, content)
-    except UsageError as error:
-        raise UsageError(f"{path.name}: {error}") from error
+        if not isinstance(content, dict):
+            raise UsageError(f"expected keys and values, got {content!r}")
+        return _checked(Plan(**vars(parser.instantiate(parser.parse_object(content))) | {"name": path.stem}))
+    except (yaml.YAMLError, ArgumentError, UsageError) as error:
+        raise UsageError(f"{path.name}: {' '.join(str(error).split())}") from error
 
 
 def plan_names() -> list[str]:
@@ -137,81 +118,27 @@ def plan_names() -> list[str]:
     return sorted(path.stem for path in PLANS.glob("*.yaml"))
 
 
-def _checked(name: str, content: Any) -> Plan:
-    plan: Plan = _make(Plan, {"name": name, **content} if isinstance(content, dict) else content, "the plan")
-    datasets = {key: _make(Data, value, f"datasets: {key}") for key, value in _mapping(plan.datasets, "datasets").items()}
-    rows = tuple(_row(value, f"rows: {number}") for number, value in enumerate(_list(plan.rows, "rows"), start=1))
-    variants = tuple(
-        _make(Variant, value, f"variants: {number}") for number, value in enumerate(_list(plan.variants, "variants"), start=1)
-    )
-    folds = None if plan.folds is None else _make(Folds, plan.folds, "folds")
-    labels = [row.label for row in rows]
-    for key, used in (("compare", plan.compare), ("ensemble", plan.ensemble), ("parent", [row.parent for row in rows])):
-        for label in filter(None, used):
-            if label not in labels:
-                raise UsageError(f"{key}: no row has the label '{label}'{nearest(label, labels)}")
-    if plan.compare and plan.baseline not in labels:
-        raise UsageError(f"compare: no row has the label '{plan.baseline}', with which to compare")
+def _checked(plan: Plan) -> Plan:
+    rows = tuple(replace(row, label=row.label or row.said) for row in plan.rows)
+    labels, variants = [row.label for row in rows], [variant.name for variant in plan.variants]
+    for key, used, known in (
+        ("compare", (*plan.compare, *([plan.baseline] if plan.compare else [])), labels),
+        ("ensemble", plan.ensemble, labels),
+        ("parent", [row.parent for row in rows if row.parent], labels),
+        ("variants", [name for row in rows for name in row.variants], variants),
+        ("datasets", [name for variant in plan.variants for name in variant.datasets], plan.datasets),
+    ):
+        for name in used:
+            if name not in known:
+                raise UsageError(f"{key}: there is no '{name}', only {', '.join(known)}")
     for row in rows:
-        for variant in row.variants:
-            if variant not in [known.name for known in variants]:
-                raise UsageError(f"rows: {row.label}: no variant '{variant}'")
-    twice = next((row for index, row in enumerate(rows) if row in rows[:index]), None)
-    if twice is not None:
-        raise UsageError(f"rows: '{twice.label}' with {twice.method} stands there twice")
-    return replace(plan, datasets=datasets, rows=rows, variants=variants, folds=folds)
-
-
-def _row(value: Any, where: str) -> Row:
-    row: Row = _make(Row, value, where)
-    try:
         find_method(row.method)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-    label = row.label or " ".join(shlex.split(row.arguments)).replace("--model.", "") or "default"
-    return replace(row, label=label)
+    return replace(plan, rows=rows)
 
 
-def _make(kind: Any, value: Any, where: str) -> Any:
-    """A dataclass from a mapping, whose keys and types are checked."""
-    given = _mapping(value, where)
-    known = {known.name: known for known in fields(kind)}
-    for key in given:
-        if key not in known:
-            raise UsageError(f"{where}: no key '{key}'{nearest(str(key), known)}")
-    for key, expected in known.items():
-        if key not in given:
-            if expected.default is MISSING:
-                raise UsageError(f"{where}: '{key}' is missing")
-            continue
-        plain = {"str": str, "int": int, "bool": bool}.get(str(expected.type))
-        if plain is not None and type(given[key]) is not plain:
-            raise UsageError(f"{where}: {key}: expected {expected.type}, got '{given[key]}'")
-        element = re.fullmatch(r"tuple\[(str|int), \.\.\.\]", str(expected.type))
-        if element:
-            wanted = {"str": str, "int": int}[element[1]]
-            if not isinstance(given[key], list) or any(type(item) is not wanted for item in given[key]):
-                raise UsageError(f"{where}: {key}: expected a list of {element[1]}, got '{given[key]}'")
-            given[key] = tuple(given[key])
-    return kind(**given)
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        raise UsageError(f"{where}: expected keys and values, got '{value}'")
-    return dict(value)
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise UsageError(f"{where}: expected a list, got '{value}'")
-    return value
-
-
-def nearest(said: str, known: Iterable[str]) -> str:
-    """The name that was perhaps meant, as the end of a sentence."""
-    near = difflib.get_close_matches(said, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
+def slug(text: str) -> str:
+    """A text as a part of a file's name."""
+    return re.sub(r"[^\w.]+", "-", text.replace("'", "").lower()).strip("-")
 
 
 # ---------------------------------------------------------------------- cells
@@ -222,125 +149,116 @@ class Cell:
     """One run.
 
     Attributes:
-        plan: The plan's name.
-        table: The variant's name.
-        label: The row's.
-        method: A name in `fgzoo list`.
+        name: Its own in the plan: the row, where there are several the data set and the variant, the seed, the fold.
+        variant: The variant's name.
+        row: The row.
         dataset: A name that fgzoo knows.
-        arguments: What the row types beside the plan's and the variant's arguments.
-        typed: All that is typed after `fgzoo fit`, without folders.
+        typed: All that is typed after `fgzoo`, without folders.
         seed: Of everything random.
         fold: The fold of the training split that is validated on; `None`: the test split is run.
         folds: Of how many.
-        settings: What the arguments come to, with the recipes.
-        data: Classes and training images.
+        settings: What the arguments come to, by dotted name; recipes included, defaults not.
+        classes: K.
     """
 
-    plan: str
-    table: str
-    label: str
-    method: str
+    name: str
+    variant: str
+    row: Row
     dataset: str
-    arguments: str
     typed: tuple[str, ...]
     seed: int
     fold: int | None
     folds: int
-    data: Data
+    classes: int
     settings: dict[str, Any] = field(compare=False)
+
+    @property
+    def command(self) -> str:
+        """What tells this run from every other one: the command that makes it, without folders."""
+        return shlex.join(["fgzoo", *self.typed])
 
     @property
     def epochs(self) -> int:
         """Length of the run."""
-        return int(self.settings["trainer"]["max_epochs"])
+        return int(self.settings["trainer.max_epochs"])
 
     @property
     def size(self) -> int:
         """Side of the images in pixels."""
-        default = inspect.signature(FGVCDataModule).parameters["image_size"].default
-        return int(self.settings.get("data", {}).get("image_size", default))
+        return int(self.settings.get("data.image_size") or _default(FGVCDataModule, "image_size"))
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Arguments of the method."""
+        named = {name.removeprefix("model."): value for name, value in self.settings.items() if name.startswith("model.")}
+        return {name: value for name, value in named.items() if name != "class_path"}
 
     @property
     def backbone(self) -> str:
         """The network whose forward pass is a pass."""
-        return backbone_of(self.method, self.settings)
-
-    @property
-    def train_images(self) -> int:
-        """Images of an epoch."""
-        held_out = 0 if self.fold is None else self.data.train_images // self.folds
-        return self.data.train_images - held_out
-
-    @property
-    def name(self) -> str:
-        """The folder's name: readable, and different where anything that is typed is."""
-        digest = hashlib.sha256(json.dumps(self.typed).encode()).hexdigest()[:8]
-        fold = "" if self.fold is None else f"fold{self.fold}"
-        said = re.sub(r"[^\w.+]+", "-", self.arguments.replace("--model.", "").replace("--trainer.", "")).strip("-")[:60]
-        parts = (self.dataset, self.method, said, f"{self.size}px", f"{self.epochs}ep", f"seed{self.seed}", fold, digest)
-        return "-".join(part for part in parts if part)
+        return str(self.model.get("backbone") or _default(find_method(self.row.method)[0], "backbone"))
 
 
-def cells_of(plan: Plan, costs: Costs) -> list[Cell]:
-    """Every run of a plan, each once.
+@functools.cache
+def _default(kind: Any, argument: str) -> Any:
+    return inspect.signature(kind).parameters[argument].default
+
+
+def cells_of(plan: Plan, passes: Callable[[Cell], float]) -> list[Cell]:
+    """Every run of a plan, each once, in the order of variants, data sets, rows and seeds.
 
     Args:
         plan: The plan.
-        costs: Says how many passes a method takes, which decides how long the baseline runs beside it.
+        passes: Says how many passes a cell's method takes, which decides how long the baseline runs beside a compared row; asked
+            of these alone.
 
-    Returns:
-        The cells, in the order of variants, data sets, rows and seeds.
+    Raises:
+        UsageError: Two different runs would have one name.
     """
     cells: dict[str, Cell] = {}
+    named: dict[str, str] = {}
     for variant in plan.variants:
         for dataset in variant.datasets or plan.datasets:
             rows = [row for row in plan.rows if not row.variants or variant.name in row.variants]
-            for row in [*rows, *_counterparts(plan, variant, dataset, rows, costs)]:
+            for row in [*rows, *_counterparts(plan, variant, dataset, rows, passes)]:
                 for cell in _runs(plan, variant, dataset, row):
-                    cells.setdefault(cell.name, cell)
+                    cells.setdefault(cell.command, cell)
+                    if named.setdefault(cell.name, cell.command) != cell.command:
+                        raise UsageError(f"{plan.name}: two rows would be called {cell.name}; give one of them another label")
     return list(cells.values())
 
 
 def _runs(plan: Plan, variant: Variant, dataset: str, row: Row) -> list[Cell]:
-    folds = (None,) if plan.folds is None else variant.folds or plan.folds.run
-    number = 0 if plan.folds is None else plan.folds.number
-    typed = shlex.split(plan.fit.format(dataset=dataset, method=row.method))
+    typed = ["fit", *shlex.split(plan.fit.format(dataset=dataset, method=row.method))]
     typed += [*shlex.split(variant.arguments), *shlex.split(row.arguments)]
-    settings = settings_of(typed)
-    if "max_epochs" not in settings.get("trainer", {}):
+    settings = settings_of(typed[1:])
+    if "trainer.max_epochs" not in settings:
         raise UsageError(f"{plan.name}: {row.label}: nothing says how many epochs; give --trainer.max_epochs")
+    several = any(len(known.datasets or plan.datasets) > 1 for known in plan.variants)
+    place = [row.slug, *([dataset] if several else []), *([slug(variant.name)] if len(plan.variants) > 1 else [])]
+    number = 0 if plan.folds is None else plan.folds.number
+    folds: Sequence[int | None] = (None,) if plan.folds is None else variant.folds or plan.folds.run
     cells = []
-    for fold in folds:
-        held_out: list[str] = []
-        if fold is not None:
-            held_out = ["--data.folds", str(number), "--data.fold", str(fold)]
-            # Validating at the end alone: no epoch is chosen.
-            held_out += ["--trainer.check_val_every_n_epoch", str(settings["trainer"]["max_epochs"])]
-        for seed in variant.seeds:
-            whole = (*typed, *held_out, "--seed_everything", str(seed))
-            cell = Cell(
-                plan.name, variant.name, row.label, row.method, dataset, row.arguments, whole, seed, fold, number,
-                plan.datasets[dataset], settings,
-            )  # fmt: skip
-            cells.append(cell)
+    for fold, seed in product(folds, variant.seeds):
+        held_out = [] if fold is None else ["--data.folds", str(number), "--data.fold", str(fold)]
+        # Validating at the end alone: no epoch is chosen.
+        held_out += [] if fold is None else ["--trainer.check_val_every_n_epoch", str(settings["trainer.max_epochs"])]
+        whole = (*typed, *held_out, "--seed_everything", str(seed))
+        name = "-".join([*place, f"seed{seed}", *([] if fold is None else [f"fold{fold}"])])
+        cells.append(Cell(name, variant.name, row, dataset, whole, seed, fold, number, plan.datasets[dataset], settings))
     return cells
 
 
-def _counterparts(plan: Plan, variant: Variant, dataset: str, rows: Sequence[Row], costs: Costs) -> list[Row]:
+def _counterparts(plan: Plan, variant: Variant, dataset: str, rows: Sequence[Row], passes: Callable[[Cell], float]) -> list[Row]:
     """The baseline with a compared row's backbone, for as many epochs as that row, and for as many passes."""
     found: dict[tuple[str, int], Row] = {}
-    if not plan.compare:
-        return []
-    base = next(row for row in rows if row.label == plan.baseline)
-    base_cell = _runs(plan, variant, dataset, base)[0]
-    for row in rows:
-        if row.label not in plan.compare:
-            continue
-        cell = _runs(plan, variant, dataset, row)[0]
-        for epochs in (cell.epochs, equal_epochs(cell.epochs, costs.of(cell).passes)):
-            if (cell.backbone, epochs) == (base_cell.backbone, base_cell.epochs):
+    base = next((row for row in rows if row.label == plan.baseline), None)
+    for row in (row for row in rows if base is not None and row.label in plan.compare):
+        usual, cell = (_runs(plan, variant, dataset, one)[0] for one in (base, row))
+        for epochs in (cell.epochs, equal_epochs(cell.epochs, passes(cell))):
+            if (cell.backbone, epochs) == (usual.backbone, usual.epochs):
                 continue
-            other = "" if cell.backbone == base_cell.backbone else f"{cell.backbone}, "
+            other = "" if cell.backbone == usual.backbone else f"{cell.backbone}, "
             arguments = f"{base.arguments} --model.backbone {cell.backbone}" if other else base.arguments
             arguments = f"{arguments} --trainer.max_epochs {epochs}".strip()
             found[cell.backbone, epochs] = Row(base.method, f"{base.label}, {other}{epochs} epochs", arguments)
@@ -352,152 +270,26 @@ def equal_epochs(epochs: int, passes: float) -> int:
     return max(1, round(epochs * passes))
 
 
-# ---------------------------------------------------------------------- what arguments come to
-
-
 def settings_of(typed: Sequence[str]) -> dict[str, Any]:
-    """The settings that arguments of `fgzoo fit` come to, recipes included, defaults not.
-
-    Args:
-        typed: Pairs of an option and its value.
-
-    Returns:
-        Settings by section, as in a recipe.
-    """
+    """The settings that pairs of an option of `fgzoo fit` and its value come to, recipes included, by dotted name."""
     found: dict[str, Any] = {}
     if len(typed) % 2:
         raise UsageError(f"every option needs one value: {shlex.join(typed)}")
     for option, value in zip(typed[::2], typed[1::2], strict=True):
         if option == "--config":
-            _merge(found, copy.deepcopy(_recipe(value)))
-        elif option.startswith("--") and option != "--model":
-            path = option[2:].split(".")
-            if path[0] == "model" and path[1] != "init_args":
-                path.insert(1, "init_args")
-            inner: Any = yaml.safe_load(value)
-            for key in reversed(path):
-                inner = {key: inner}
-            _merge(found, inner)
+            found |= _recipe(value)
+        elif option != "--model":
+            found[option.removeprefix("--").replace("model.init_args.", "model.")] = yaml.safe_load(value)
     return found
 
 
 @functools.cache
 def _recipe(name: str) -> dict[str, Any]:
-    return read_config(find_recipe(name))
+    return flat(read_config(find_recipe(name)))
 
 
-def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
-def backbone_of(method: str, settings: Mapping[str, Any]) -> str:
-    """The backbone that a method runs with."""
-    return str(settings.get("model", {}).get("init_args", {}).get("backbone", _default_backbone(method)))
-
-
-@functools.cache
-def _default_backbone(method: str) -> str:
-    return str(inspect.signature(find_method(method)[0]).parameters["backbone"].default)
-
-
-# ---------------------------------------------------------------------- what a cell costs
-
-
-class Cost(NamedTuple):
-    """What a method costs.
-
-    Attributes:
-        parameters: Millions.
-        test_gmac: Billions of multiply-adds of testing one image.
-        train_gmac: Billions of multiply-adds of a training image's forward passes, heads included; as all that follows, the mean
-            over the stages by their share of the run.
-        passes: Passes of the backbone a training image: the multiply-adds inside the method's backbones, however deep and at
-            whatever size they run, over those of one pass.
-        backbone_gmac: Billions of multiply-adds of one pass.
-    """
-
-    parameters: float
-    test_gmac: float
-    train_gmac: float
-    passes: float
-    backbone_gmac: float
-
-
-class Costs:
-    """Counts what methods cost, and remembers it in a file until the code that is counted changes.
-
-    Args:
-        path: The file; `None`: only in memory.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
-        self.known: dict[str, list[float]] = {}
-        if path is not None and path.is_file():
-            self.known = json.loads(path.read_text())
-
-    def of(self, cell: Cell) -> Cost:
-        """The cost of a cell's method."""
-        arguments = cell.settings.get("model", {}).get("init_args", {})
-        return self.count(cell.method, cell.backbone, arguments, cell.size, cell.data.classes)
-
-    def count(self, method: str, backbone: str, arguments: Mapping[str, Any], size: int, classes: int) -> Cost:
-        """The cost of a method with its arguments."""
-        left_out = ("backbone", "pretrained", "backbone_weights", "second_backbone_weights")
-        given = {name: value for name, value in arguments.items() if name not in left_out}
-        asked = json.dumps([_code(), Cost._fields, method, backbone, given, size, classes])
-        key = hashlib.sha256(asked.encode()).hexdigest()[:24]
-        if key not in self.known:
-            self.known[key] = list(count(method, backbone, given, size, classes))
-            self._save()
-        return Cost(*self.known[key])
-
-    def _save(self) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
-            if self.path.is_file():
-                self.known = {**json.loads(self.path.read_text()), **self.known}
-            write_json(self.path, self.known)
-
-
-def count(method: str, backbone: str, arguments: Mapping[str, Any], size: int, classes: int) -> Cost:
-    """Count parameters and multiply-adds of a method.
-
-    Args:
-        method: Its name.
-        backbone: Name of a timm network.
-        arguments: Its other arguments.
-        size: Side of the images in pixels.
-        classes: K.
-
-    Returns:
-        The cost.
-    """
-    model = create_model(method, classes, backbone, pretrained=False, **arguments)
-    images = torch.randn(2, 3, size, size)
-    train = inside = 0.0
-    with torch.no_grad():
-        test = forward_operations(model.eval(), images)
-        bare = forward_operations(model.make_backbone(), images)
-        for index, stage in enumerate(model.stages()):
-            found = training_operations(model, index, images)
-            train += stage.share * found.total
-            inside += stage.share * sum(map(sum, found.inside.values()))
-    parameters = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
-    # Two operations are a multiply-add, and there are two images.
-    return Cost(parameters, test / 4e9, train / 4e9, inside / bare, bare / 4e9)
-
-
-def _code() -> str:
-    """A hash of the code that is counted."""
-    root = Path(fgzoo.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted([*root.glob("methods/*.py"), *root.glob("nn/*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, a method's `init_args` as the method's own."""
+    if not isinstance(value, Mapping):
+        return {name.replace("model.init_args.", "model."): value}
+    return {key: found for inner, given in value.items() for key, found in flat(given, f"{name}.{inner}".strip(".")).items()}

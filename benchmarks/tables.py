@@ -1,170 +1,83 @@
-"""Results of a plan: the rows and predictions that are kept, and the tables made of them alone."""
+"""The tables of a plan, made of its results alone, and how sure the differences in them are."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
+import functools
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accuracy_plan import Cell, Plan, equal_epochs, plan_names, read_plan
-from accuracy_runs import COLUMNS, RESULT
-from bootstrap import RESAMPLES, Difference, agreement, paired_difference
-from common import RESULTS, table
-from filelock import FileLock
+from common import Line, TestTime, UsageError, table
 from numpy.typing import NDArray
+from plan import Plan, equal_epochs, plan_names, read_plan
+from results import FOLDER, Arrays, Results, predicted_name, targets_name
 
-from fgzoo.errors import UsageError
-from fgzoo.training.run import PROBABILITIES
-from fgzoo.zoo.prediction import TestTime
-
-FOLDER = RESULTS / "accuracy"
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
+RESAMPLES = 10_000
+#: Resamples that are drawn at a time; so many rows of counts are held.
+CHUNK = 500
 
-#: How the baseline averages over views of a test image, and how many these are; see [fgzoo.zoo.prediction][].
-VIEWS: dict[TestTime, int] = {"flip": 2, "ten-crop": 10}
-#: Arrays by name: what [predicted_name][] and [targets_name][] say, both (N,) in the order of the split, and what
-#: [ensemble_name][] says, the classes with the largest averaged probabilities.
-Predictions = dict[str, NDArray[Any]]
-Line = dict[str, str]
+#: How the baseline averages over views of a test image, and what the tables call it.
+VIEWS: dict[TestTime, str] = {"none": "1", "flip": "2 (flip)", "ten-crop": "10 (ten-crop)"}
+#: Columns that are averaged over runs: what the tables call them, and digits.
+MEANS = {
+    "passes": ("passes a training image", 1), "train_gmac": ("GMAC a training image, forward", 2),
+    "test_gmac": ("GMAC a test image", 2), "parameters": ("parameters, M", 1), "train_seconds": ("training, s", 0),
+}  # fmt: skip
+#: The columns that README shows.
+SHORT = ("what", "model", "runs", "top-1 %", "to Baseline", "to parent", "NLL", "passes a training image", "precision")
 
-# ---------------------------------------------------------------------- what is kept
+Hits = NDArray[np.bool_]
 
-
-def read_rows(path: Path) -> list[Line]:
-    """Rows that were written before."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(path: Path, rows: Iterable[Line]) -> None:
-    """Write all rows, in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(path)
+# ---------------------------------------------------------------------- how sure a difference is
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Predictions that were written before."""
-    if not path.is_file():
-        return {}
-    with np.load(path) as found:
-        return {name: found[name] for name in found.files}
+class Difference(NamedTuple):
+    """A difference of accuracies and its 95 % interval, as fractions."""
+
+    mean: float
+    low: float
+    high: float
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write all predictions, in one move; in the smallest type that holds the classes."""
-    if not predictions:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez_compressed(file, **{name: predictions[name] for name in sorted(predictions)})
-    part.replace(path)
+def paired_difference(first: Hits, second: Hits, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
+    """Accuracy of the first minus that of the second, with its percentile interval by paired bootstrap over images and seeds.
 
-
-def collect(plan: Plan, cells: Sequence[Cell], runs: Path, folder: Path = FOLDER) -> list[Line]:
-    """Bring finished runs into the plan's results; what is there from runs that are gone stays.
+    A resample draws N images and S seeds with replacement, the same ones for both models.
 
     Args:
-        plan: The plan.
-        cells: Its cells.
-        runs: Where the runs' folders lie.
-        folder: Where the results are kept.
-
-    Returns:
-        All rows.
+        first: (S, N), whether seed s was right on image n.
+        second: (S, N), the other model's, of the same seeds and images.
+        resamples: How many.
+        seed: Of the resamples.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    runs.mkdir(parents=True, exist_ok=True)
-    with FileLock(runs / ".collect.lock"):
-        rows = {row["cell"]: row for row in read_rows(folder / f"{plan.name}.csv")}
-        predictions = read_predictions(folder / f"{plan.name}.npz")
-        for cell in cells:
-            result = runs / cell.name / RESULT
-            if not result.is_file():
-                continue
-            found = json.loads(result.read_text())
-            rows[cell.name] = found["row"]
-            _write_record(folder / plan.name / f"{cell.name}.json", found["record"])
-            given = runs / cell.name / PROBABILITIES["test" if cell.fold is None else "val"]
-            if given.is_file():
-                with np.load(given) as scored:
-                    predictions[predicted_name(cell.name)] = _small(scored["predicted"])
-                    predictions[targets_name(rows[cell.name])] = _small(scored["targets"])
-                    if cell.label in plan.ensemble and cell.fold is None:
-                        kept = {"probabilities": scored["probabilities"].astype(np.float16)}
-                        write_predictions(_probabilities(folder, plan, cell.name), kept)
-        for cell in cells:
-            # A run may have been made for another plan that has the same cell, or before this one named it anew.
-            if cell.name in rows:
-                rows[cell.name] |= {"plan": plan.name, "table": cell.table, "label": cell.label, "arguments": cell.arguments}
-        predictions.update(_ensembles(plan, rows.values(), folder))
-        order = {cell.name: number for number, cell in enumerate(cells)}
-        ordered = sorted(rows.values(), key=lambda row: order.get(row["cell"], len(order)))
-        write_rows(folder / f"{plan.name}.csv", ordered)
-        write_predictions(folder / f"{plan.name}.npz", predictions)
-    return ordered
+    if first.shape != second.shape or first.ndim != 2 or first.size == 0:
+        raise ValueError(f"(seeds, images) of both must be equal and not empty: {first.shape} and {second.shape}")
+    gained = first.astype(np.float64) - second
+    seeds, images = gained.shape
+    # A resample's mean is sum_sn u_s v_n gained_sn / (S N), with u and v how often seeds and images were drawn.
+    per_seed = np.concatenate([counts @ gained.T for counts in np.array_split(drawn_counts(images, resamples, seed), 20)])
+    means = (drawn_counts(seeds, resamples, seed + 1) * per_seed).sum(axis=1) / gained.size
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Difference(float(gained.mean()), float(low), float(high))
 
 
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    """A run's record, a line for each of its parts, so that it stays small."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"  {json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in record.items()]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def _small(classes: NDArray[Any]) -> NDArray[Any]:
-    return classes.astype(np.uint8 if classes.max(initial=0) < 256 else np.uint16)
-
-
-def _probabilities(folder: Path, plan: Plan, cell: str) -> Path:
-    return folder / plan.name / f"{cell}.npz"
-
-
-def predicted_name(cell: str, tta: TestTime = "none") -> str:
-    """Under which name the classes are kept that a cell gave the images; with [VIEWS][], that is a row of its own."""
-    return f"predicted/{cell}" if tta == "none" else f"predicted/{cell}@{tta}"
-
-
-def targets_name(row: Line) -> str:
-    """Under which name the classes of the images are kept that a run was scored on; the seed deals images to folds."""
-    fold = row["fold"].replace(" ", "-")
-    return f"targets/{row['fingerprint']}" + (f"/seed-{row['seed']}-fold-{fold}" if fold else "")
-
-
-def ensemble_name(cells: Iterable[str]) -> str:
-    """Under which name the averaged prediction of some cells is kept: a run made anew with other arguments is another member."""
-    return f"ensemble/{hashlib.sha256(' '.join(sorted(cells)).encode()).hexdigest()[:16]}"
-
-
-def _ensembles(plan: Plan, rows: Iterable[Line], folder: Path) -> Predictions:
-    """The classes with the largest averaged probabilities, where all members' probabilities are kept."""
-    groups: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
-    for row in rows:
-        if row["label"] in plan.ensemble and not row["fold"]:
-            groups[row["table"], row["dataset"], row["seed"]][row["label"]] = row["cell"]
-    found: Predictions = {}
-    for members in groups.values():
-        paths = [_probabilities(folder, plan, cell) for cell in members.values()]
-        if len(paths) == len(plan.ensemble) and all(path.is_file() for path in paths):
-            mean = np.mean([read_predictions(path)["probabilities"].astype(np.float32) for path in paths], axis=0)
-            found[ensemble_name(members.values())] = _small(mean.argmax(axis=1))
-    return found
+@functools.lru_cache(maxsize=8)
+def drawn_counts(things: int, resamples: int, seed: int) -> NDArray[Any]:
+    """(resamples, things), how often each thing is drawn by as many draws with replacement."""
+    generator = np.random.default_rng(seed)
+    counts = np.empty((resamples, things), dtype=np.uint16)
+    for start in range(0, resamples, CHUNK):
+        rows = min(CHUNK, resamples - start)
+        drawn = generator.integers(0, things, (rows, things)) + things * np.arange(rows)[:, None]
+        counts[start : start + rows] = np.bincount(drawn.ravel(), minlength=rows * things).reshape(rows, things)
+    return counts
 
 
 # ---------------------------------------------------------------------- groups of runs
@@ -177,14 +90,9 @@ class Group(NamedTuple):
     runs: list[Line]
 
     @property
-    def first(self) -> Line:
-        """What holds of all of them."""
-        return self.runs[0]
-
-    @property
-    def number(self) -> int:
-        """Epochs."""
-        return int(self.first["epochs"])
+    def epochs(self) -> int:
+        """Of each of them."""
+        return int(self.runs[0]["epochs"])
 
     def values(self, column: str) -> list[float]:
         """Numbers of a column, where they are known."""
@@ -199,85 +107,40 @@ class Group(NamedTuple):
         return self._replace(runs=[run for seed, run in self.by_seed().items() if seed in seeds])
 
 
-class Block(NamedTuple):
-    """Groups that may be compared: of one data set under one variant."""
-
-    table: str
-    dataset: str
-    groups: list[Group]
-
-
-def blocks_of(plan: Plan, rows: Sequence[Line]) -> list[Block]:
-    """Rows in blocks: the plan's variants first, in its order."""
-    found: dict[tuple[str, str, str], dict[tuple[str, str, str], list[Line]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        members = found[row["table"], row["dataset"], row["fingerprint"]]
-        members[row["label"], row["method"], row["arguments"]].append(row)
-    order = [variant.name for variant in plan.variants]
-    places = sorted(found, key=lambda place: order.index(place[0]) if place[0] in order else len(order))
-    labels = [(row.label, row.method) for row in plan.rows]
-    blocks = []
-    for place in places:
-        groups = sorted(
-            found[place].items(), key=lambda item: labels.index(item[0][:2]) if item[0][:2] in labels else len(labels)
-        )
-        blocks.append(Block(place[0], place[1], [Group(key[0], members) for key, members in groups]))
-    return blocks
-
-
-def difference(first: Group, second: Group, predictions: Predictions) -> tuple[float, Difference | None] | None:
-    """How much more accurate a group is than another one, paired by seed.
-
-    Args:
-        first: The group.
-        second: The other one.
-        predictions: What single images were given.
-
-    Returns:
-        The difference and its interval (`None` where single images are not known); `None` without a common seed.
-    """
+def difference(first: Group, second: Group, arrays: Arrays) -> str:
+    """How many points a group is more accurate than another one, paired by seed; with the interval where images are known."""
     mine, theirs = first.by_seed(), second.by_seed()
     common = sorted(mine.keys() & theirs.keys())
     if not common:
-        return None
+        return "-"
     mean = statistics.mean(float(mine[seed]["top1"]) - float(theirs[seed]["top1"]) for seed in common)
-    hits = [_hits([group[seed] for seed in common], predictions) for group in (mine, theirs)]
-    if hits[0] is None or hits[1] is None:
-        return mean, None
-    return mean, paired_difference(hits[0], hits[1])
+    one, two = (hits_of([group[seed] for seed in common], arrays) for group in (mine, theirs))
+    return points(mean, None if one is None or two is None else paired_difference(one, two))
 
 
-def _predicted(runs: Sequence[Line], predictions: Predictions) -> NDArray[Any] | None:
-    """(seeds, images), a seed's folds in a row; `None` where single images are not known, or seeds differ in their folds."""
-    return _by_seed(runs, [predicted_name(run["cell"]) for run in runs], predictions)
+def points(mean: float, interval: Difference | None) -> str:
+    """A difference in points; what rounds to zero is +0.0 (`z`), on whichever side the sum of roundings left it."""
+    shown = f"{100 * mean:+z.1f}"
+    return shown if interval is None else f"{shown} [{100 * interval.low:+z.1f}, {100 * interval.high:+z.1f}]"
 
 
-def _hits(runs: Sequence[Line], predictions: Predictions) -> NDArray[np.bool_] | None:
-    predicted = _predicted(runs, predictions)
-    targets = _by_seed(runs, [targets_name(run) for run in runs], predictions)
+def hits_of(runs: Sequence[Line], arrays: Arrays) -> Hits | None:
+    """Where runs are right, as [per_seed][]."""
+    predicted = per_seed(runs, [predicted_name(run["cell"]) for run in runs], arrays)
+    targets = per_seed(runs, [targets_name(run) for run in runs], arrays)
     return None if predicted is None or targets is None else predicted == targets
 
 
-def _by_seed(runs: Sequence[Line], names: Sequence[str], predictions: Predictions) -> NDArray[Any] | None:
-    if any(name not in predictions for name in names):
+def per_seed(runs: Sequence[Line], names: Sequence[str], arrays: Arrays) -> NDArray[Any] | None:
+    """(seeds, images), a seed's folds in a row; `None` where single images are not known, or seeds differ in their folds."""
+    if any(name not in arrays for name in names):
         return None
     seeds: dict[str, dict[str, NDArray[Any]]] = defaultdict(dict)
     for run, name in zip(runs, names, strict=True):
-        seeds[run["seed"]][run["fold"]] = predictions[name]
+        seeds[run["seed"]][run["fold"]] = arrays[name]
     if len({tuple(sorted(folds)) for folds in seeds.values()}) > 1:
         return None
     return np.stack([np.concatenate([folds[fold] for fold in sorted(folds)]) for folds in seeds.values()])
-
-
-def shown_difference(found: tuple[float, Difference | None] | None) -> str:
-    """Points, and the interval in brackets where there is one."""
-    if found is None:
-        return "-"
-    mean, interval = found
-    # What rounds to zero is +0.0 (`z`), on whichever side the sum of roundings left it.
-    values = [mean] if interval is None else [mean, interval.low, interval.high]
-    points = [f"{100 * value:+z.1f}" for value in values]
-    return points[0] if interval is None else f"{points[0]} [{points[1]}, {points[2]}]"
 
 
 def spread(values: Sequence[float], factor: float = 100.0, digits: int = 1) -> str:
@@ -288,175 +151,151 @@ def spread(values: Sequence[float], factor: float = 100.0, digits: int = 1) -> s
     return f"{shown} ± {factor * statistics.stdev(values):.{digits}f}" if len(values) > 1 else shown
 
 
-def baselines(plan: Plan, block: Block) -> list[Group]:
-    """The baseline and its longer runs, as `cells_of` names them."""
-    return [group for group in block.groups if is_baseline(plan, group.label)]
-
-
-def is_baseline(plan: Plan, label: str) -> bool:
-    """Whether a label is the baseline's, or that of a longer run of it."""
-    return re.fullmatch(rf"{re.escape(plan.baseline)}(, (\S+, )?\d+ epochs)?", label) is not None
-
-
-def baseline_for(plan: Plan, block: Block, backbone: str, epochs: int) -> Group | None:
-    """The baseline with a backbone that ran for so many epochs."""
-    fitting = [group for group in baselines(plan, block) if (group.first["backbone"], group.number) == (backbone, epochs)]
-    return next(iter(fitting), None)
-
-
 # ---------------------------------------------------------------------- tables
 
 
-def equal_epochs_table(plan: Plan, block: Block, predictions: Predictions, short: bool) -> str:
-    """All rows, with their differences to the baseline of as many epochs and to the parent.
+class Block(NamedTuple):
+    """Groups that may be compared, of one data set under one variant, and the tables made of them."""
 
-    Args:
-        plan: The plan.
-        block: The runs.
-        predictions: What single images were given.
-        short: With few columns.
+    plan: Plan
+    variant: str
+    dataset: str
+    groups: list[Group]
+    arrays: Arrays
 
-    Returns:
-        Markdown.
-    """
-    parents = {row.label: row.parent for row in plan.rows}
-    by_label = {group.label: group for group in block.groups}
-    rest = [group for group in block.groups if group not in baselines(plan, block)]
-    needed = {(group.first["backbone"], group.number) for group in rest}
-    shown = []
-    for group in block.groups:
-        longer = group not in rest and group.label != plan.baseline
-        if longer and (group.first["backbone"], group.number) not in needed:
-            continue
-        first = group.first
-        base = baseline_for(plan, block, first["backbone"], group.number)
-        parent = by_label.get(parents.get(group.label, ""))
-        against = [
-            ""
-            if other is None or other is group or group not in rest
-            else shown_difference(difference(group, other, predictions))
-            for other in (base, parent)
+    def is_baseline(self, group: Group) -> bool:
+        """Whether a group is the baseline, or a longer run of it, as `cells_of` names these."""
+        return re.fullmatch(rf"{re.escape(self.plan.baseline)}(, (\S+, )?\d+ epochs)?", group.label) is not None
+
+    def baseline_for(self, group: Group, epochs: int) -> Group | None:
+        """The baseline with a group's backbone that ran for so many epochs."""
+        wanted = (group.runs[0]["backbone"], epochs)
+        known = filter(self.is_baseline, self.groups)
+        return next((base for base in known if (base.runs[0]["backbone"], base.epochs) == wanted), None)
+
+    def of_today(self) -> Block:
+        """The plan's rows and the longer baselines, without earlier settings, which may have the label of today's."""
+        today = {(row.label, row.method, row.arguments) for row in self.plan.rows}
+        kept = [
+            group
+            for group in self.groups
+            if (self.is_baseline(group) and group.label != self.plan.baseline)
+            or (group.label, group.runs[0]["method"], group.runs[0]["arguments"]) in today
         ]
-        line = {
-            "what": group.label,
-            "model": f"`{first['method']} {'' if short else first['arguments']}".strip() + "`",
-            "runs": len(group.runs),
-            "epochs": group.number,
-            "top-1 %": spread(group.values("top1")),
-            "to Baseline": against[0],
-            "to parent": against[1],
-            "top-5 %": spread(group.values("top5")),
-            "macro %": spread(group.values("macro")),
-            "NLL": spread(group.values("nll"), 1, 3),
-            "ECE %": spread(group.values("ece")),
-            "passes a training image": f"{statistics.mean(group.values('passes')):.1f}",
-            "GMAC a training image, forward": f"{statistics.mean(group.values('train_gmac')):.2f}",
-            "GMAC a test image": f"{statistics.mean(group.values('test_gmac')):.2f}",
-            "parameters, M": f"{statistics.mean(group.values('parameters')):.1f}",
-            "training, s": f"{statistics.mean(group.values('train_seconds')):.0f}",
-            "peak memory, GiB": f"{max(group.values('peak_gib')):.1f}" if group.values("peak_gib") else "-",
-            "precision": ", ".join(dict.fromkeys(run["precision"] for run in group.runs)),
-        }
-        shown.append(line)
-    columns = list(shown[0])
-    if short:
-        columns = ["what", "model", "runs", "top-1 %", "to Baseline", "to parent", "NLL", "passes a training image", "precision"]
-    columns = [name for name in columns if any(line[name] not in ("", "-") for line in shown)]
-    return table(columns, [[line[name] for name in columns] for line in shown])
+        return self._replace(groups=kept)
+
+    def equal_epochs(self, short: bool) -> str:
+        """All rows, with their differences to the baseline of as many epochs and to the parent; few columns where it is short."""
+        parents = {row.label: row.parent for row in self.plan.rows}
+        by_label = {group.label: group for group in self.groups}
+        rest = [group for group in self.groups if not self.is_baseline(group)]
+        needed = {(group.runs[0]["backbone"], group.epochs) for group in rest}
+        shown = []
+        for group in self.groups:
+            first, is_rest = group.runs[0], group in rest
+            if not is_rest and group.label != self.plan.baseline and (first["backbone"], group.epochs) not in needed:
+                continue
+            others = (self.baseline_for(group, group.epochs), by_label.get(parents.get(group.label, "")))
+            against = [difference(group, other, self.arrays) if other is not None and is_rest else "" for other in others]
+            means = {name: statistics.mean(group.values(name)) for name in MEANS}
+            line = {
+                "what": group.label,
+                "model": f"`{first['method']} {'' if short else first['arguments']}".strip() + "`",
+                "runs": len(group.runs),
+                "epochs": group.epochs,
+                "top-1 %": spread(group.values("top1")),
+                "to Baseline": against[0],
+                "to parent": against[1],
+                "top-5 %": spread(group.values("top5")),
+                "macro %": spread(group.values("macro")),
+                "NLL": spread(group.values("nll"), 1, 3),
+                "ECE %": spread(group.values("ece")),
+                **{said: f"{means[name]:.{digits}f}" for name, (said, digits) in MEANS.items()},
+                "peak memory, GiB": f"{max(group.values('peak_gib')):.1f}" if group.values("peak_gib") else "-",
+                "precision": ", ".join(dict.fromkeys(run["precision"] for run in group.runs)),
+            }
+            shown.append(line)
+        columns = [name for name in shown[0] if any(line[name] not in ("", "-") for line in shown)]
+        columns = [name for name in columns if not short or name in SHORT]
+        return table(columns, [[line[name] for name in columns] for line in shown])
+
+    def equal_passes(self) -> str:
+        """The compared rows beside the baseline that had as many passes, both of the seeds that they share; empty without any."""
+        shown = []
+        for group in (group for group in self.groups if group.label in self.plan.compare):
+            passes = statistics.mean(group.values("passes"))
+            base = self.baseline_for(group, equal_epochs(group.epochs, passes))
+            common = set() if base is None else group.by_seed().keys() & base.by_seed().keys()
+            if base is not None and common:
+                mine, theirs = (spread(each.of(common).values("top1")) for each in (group, base))
+                cells = [group.label, len(common), mine, group.epochs, f"{group.epochs * passes:.0f}", base.epochs, theirs]
+                shown.append([*cells, difference(group, base, self.arrays)])
+        columns = ("what", "runs", "top-1 %", "epochs", "passes an image in all", "Baseline's epochs", "Baseline's top-1 %")
+        return table((*columns, "difference"), shown) if shown else ""
+
+    def views(self, short: bool) -> str:
+        """The compared rows beside the baseline that was tested on more views of an image, in the runs of which all are known."""
+        compared = [group for group in self.groups if group.label in self.plan.compare]
+        shown = []
+        for base in filter(self.is_baseline, self.groups):
+            runs = [run for run in base.runs if all(predicted_name(run["cell"], tta) in self.arrays for tta in VIEWS)]
+            for tta, said in VIEWS.items() if runs and not (short and base.label != self.plan.baseline) else ():
+                viewed = Group(base.label, [self.viewed(run, tta) for run in runs])
+                against = [difference(group, viewed, self.arrays) for group in compared]
+                shown.append([base.label, said, len(runs), spread(viewed.values("top1")), *against])
+        return table(("what", "test views", "runs", "top-1 %", *(group.label for group in compared)), shown) if shown else ""
+
+    def viewed(self, run: Line, tta: TestTime) -> Line:
+        """A run's row as it would be had its test averaged over views."""
+        name = predicted_name(run["cell"], tta)
+        top1 = float((self.arrays[name] == self.arrays[targets_name(run)]).mean())
+        return {**run, "cell": name.removeprefix("predicted/"), "top1": str(top1)}
+
+    def together(self) -> tuple[str, str]:
+        """How often methods predict the same class, and what their averaged probabilities reach; each empty where unknown."""
+        members = [group for label in self.plan.ensemble for group in self.groups if group.label == label]
+        if len(members) < 2:
+            return "", ""
+        common = sorted(set.intersection(*(set(group.by_seed()) for group in members)))
+        runs = [[group.by_seed()[seed] for seed in common] for group in members]
+        predicted = [per_seed(mine, [predicted_name(run["cell"]) for run in mine], self.arrays) for mine in runs]
+        if not common or any(found is None for found in predicted):
+            return "", ""
+        lines = [
+            [f"{one.label} and {two.label}", f"{100 * (first == second).mean():.1f}"]
+            for (one, first), (two, second) in combinations(zip(members, predicted, strict=True), 2)
+        ]
+        agreement = table(("predict the same class", "% of test images"), lines)
+        hits = {}
+        for seed in common if len(members) == len(self.plan.ensemble) else []:
+            names = [f"probabilities/{group.by_seed()[seed]['cell']}" for group in members]
+            if all(name in self.arrays for name in names):
+                mean = np.mean([self.arrays[name].astype(np.float32) for name in names], axis=0)
+                hits[seed] = float((mean.argmax(axis=1) == self.arrays[targets_name(members[0].runs[0])]).mean())
+        if not hits:
+            return agreement, ""
+        # Of the seeds that were averaged alone: some members may have more.
+        alone = ", ".join(f"{group.label} {spread(group.of(hits).values('top1'))}" for group in members)
+        averaged = ", ".join(self.plan.ensemble)
+        return agreement, f"Probabilities of {averaged} averaged: {spread(list(hits.values()))} % ({alone})."
 
 
-def equal_passes_table(plan: Plan, block: Block, predictions: Predictions) -> str:
-    """The compared rows beside the baseline that had as many passes, both of the seeds that they share; empty where none is."""
-    shown = []
-    for group in block.groups:
-        if group.label not in plan.compare:
-            continue
-        passes = statistics.mean(group.values("passes"))
-        base = baseline_for(plan, block, group.first["backbone"], equal_epochs(group.number, passes))
-        if base is None:
-            continue
-        common = group.by_seed().keys() & base.by_seed().keys()
-        if not common:
-            continue
-        mine, theirs = (spread(each.of(common).values("top1")) for each in (group, base))
-        against = shown_difference(difference(group, base, predictions))
-        cells = [group.label, len(common), mine, group.number, f"{group.number * passes:.0f}"]
-        shown.append([*cells, base.number, theirs, against])
-    columns = (
-        "what",
-        "runs",
-        "top-1 %",
-        "epochs",
-        "passes an image in all",
-        "Baseline's epochs",
-        "Baseline's top-1 %",
-        "difference",
-    )
-    return table(columns, shown) if shown else ""
+def blocks_of(plan: Plan, rows: Sequence[Line], arrays: Arrays) -> list[Block]:
+    """Rows in blocks: the plan's variants first, in its order."""
+    found: dict[tuple[str, str, str], dict[tuple[str, str, str], list[Line]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        members = found[row["variant"], row["dataset"], row["fingerprint"]]
+        members[row["label"], row["method"], row["arguments"]].append(row)
+    variants, labels = [variant.name for variant in plan.variants], [(row.label, row.method) for row in plan.rows]
 
+    def place(name: Any, known: Sequence[Any]) -> int:
+        return known.index(name) if name in known else len(known)
 
-def views_table(plan: Plan, block: Block, predictions: Predictions, short: bool) -> str:
-    """The compared rows beside the baseline that was tested on more views of an image; empty where that was not scored.
-
-    Args:
-        plan: The plan.
-        block: The runs.
-        predictions: What single images were given.
-        short: Of the baseline alone, without its longer runs.
-
-    Returns:
-        Markdown. A line has the runs of which all views are known.
-    """
-    compared = [group for group in block.groups if group.label in plan.compare]
-    shown = []
-    for base in baselines(plan, block):
-        runs = [run for run in base.runs if all(predicted_name(run["cell"], tta) in predictions for tta in VIEWS)]
-        if not runs or (short and base.label != plan.baseline):
-            continue
-        for tta, number in {"none": 1, **VIEWS}.items():
-            viewed = Group(base.label, [_viewed(run, tta, predictions) for run in runs])
-            against = [shown_difference(difference(group, viewed, predictions)) for group in compared]
-            views = str(number) if tta == "none" else f"{number} ({tta})"
-            shown.append([base.label, views, len(runs), spread(viewed.values("top1")), *against])
-    return table(("what", "test views", "runs", "top-1 %", *(group.label for group in compared)), shown) if shown else ""
-
-
-def _viewed(run: Line, tta: TestTime, predictions: Predictions) -> Line:
-    """A run's row as it would be had its test averaged over views."""
-    name = predicted_name(run["cell"], tta)
-    top1 = float((predictions[name] == predictions[targets_name(run)]).mean())
-    return {**run, "cell": name.removeprefix("predicted/"), "top1": str(top1)}
-
-
-def together_table(plan: Plan, block: Block, predictions: Predictions) -> str:
-    """How often methods agree, and what their averaged probabilities reach; empty where single images are not known."""
-    members = [group for label in plan.ensemble for group in block.groups if group.label == label]
-    if len(members) < 2:
-        return ""
-    common = sorted(set.intersection(*(set(group.by_seed()) for group in members)))
-    predicted = [_predicted([group.by_seed()[seed] for seed in common], predictions) for group in members]
-    if not common or any(found is None for found in predicted):
-        return ""
-    lines = [
-        [f"{one.label} and {two.label}", f"{100 * agreement(first, second):.1f}"]
-        for (one, first), (two, second) in combinations(zip(members, predicted, strict=True), 2)
-    ]
-    text = table(("predict the same class", "% of test images"), lines)
-    targets = predictions[targets_name(members[0].first)]
-    averaged = {seed: ensemble_name(group.by_seed()[seed]["cell"] for group in members) for seed in common}
-    hits = {seed: float((predictions[name] == targets).mean()) for seed, name in averaged.items() if name in predictions}
-    if not hits or len(members) < len(plan.ensemble):
-        return text
-    # Of the seeds that were averaged alone: some members may have more.
-    alone = [f"{group.label} {spread(group.of(hits).values('top1'))}" for group in members]
-    together = spread(list(hits.values()))
-    return f"{text}\n\nProbabilities of {', '.join(plan.ensemble)} averaged: {together} % ({', '.join(alone)})."
-
-
-def machines(rows: Sequence[Line]) -> str:
-    """Hardware and versions of rows."""
-    found = {f"{row['hardware']}, {row['threads']} thread(s) a run, torch {row['torch']}" for row in rows}
-    return "; ".join(sorted(found))
+    blocks = []
+    for (variant, dataset, _), groups in sorted(found.items(), key=lambda item: place(item[0][0], variants)):
+        ordered = sorted(groups.items(), key=lambda item: place(item[0][:2], labels))
+        blocks.append(Block(plan, variant, dataset, [Group(key[0], runs) for key, runs in ordered], arrays))
+    return blocks
 
 
 VIEWED = (
@@ -472,92 +311,57 @@ EXPLAINED = (
 )
 
 
-def report(plan: Plan, rows: Sequence[Line], predictions: Predictions) -> str:
-    """All tables of a plan.
-
-    Args:
-        plan: The plan.
-        rows: Its results.
-        predictions: What single images were given.
-
-    Returns:
-        Markdown.
-    """
-    text = [f"# {plan.title}", ""]
-    for said in (plan.notes, plan.details):
-        text += [said.strip(), ""] if said.strip() else []
-    text += [EXPLAINED, ""]
-    text += [f"{machines(rows)}. Seconds where other work ran on the machine are an upper bound.", ""]
-    text += [f"`python benchmarks/accuracy.py run {plan.name}` makes the runs, `make table` this page. Every run's command and "]
-    text[-1] += f"settings: `{plan.name}.csv`, and one file a run in `{plan.name}/`."
-    text.append("")
-    for block in blocks_of(plan, rows):
-        text += [f"## {block.dataset}, {block.table}", "", equal_epochs_table(plan, block, predictions, short=False), ""]
-        passes = equal_passes_table(plan, block, predictions)
-        text += ["### Equal passes", "", passes, ""] if passes else []
-        views = views_table(plan, block, predictions, short=False)
-        text += ["### More views of a test image", "", VIEWED, "", views, ""] if views else []
-        together = together_table(plan, block, predictions)
-        text += ["### Together", "", together, ""] if together else []
-    return "\n".join(text).rstrip() + "\n"
+def machines(rows: Sequence[Line]) -> str:
+    """Hardware and versions of rows."""
+    found = {f"{row['hardware']}, {row['threads']} thread(s) a run, torch {row['torch']}" for row in rows}
+    return "; ".join(sorted(found))
 
 
-def of_today(plan: Plan, block: Block) -> Block:
-    """A block without earlier settings, which may have the label of today's: the plan's rows and the longer baselines."""
-    today = {(row.label, row.method, row.arguments) for row in plan.rows}
-    longer = [group for group in baselines(plan, block) if group.label != plan.baseline]
-    kept = [
-        group
-        for group in block.groups
-        if group in longer or (group.label, group.first["method"], group.first["arguments"]) in today
-    ]
-    return block._replace(groups=kept)
+def report(plan: Plan, rows: Sequence[Line], arrays: Arrays) -> str:
+    """All tables of a plan, as Markdown."""
+    text = [f"# {plan.title}", *(said.strip() for said in (plan.notes, plan.details) if said.strip()), EXPLAINED]
+    text.append(f"{machines(rows)}. Seconds where other work ran on the machine are an upper bound.")
+    text.append(
+        f"`python benchmarks/accuracy.py run {plan.name}` makes the runs, `make table` this page. Every run's command, settings "
+        f"and environment: `{plan.name}.csv`; its epochs: `{plan.name}_epochs.csv`."
+    )
+    for block in blocks_of(plan, rows, arrays):
+        text += [f"## {block.dataset}, {block.variant}", block.equal_epochs(short=False)]
+        passes, views, together = block.equal_passes(), block.views(short=False), "\n\n".join(filter(None, block.together()))
+        text += ["### Equal passes", passes] if passes else []
+        text += ["### More views of a test image", VIEWED, views] if views else []
+        text += ["### Together", together] if together else []
+    return "\n\n".join(text) + "\n"
 
 
-def summary(plan: Plan, rows: Sequence[Line], predictions: Predictions) -> str:
+def summary(plan: Plan, rows: Sequence[Line], arrays: Arrays) -> str:
     """A plan's tables for README, of today's settings."""
     page = f"[Arguments, earlier settings and all figures](benchmarks/results/accuracy/{plan.name}.md)."
-    text = [" ".join([f"**{plan.title}.**", *plan.notes.split(), page]), ""]
-    blocks = [of_today(plan, block) for block in blocks_of(plan, rows)]
-    for block in (block for block in blocks if block.groups):
-        where = f"{block.dataset}, {block.table}" if len(plan.datasets) > 1 else block.table
-        text += [f"{where[0].upper()}{where[1:]}:", "", equal_epochs_table(plan, block, predictions, short=True), ""]
-        passes = equal_passes_table(plan, block, predictions)
-        text += ["At equal passes:", "", passes, ""] if passes else []
-        views = views_table(plan, block, predictions, short=True)
-        text += [VIEWED, "", views, ""] if views else []
-        together = together_table(plan, block, predictions).rpartition("\n\n")[2]
-        text += [together, ""] if together.startswith("Probabilities") else []
-    return "\n".join(text)
+    text = [" ".join([f"**{plan.title}.**", *plan.notes.split(), page])]
+    for block in filter(lambda block: block.groups, (block.of_today() for block in blocks_of(plan, rows, arrays))):
+        where = f"{block.dataset}, {block.variant}" if len(plan.datasets) > 1 else block.variant
+        text += [f"{where[0].upper()}{where[1:]}:", block.equal_epochs(short=True)]
+        passes, views, (_, averaged) = block.equal_passes(), block.views(short=True), block.together()
+        text += ["At equal passes:", passes] if passes else []
+        text += [VIEWED, views] if views else []
+        text += [averaged] if averaged else []
+    return "\n\n".join(text) + "\n"
 
 
 def files(folder: Path = FOLDER, readme: Path = README) -> dict[Path, str]:
-    """Every file that tables stand in, as its results say it should be.
-
-    Args:
-        folder: Where results are kept.
-        readme: README, in which only the part between the markers is ours.
-
-    Returns:
-        Texts by file.
-
-    Raises:
-        UsageError: README has no markers.
-    """
+    """Every file that tables stand in, as its results say it should be; of README only the part between the markers is ours."""
     texts: dict[Path, str] = {}
     parts: dict[int, str] = {}
     for name in plan_names():
-        rows = read_rows(folder / f"{name}.csv")
-        if not rows:
-            continue
-        plan, predictions = read_plan(name), read_predictions(folder / f"{name}.npz")
-        texts[folder / f"{name}.md"] = report(plan, rows, predictions)
-        if plan.readme:
-            parts[plan.readme] = summary(plan, rows, predictions)
+        found = Results(name, folder)
+        if found.rows:
+            plan = read_plan(name)
+            texts[folder / f"{name}.md"] = report(plan, found.rows, found.arrays)
+            parts |= {plan.readme: summary(plan, found.rows, found.arrays)} if plan.readme else {}
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UsageError(f"{readme.name} needs the markers {BEGIN} and {END}, each once")
     body = "\n".join([*(parts[place] for place in sorted(parts)), EXPLAINED]) if parts else "No accuracy has been measured yet."
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    texts[readme] = pattern.sub(lambda _: f"{BEGIN}\n{body}\n{END}", text)
+    before, _, rest = text.partition(BEGIN)
+    texts[readme] = f"{before}{BEGIN}\n{body}\n{END}{rest.partition(END)[2]}"
     return texts
