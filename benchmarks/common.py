@@ -50,13 +50,7 @@ Line = dict[str, str]
 def command(functions: Sequence[Callable[..., Any]], typed: Sequence[str] | None = None, after: Any = int) -> int:
     """Run one of some functions, whose signatures and docstrings are its command line; where there is one its name is not typed.
 
-    Args:
-        functions: What may be run; a dataclass is made.
-        typed: What is typed; by default the process's own.
-        after: Is given what the function returns, where that is something.
-
-    Returns:
-        0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    What it returns, if anything, is given to `after`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
     words = list(sys.argv[1:] if typed is None else typed)
     verbs = {function.__name__.strip("_"): function for function in functions}
@@ -73,16 +67,12 @@ def command(functions: Sequence[Callable[..., Any]], typed: Sequence[str] | None
 
 
 def as_parsed(words: Sequence[str], function: Callable[..., Any]) -> list[str]:
-    """What people type as jsonargparse takes it: `--dry-run --root a b` becomes `--dry_run=true --root=["a", "b"]`.
-
-    Args:
-        words: What was typed.
-        function: Whose signature says what is a flag and what a list.
-    """
+    """What people type as jsonargparse takes it: `--dry-run --root a` as `--dry_run=true --root=["a"]`, by a signature."""
     kinds, found, rest = get_type_hints(function), [], list(words)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         kind = kinds.get(name.removeprefix("--").replace("-", "_"))
+        kind = get_args(kind)[0] if type(None) in get_args(kind) else kind
         if not name.startswith("--") or kind is None:
             found.append(f"{name}{equals}{value}")
             continue
@@ -115,14 +105,7 @@ def hidden(text: str) -> str:
 
 
 def deliver(title: str, text: str, rows: Sequence[Mapping[str, Any]], name: str | None) -> None:
-    """Print a report, and with a name write results/NAME.md and NAME.csv.
-
-    Args:
-        title: Its first line.
-        text: Markdown.
-        rows: What was measured. Each is written with the hardware, versions, time and command that made it; those it may have.
-        name: Of the files.
-    """
+    """Print a report, and with a name write results/NAME.md and NAME.csv, whose rows say what made them where they do not yet."""
     about = environment()
     typed = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(hidden, sys.argv[1:])])
     packages = {package: about["packages"][package] for package in ("torch", "lightning", "timm")}

@@ -21,21 +21,16 @@ from fgzoo import FineGrainedClassifier, create_model
 
 
 class Cost(NamedTuple):
-    """What a method costs.
+    """What a method costs; of training the mean over the stages by their share of the run.
 
-    Attributes:
-        parameters: Millions.
-        test_gmac: Billions of multiply-adds of testing one image.
-        train_gmac: Billions of multiply-adds of a training image's forward passes, heads included; as all that follows, the mean
-            over the stages by their share of the run.
-        passes: Passes of the backbone a training image: the multiply-adds inside the method's backbones, however deep and at
-            whatever size they run, over those of one pass.
+    A pass is the multiply-adds of one forward pass of the backbone; those inside the method's backbones, however deep and at
+    whatever size they run, are counted in passes.
     """
 
-    parameters: float
-    test_gmac: float
-    train_gmac: float
-    passes: float
+    parameters: float  # millions
+    test_gmac: float  # billions of multiply-adds of testing one image
+    train_gmac: float  # of a training image's forward passes, heads included
+    passes: float  # of the backbone a training image
 
 
 def cost_of(cell: Cell, path: Path) -> Cost:

@@ -64,37 +64,21 @@ class Folds:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan as its file says it.
+    """A plan as its file says it."""
 
-    Attributes:
-        title: One line above the tables.
-        fit: What is typed after `fgzoo fit`, with {dataset} and {method}.
-        datasets: Classes of the data sets, which have to be known before they are read, by the name that fgzoo gives them.
-        rows: Rows of the tables.
-        variants: Settings under which all rows run.
-        notes: What must stand beside the numbers.
-        details: What else the plan's page says, and README does not.
-        baseline: Label of the row that the others are compared with.
-        compare: Labels of rows beside which the baseline runs with the same backbone for as many epochs, and for as many passes.
-        ensemble: Labels of rows whose probabilities are averaged.
-        folds: Validate on folds of the training split; otherwise the test split is run once.
-        readme: Place of the plan in README, from 1; 0: README does not show it.
-        name: The file's, without its ending.
-    """
-
-    title: str
-    fit: str
-    datasets: dict[str, int]
+    title: str  # one line above the tables
+    fit: str  # what is typed after `fgzoo fit`, with {dataset} and {method}
+    datasets: dict[str, int]  # classes by the data set's name in fgzoo: they have to be known before it is read
     rows: tuple[Row, ...]
     variants: tuple[Variant, ...]
-    notes: str = ""
-    details: str = ""
-    baseline: str = "Baseline"
-    compare: tuple[str, ...] = ()
-    ensemble: tuple[str, ...] = ()
-    folds: Folds | None = None
-    readme: int = 0
-    name: str = ""
+    notes: str = ""  # what must stand beside the numbers
+    details: str = ""  # what else the plan's page says, and README does not
+    baseline: str = "Baseline"  # label of the row that the others are compared with
+    compare: tuple[str, ...] = ()  # labels of rows beside which the baseline runs, with their backbone, epochs, and passes
+    ensemble: tuple[str, ...] = ()  # labels of rows whose probabilities are averaged
+    folds: Folds | None = None  # validate on folds of the training split; otherwise the test split is run once
+    readme: int = 0  # place of the plan in README, from 1; 0: README does not show it
+    name: str = ""  # the file's, without its ending
 
 
 def read_plan(said: str) -> Plan:
@@ -146,31 +130,18 @@ def slug(text: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run.
-
-    Attributes:
-        name: Its own in the plan: the row, where there are several the data set and the variant, the seed, the fold.
-        variant: The variant's name.
-        row: The row.
-        dataset: A name that fgzoo knows.
-        typed: All that is typed after `fgzoo`, without folders.
-        seed: Of everything random.
-        fold: The fold of the training split that is validated on; `None`: the test split is run.
-        folds: Of how many.
-        settings: What the arguments come to, by dotted name; recipes included, defaults not.
-        classes: K.
-    """
+    """One run, called by its row, where there are several its data set and variant, its seed and its fold."""
 
     name: str
     variant: str
     row: Row
     dataset: str
-    typed: tuple[str, ...]
+    typed: tuple[str, ...]  # all that is typed after `fgzoo`, without folders
     seed: int
-    fold: int | None
-    folds: int
+    fold: int | None  # the fold of the training split that is validated on; `None`: the test split is run
+    folds: int  # of how many
     classes: int
-    settings: dict[str, Any] = field(compare=False)
+    settings: dict[str, Any] = field(compare=False)  # what the arguments come to, by dotted name; recipes included, defaults not
 
     @property
     def command(self) -> str:

@@ -34,17 +34,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Results:
-    """The three files of a plan.
-
-    Args:
-        plan: The plan's name.
-        folder: Where results are kept.
-
-    Attributes:
-        rows: A row a cell.
-        epochs: A row an epoch of a cell.
-        arrays: What single images were given.
-    """
+    """The three files of a plan, as `rows`, `epochs` and `arrays`."""
 
     def __init__(self, plan: str, folder: Path = FOLDER) -> None:
         self.paths = [folder / f"{plan}{end}" for end in (".csv", "_epochs.csv", ".npz")]
@@ -133,24 +123,14 @@ def settings_of_run(config: Any, cost: Any, environment: Any, data: Any) -> Line
 
 
 def collect(plan: Plan, cells: Sequence[Cell], runs: Path, folder: Path = FOLDER) -> list[Line]:
-    """Bring finished runs into the plan's results; what is there from runs that are gone stays.
-
-    Args:
-        plan: The plan.
-        cells: Its cells.
-        runs: Where the runs' folders lie.
-        folder: Where the results are kept.
-
-    Returns:
-        All rows.
-    """
+    """Bring finished runs into the plan's results, and return all rows; what is there from runs that are gone stays."""
     with FileLock(runs / ".collect.lock"):
         results = Results(plan.name, folder)
         results.follow(cells)
         known = {row["cell"]: row.get("environment.time") for row in results.rows}
         for cell in cells:
             run = runs / cell.name
-            if scores_of(cell, run) is None or not is_of(command_of(run) or "", cell):
+            if scores_of(cell, run) is None:
                 continue
             if known.get(cell.name) != json.loads((run / "environment.json").read_text())["time"]:
                 results.add(cell, run, runs / "costs.json", averaged=cell.row.label in plan.ensemble and cell.fold is None)

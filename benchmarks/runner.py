@@ -31,21 +31,13 @@ class CellError(Exception):
 
 @dataclass(frozen=True)
 class Where:
-    """What the person says of the machine, and no plan holds.
+    """What the person says of the machine, and no plan holds."""
 
-    Attributes:
-        runs: Where the runs' folders lie; shared by all who work on a plan.
-        roots: Folders of the data sets, by name.
-        weights: Files with the backbones' weights, by the backbone's name; the name '' fits every backbone.
-        more: Further arguments of every `fgzoo fit`.
-        threads: Threads of a process.
-    """
-
-    runs: Path
-    roots: dict[str, Path] = field(default_factory=dict)
-    weights: dict[str, Path] = field(default_factory=dict)
-    more: tuple[str, ...] = ()
-    threads: int = 1
+    runs: Path  # where the runs' folders lie; shared by all who work on a plan
+    roots: dict[str, Path] = field(default_factory=dict)  # folders of the data sets, by name
+    weights: dict[str, Path] = field(default_factory=dict)  # files of the backbones' weights, by name; '' fits every backbone
+    more: tuple[str, ...] = ()  # further arguments of every `fgzoo fit`
+    threads: int = 1  # of a process
 
 
 def weights_of(cell: Cell, where: Where) -> dict[str, Path]:
@@ -95,9 +87,10 @@ def is_of(command: str, cell: Cell) -> bool:
 
 
 def scores_of(cell: Cell, folder: Path) -> Line | None:
-    """The row of metrics of a finished cell; `None` where something is left to do."""
+    """The row of metrics of a finished cell; `None` where something is left to do, or the folder holds another run."""
     split = "test" if cell.fold is None else "val"
-    if not all((folder / name).is_file() for name in ("cost.json", PROBABILITIES[split])):
+    whole = all((folder / name).is_file() for name in ("cost.json", PROBABILITIES[split]))
+    if not whole or not is_of(command_of(folder) or "", cell):
         return None
     return next((row for row in reversed(read_csv(folder / METRICS)) if row.get(f"{split}/top1")), None)
 
@@ -126,18 +119,7 @@ def locked(path: Path) -> Iterator[int | None]:
 
 
 def run_cell(cell: Cell, where: Where, lock: int, gpu: str | None, stop: threading.Event) -> None:
-    """Train a cell, or go on where it stopped, and score it.
-
-    Args:
-        cell: What to run.
-        where: Folders and threads.
-        lock: The cell's, which the processes hold, too.
-        gpu: What it is to see of the machine's GPUs; `None`: all of them.
-        stop: Ends the work.
-
-    Raises:
-        CellError: A process failed, its log says why; or the folder holds a run that other arguments made.
-    """
+    """Train a cell, or go on where it stopped, and score it; the processes hold its lock and see one GPU, or all."""
     folder = where.runs / cell.name
     begun = command_of(folder)
     if begun is not None and not is_of(begun, cell):
@@ -173,13 +155,7 @@ def _process(typed: list[str], log: Path, threads: int, lock: int, gpu: str | No
 
 
 def run_cells(cells: Sequence[Cell], where: Where, slots: Sequence[str | None], say: Callable[[str], None]) -> dict[str, str]:
-    """Run what nobody else runs and is not done.
-
-    Args:
-        cells: The cells.
-        where: Folders and threads.
-        slots: One cell runs at a time for each; what it sees of the GPUs, or `None`.
-        say: Told in one line what begins and ends.
+    """Run what nobody else runs and is not done, one cell at a time for each slot: a GPU's number, or `None`.
 
     Returns:
         By name what became of each: `done`, `elsewhere` (somebody else works on it), `failed: why`.

@@ -38,16 +38,8 @@ Hits = NDArray[np.bool_]
 # ---------------------------------------------------------------------- how sure a difference is
 
 
-class Difference(NamedTuple):
-    """A difference of accuracies and its 95 % interval, as fractions."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def paired_difference(first: Hits, second: Hits, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
-    """Accuracy of the first minus that of the second, with its percentile interval by paired bootstrap over images and seeds.
+def paired_difference(first: Hits, second: Hits, resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
+    """Accuracy of the first minus that of the second, and the ends of its 95 % percentile interval by paired bootstrap.
 
     A resample draws N images and S seeds with replacement, the same ones for both models.
 
@@ -64,8 +56,7 @@ def paired_difference(first: Hits, second: Hits, resamples: int = RESAMPLES, see
     # A resample's mean is sum_sn u_s v_n gained_sn / (S N), with u and v how often seeds and images were drawn.
     per_seed = np.concatenate([counts @ gained.T for counts in np.array_split(drawn_counts(images, resamples, seed), 20)])
     means = (drawn_counts(seeds, resamples, seed + 1) * per_seed).sum(axis=1) / gained.size
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Difference(float(gained.mean()), float(low), float(high))
+    return [float(gained.mean()), *np.percentile(means, [2.5, 97.5]).tolist()]
 
 
 @functools.lru_cache(maxsize=8)
@@ -114,21 +105,20 @@ def difference(first: Group, second: Group, arrays: Arrays) -> str:
     if not common:
         return "-"
     mean = statistics.mean(float(mine[seed]["top1"]) - float(theirs[seed]["top1"]) for seed in common)
-    one, two = (hits_of([group[seed] for seed in common], arrays) for group in (mine, theirs))
-    return points(mean, None if one is None or two is None else paired_difference(one, two))
+    predicted, targets = [], []
+    for group in (mine, theirs):
+        runs = [group[seed] for seed in common]
+        predicted.append(per_seed(runs, [predicted_name(run["cell"]) for run in runs], arrays))
+        targets.append(per_seed(runs, [targets_name(run) for run in runs], arrays))
+    if any(found is None for found in (*predicted, *targets)):
+        return points(mean)
+    return points(mean, *paired_difference(predicted[0] == targets[0], predicted[1] == targets[1])[1:])
 
 
-def points(mean: float, interval: Difference | None) -> str:
+def points(mean: float, *interval: float) -> str:
     """A difference in points; what rounds to zero is +0.0 (`z`), on whichever side the sum of roundings left it."""
-    shown = f"{100 * mean:+z.1f}"
-    return shown if interval is None else f"{shown} [{100 * interval.low:+z.1f}, {100 * interval.high:+z.1f}]"
-
-
-def hits_of(runs: Sequence[Line], arrays: Arrays) -> Hits | None:
-    """Where runs are right, as [per_seed][]."""
-    predicted = per_seed(runs, [predicted_name(run["cell"]) for run in runs], arrays)
-    targets = per_seed(runs, [targets_name(run) for run in runs], arrays)
-    return None if predicted is None or targets is None else predicted == targets
+    mean, *interval = (f"{100 * value:+z.1f}" for value in (mean, *interval))
+    return f"{mean} [{', '.join(interval)}]" if interval else mean
 
 
 def per_seed(runs: Sequence[Line], names: Sequence[str], arrays: Arrays) -> NDArray[Any] | None:
@@ -311,40 +301,31 @@ EXPLAINED = (
 )
 
 
-def machines(rows: Sequence[Line]) -> str:
-    """Hardware and versions of rows."""
-    found = {f"{row['hardware']}, {row['threads']} thread(s) a run, torch {row['torch']}" for row in rows}
-    return "; ".join(sorted(found))
-
-
-def report(plan: Plan, rows: Sequence[Line], arrays: Arrays) -> str:
-    """All tables of a plan, as Markdown."""
-    text = [f"# {plan.title}", *(said.strip() for said in (plan.notes, plan.details) if said.strip()), EXPLAINED]
-    text.append(f"{machines(rows)}. Seconds where other work ran on the machine are an upper bound.")
-    text.append(
-        f"`python benchmarks/accuracy.py run {plan.name}` makes the runs, `make table` this page. Every run's command, settings "
-        f"and environment: `{plan.name}.csv`; its epochs: `{plan.name}_epochs.csv`."
-    )
-    for block in blocks_of(plan, rows, arrays):
-        text += [f"## {block.dataset}, {block.variant}", block.equal_epochs(short=False)]
-        passes, views, together = block.equal_passes(), block.views(short=False), "\n\n".join(filter(None, block.together()))
-        text += ["### Equal passes", passes] if passes else []
-        text += ["### More views of a test image", VIEWED, views] if views else []
-        text += ["### Together", together] if together else []
-    return "\n\n".join(text) + "\n"
-
-
-def summary(plan: Plan, rows: Sequence[Line], arrays: Arrays) -> str:
-    """A plan's tables for README, of today's settings."""
-    page = f"[Arguments, earlier settings and all figures](benchmarks/results/accuracy/{plan.name}.md)."
-    text = [" ".join([f"**{plan.title}.**", *plan.notes.split(), page])]
-    for block in filter(lambda block: block.groups, (block.of_today() for block in blocks_of(plan, rows, arrays))):
-        where = f"{block.dataset}, {block.variant}" if len(plan.datasets) > 1 else block.variant
-        text += [f"{where[0].upper()}{where[1:]}:", block.equal_epochs(short=True)]
-        passes, views, (_, averaged) = block.equal_passes(), block.views(short=True), block.together()
-        text += ["At equal passes:", passes] if passes else []
-        text += [VIEWED, views] if views else []
-        text += [averaged] if averaged else []
+def report(plan: Plan, rows: Sequence[Line], arrays: Arrays, short: bool = False) -> str:
+    """All tables of a plan as Markdown; for README those of today's settings, with few columns."""
+    blocks = blocks_of(plan, rows, arrays)
+    if short:
+        blocks = [block for block in (block.of_today() for block in blocks) if block.groups]
+        page = f"[Arguments, earlier settings and all figures](benchmarks/results/accuracy/{plan.name}.md)."
+        text = [" ".join([f"**{plan.title}.**", *plan.notes.split(), page])]
+    else:
+        machines = {f"{row['hardware']}, {row['threads']} thread(s) a run, torch {row['torch']}" for row in rows}
+        text = [f"# {plan.title}", *(said.strip() for said in (plan.notes, plan.details) if said.strip()), EXPLAINED]
+        text.append(f"{'; '.join(sorted(machines))}. Seconds where other work ran on the machine are an upper bound.")
+        text.append(
+            f"`python benchmarks/accuracy.py run {plan.name}` makes the runs, `make table` this page. Every run's command, "
+            f"settings and environment: `{plan.name}.csv`; its epochs: `{plan.name}_epochs.csv`."
+        )
+    for block in blocks:
+        place = block.variant if short and len(plan.datasets) == 1 else f"{block.dataset}, {block.variant}"
+        agreement, averaged = block.together()
+        text += [f"{place[0].upper()}{place[1:]}:" if short else f"## {place}", block.equal_epochs(short)]
+        for title, said in (
+            ("At equal passes:" if short else "### Equal passes", block.equal_passes()),
+            (VIEWED if short else f"### More views of a test image\n\n{VIEWED}", block.views(short)),
+            ("" if short else "### Together", averaged if short else "\n\n".join(filter(None, (agreement, averaged)))),
+        ):
+            text += [part for part in (title, said) if part] if said else []
     return "\n\n".join(text) + "\n"
 
 
@@ -357,7 +338,7 @@ def files(folder: Path = FOLDER, readme: Path = README) -> dict[Path, str]:
         if found.rows:
             plan = read_plan(name)
             texts[folder / f"{name}.md"] = report(plan, found.rows, found.arrays)
-            parts |= {plan.readme: summary(plan, found.rows, found.arrays)} if plan.readme else {}
+            parts |= {plan.readme: report(plan, found.rows, found.arrays, short=True)} if plan.readme else {}
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UsageError(f"{readme.name} needs the markers {BEGIN} and {END}, each once")
