@@ -285,7 +285,7 @@ def shown(row: Row) -> str:
 
 
 def measure(
-    runs: list[Path],
+    runs: list[str] = [],  # noqa: B006 - never changed
     data: Literal["birds", "cub"] = "birds",
     root: Path | None = None,
     limit: int | None = None,
@@ -302,7 +302,7 @@ def measure(
     """Judge the maps of trained networks.
 
     Args:
-        runs: Checkpoints or run folders.
+        runs: Checkpoints or run folders, or names in `fgzoo list checkpoints`.
         data: What they were trained on.
         root: Folder of CUB-200-2011.
         limit: Test images, drawn by the seed (default: all).
@@ -316,6 +316,8 @@ def measure(
         keep: Keep the written results of methods that are not measured now.
         write: Write results/NAME.md and .csv.
     """
+    if not runs:
+        raise common.UsageError("--runs: which networks?")
     settings = {"limit": limit, "perturbed": perturbed, "explain": explain, "tolerance": tolerance, "steps": steps, "seed": seed}
     said = {name: str(value).removesuffix(".0") for name, value in settings.items() if value is not None}
     before = common.read_csv(common.RESULTS / f"{write}.csv") if keep else []
@@ -324,7 +326,7 @@ def measure(
     rows: list[Row] = []
     for run in runs:
         model = fgzoo.load(run).to(device)
-        judge, source = Judge(model, explain == "true", tolerance, steps, seed), Source(run, model, data, root)
+        judge, source = Judge(model, explain == "true", tolerance, steps, seed), Source(Path(run), model, data, root)
         name = common.method_name(f"{type(model).__module__}.{type(model).__qualname__}", model.hparams).rpartition(".")[2]
         for batch in source.batches(batch_size, limit, seed):
             judge.place(batch)
@@ -332,7 +334,7 @@ def measure(
             judge.need(batch)
         sys.stderr.write(f"{name}\n")
         about = {"backbone": model.backbone, "fingerprint": source.listing.fingerprint(), **said}
-        rows += [{"method": name, "run": run.name, **row, **about} for row in judge.rows()]
+        rows += [{"method": name, "run": Path(run).name, **row, **about} for row in judge.rows()]
     now = {row["method"] for row in rows}
     rows = [*(row for row in before if row["method"] not in now), *rows]
     common.deliver("Where the networks look", report(rows, tolerance), rows, write)

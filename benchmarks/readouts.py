@@ -56,7 +56,9 @@ def readouts(plan: str, root: list[str] = [], weights: list[str] = [], only: str
         top1, features = readout(create_model(cell.row.method, module.num_classes, **arguments), *folds)
         rows.append({"row": cell.row.label, "method": cell.row.method, "features": features, "top1": top1})
         rows[-1] |= {"kept": top1 / rows[0]["top1"], "arguments": cell.row.arguments}
-    lines = [[*row.values()][:3] + [f"{100 * row['top1']:.1f}", f"{100 * row['kept']:.0f} %"] for row in rows]
+    lines = [
+        [row["row"], row["method"], row["features"], f"{100 * row['top1']:.1f}", f"{100 * row['kept']:.0f} %"] for row in rows
+    ]
     columns = ["row", "method", "features", "top-1 % of a ridge classifier, held out", "kept"]
     about_it = (__doc__ or "").split("\n\n")[1]
     about = f"Plan `{plan}`, `{cells[0].dataset}`, {cells[0].size} pixels."

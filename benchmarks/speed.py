@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -200,7 +200,8 @@ class Turns(Callback):
     """Trains when it is told to: reads a number of steps from standard input, and writes what they took."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.since = device, self.now()
+        self.device = device
+        self.since = self.now()
         # Other ranks follow the first one, which they meet at every step.
         self.left = 0 if os.environ.get("LOCAL_RANK", "0") == "0" else BATCHES
 
@@ -248,7 +249,7 @@ def train(o: Options, method: str, contender: str, files: str, ranks: int) -> No
     batch = (images.to(o.device), torch.arange(o.batch, device=o.device) % o.classes, torch.arange(o.batch, device=o.device))
     turns = Turns(o.device)
     if contender in (PLAIN, BARE):
-        step = {PLAIN: plain_step, BARE: bare_step}[contender](o, method, batch[0], batch[1])
+        step = plain_step(o, method, batch[0], batch[1]) if contender == PLAIN else bare_step(o, method, batch[0])
         while True:
             for _ in range(turns.turn()):
                 step()
@@ -266,9 +267,22 @@ def train(o: Options, method: str, contender: str, files: str, ranks: int) -> No
         # Lightning takes another one instead, with a warning, where a device cannot do what was asked for.
         raise ValueError(f"precision {o.precision} is not to be had on {o.device}")
     if contender != FILES:
-        trainer.fit(model, [batch] * (BATCHES + others))
+        trainer.fit(model, Repeated(batch, BATCHES + others))
     data = {"image_size": o.size, "batch_size": o.batch, "csv": f"{files}/images.csv", "num_workers": o.threads}
     trainer.fit(model, FGVCDataModule("folder", files, **data))
+
+
+class Repeated:
+    """A loader that gives one batch again and again; a list would be taken for many loaders."""
+
+    def __init__(self, batch: Any, length: int) -> None:
+        self.batch, self.length = batch, length
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.repeat(self.batch, self.length)
+
+    def __len__(self) -> int:
+        return self.length
 
 
 def keep_to_stage(model: FineGrainedClassifier, chosen: int) -> int:
@@ -305,7 +319,7 @@ def plain_step(o: Options, method: str, images: Tensor, targets: Tensor) -> Call
     return step
 
 
-def bare_step(o: Options, method: str, images: Tensor, targets: Tensor) -> Callable[[], None]:
+def bare_step(o: Options, method: str, images: Tensor) -> Callable[[], None]:
     """The passes that a step of the method takes through its own backbones, as they are cut there, and nothing else.
 
     With a graph: forward, backward and a step of SGD; without one the forward pass. A fraction of a pass is one of fewer images.
@@ -341,7 +355,7 @@ def start(stack: ExitStack, o: Options, method: str, contender: str, files: str 
     keeps = {VARIABLE: str(int(contender not in ("before", PLAIN)))}
     joined = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)} if ranks > 1 else {}
     given = json.dumps([asdict(replace(o, images=None)), method, contender, files, ranks])
-    log, processes = stack.enter_context(tempfile.TemporaryFile("w+")), []
+    log, processes = stack.enter_context(tempfile.TemporaryFile("w+")), []  # noqa: SIM115 - the stack closes it
     for rank in range(ranks):
         environment = {**common.process_environment(o.threads), **keeps, **joined}
         environment |= {"LOCAL_RANK": str(rank)} if ranks > 1 else {}
