@@ -43,7 +43,7 @@ format: install  ## Let ruff mend what it can
 	$(BIN)/ruff format .
 
 bench: install  ## Measure the data pipeline on generated images
-	$(BIN)/python benchmarks/data_loading.py
+	$(BIN)/python benchmarks/speed.py data
 
 table: install  ## Write the tables of accuracy, README's too, from benchmarks/results/accuracy
 	$(BIN)/python benchmarks/accuracy.py table

@@ -1,97 +1,70 @@
 """What a linear classifier can tell from what each method's classifiers read, before the method is trained.
 
-Backbones have pretrained weights, the rest has those that training starts from, before and after the preset kept what pretraining
-gave. Features are averaged over an image. Those of one of two folds of the training split train a ridge classifier, whose penalty
-cross-validation chooses; its accuracy is on the other fold. What the layers between lose here, training must find again; "kept"
-is the share of what the backbone's averaged features give, the baseline's. The test split is not read.
+Backbones have pretrained weights, the rest has those that training starts from, with the arguments of a plan's rows. Features are
+averaged over an image. Those of one of two folds of the training split train a ridge classifier, whose penalty cross-validation
+chooses; its accuracy is on the other fold. What the layers between lose here, training must find again; "kept" is the share of
+what the first row has, the baseline. The test split is not read.
 
-    python benchmarks/readouts.py --data cub --root PATH --backbone mobilenetv2_100 --weights PATH --write
-    python benchmarks/readouts.py --data cub --root PATH --weights PATH --second tf_efficientnet_lite0 --second-weights PATH
+    python benchmarks/readouts.py small --only '*all levels learn' --root cub=PATH --weights mobilenetv2_100=PATH --write readouts
 """
 
 from __future__ import annotations
 
-import argparse
+import fnmatch
+import sys
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
-from common import AFTER, BEFORE, deliver, heading, machine, table
+from accuracy import named_paths
+from plan import cells_of, read_plan
+from runner import Where, weights_of
 
-from fgzoo import FGVCDataModule, create_model, list_models
+from fgzoo import FGVCDataModule, create_model
 from fgzoo.interpret.readout import readout
 
-TWO_STREAMS = ("bcnn", "srbn")
 
+def readouts(plan: str, root: list[str] = [], weights: list[str] = [], only: str = "*", write: str | None = None) -> None:  # noqa: B006
+    """Say what a linear classifier can tell from features before training.
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for every method, before and after."""
-    kept: dict[str, Any] = {"image_size": options.image_size, "resize": round(options.image_size * 8 / 7), "num_workers": 0}
-    data = [FGVCDataModule(options.data, options.root, folds=2, fold=fold, seed=options.seed, **kept) for fold in (1, 0)]
-    for fold in data:
-        fold.setup("fit")
-    folds = [[(images, targets) for images, targets, *_ in fold.val_dataloader()] for fold in data]
-    weights = {"backbone": options.backbone, "pretrained": options.weights is None, "backbone_weights": options.weights}
-    cases = [
-        (method, when, {**given.get(method, {})})
-        for method in options.methods
-        for when, given in (("before", BEFORE), ("after", AFTER))
-    ]
-    if options.second is not None:
-        second = {"second_backbone": options.second, "second_backbone_weights": options.second_weights}
-        cases += [
-            (method, "after, two networks", {**AFTER[method], **second}) for method in TWO_STREAMS if method in options.methods
-        ]
-    rows = []
-    for method, when, own in cases:
-        if when == "after" and own == BEFORE.get(method, {}):
-            continue  # nothing of it changed
-        torch.manual_seed(options.seed)
-        model = create_model(method, data[0].num_classes, optimizer="adamw", **weights, **own)
-        top1, features = readout(model, *folds)
-        said = " ".join(f"{name} {given}" for name, given in own.items() if not name.endswith("_weights"))
-        rows.append({"method": method, "when": when, "arguments": said, "features": features, "top1": top1})
-    return rows
-
-
-def main() -> None:
-    """Measure, print, and with --write leave results/readouts.json and .md (readouts_DATA for other data than cub)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="birds", help="name of a data set")
-    parser.add_argument("--root", type=Path)
-    parser.add_argument("--methods", nargs="+", default=["baseline", *(name for name in list_models() if name != "baseline")])
-    parser.add_argument("--backbone", default="mobilenetv2_100")
-    parser.add_argument("--weights", type=Path, help="the backbone's weights, instead of timm's hub")
-    parser.add_argument("--second", help="another network for the second stream of B-CNN and SRBN")
-    parser.add_argument("--second-weights", type=Path)
-    parser.add_argument("--image-size", type=int, default=160)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
+    Args:
+        plan: A plan's name, or a YAML file; its first data set and variant.
+        root: Folders of data sets, NAME=PATH.
+        weights: Files with the backbones' weights, BACKBONE=PATH.
+        only: Rows whose label fits this pattern.
+        write: Write results/NAME.md and .csv.
+    """
     torch.set_num_threads(1)
-    about, rows = machine(), measure(options)
-    base = rows[0]["top1"]
-    shown = [
-        [
-            f"`{row['method']}`",
-            row["when"],
-            f"{row['features']:,}",
-            f"{100 * row['top1']:.1f}",
-            f"{100 * row['top1'] / base:.0f} %",
-            row["arguments"],
-        ]
-        for row in rows
+    where = Where(Path(), named_paths(root), named_paths(weights))
+    cells = cells_of(read_plan(plan), lambda _: 1.0)
+    cells = [
+        cell for cell in cells if (cell.dataset, cell.variant, cell.seed) == (cells[0].dataset, cells[0].variant, cells[0].seed)
     ]
-    text = [
-        "# What can be read from features before training",
-        heading(about, torch.device("cpu"), options.seed),
-        (__doc__ or "").split("\n\n")[1].replace("\n", " "),
-        f"`{options.data}`, `{options.backbone}`, {options.image_size} pixels.",
-        table(["method", "preset", "features", "top-1 % of a ridge classifier, held out", "kept", "arguments"], shown),
+    folds = []
+    for fold in (1, 0):
+        shape = {"image_size": cells[0].size, "resize": round(cells[0].size * 8 / 7), "num_workers": 0}
+        module = FGVCDataModule(
+            cells[0].dataset, where.roots.get(cells[0].dataset), folds=2, fold=fold, seed=cells[0].seed, **shape
+        )
+        module.setup("fit")
+        folds.append([(images, targets) for images, targets, *_ in module.val_dataloader()])
+    rows: list[dict[str, Any]] = []
+    for cell in (cell for cell in cells if fnmatch.fnmatchcase(cell.row.label, only)):
+        torch.manual_seed(cell.seed)
+        arguments = {"backbone": cell.backbone, "pretrained": not weights, **cell.model, **weights_of(cell, where)}
+        top1, features = readout(create_model(cell.row.method, module.num_classes, **arguments), *folds)
+        rows.append({"row": cell.row.label, "method": cell.row.method, "features": features, "top1": top1})
+        rows[-1] |= {"kept": top1 / rows[0]["top1"], "arguments": cell.row.arguments}
+    lines = [
+        [row["row"], row["method"], row["features"], f"{100 * row['top1']:.1f}", f"{100 * row['kept']:.0f} %"] for row in rows
     ]
-    name = "readouts" if options.data == "cub" else f"readouts_{options.data}"
-    deliver("\n\n".join(text) + "\n", {"machine": about, "rows": rows}, name if options.write else None)
+    columns = ["row", "method", "features", "top-1 % of a ridge classifier, held out", "kept"]
+    about_it = (__doc__ or "").split("\n\n")[1]
+    about = f"Plan `{plan}`, `{cells[0].dataset}`, {cells[0].size} pixels."
+    text = f"{about_it}\n\n{about}\n\n{common.table(columns, lines)}"
+    common.deliver("What can be read from features before training", text, rows, write)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(common.command([readouts]))

@@ -1,7 +1,8 @@
-"""Files that are whole at every moment. Importing this module imports no torch."""
+"""Files that are whole at every moment, and their hashes. Importing this module imports no torch."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -33,3 +34,17 @@ def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def file_hash(path: Path, algorithm: str) -> str:
+    """The hash of a file's bytes, read piece by piece.
+
+    Args:
+        path: The file.
+        algorithm: As hashlib calls it, e.g. `sha256`.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

@@ -61,8 +61,3 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     path = checkpoint / "checkpoints" / "last.ckpt" if checkpoint.is_dir() else checkpoint
     state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     return state
-
-
-def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Whether all weights are equal to the last bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

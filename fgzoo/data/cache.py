@@ -7,7 +7,6 @@ the random bytes show that they belong together. `NAME` holds a hash of all sett
 
 from __future__ import annotations
 
-import atexit
 import errno
 import hashlib
 import inspect
@@ -34,21 +33,21 @@ from torch.utils.data import DataLoader, Dataset
 from fgzoo.allocator import keep_in_worker
 from fgzoo.data.records import Record
 from fgzoo.errors import DataError, UsageError
+from fgzoo.files import atomic_write
 
-CacheMode = Literal["none", "ram", "disk"]
+CacheMode = Literal["none", "disk"]
 
 #: Version of the files' layout and of the resize; a higher one makes every older file obsolete.
 FORMAT = 1
-#: The file system that lies in memory.
-MEMORY = Path("/dev/shm")
-#: Share of a file system's free space that a cache may take: loader workers pass their batches through /dev/shm, and a run
-#: on a full disk loses its checkpoints.
+#: Share of a file system's free space that a cache may take: a run on a full disk loses its checkpoints, and where the cache
+#: lies in /dev/shm, loader workers pass their batches through it.
 ROOM = 0.9
 #: Seconds to wait for another process before saying so.
 PATIENCE = 10.0
 
 _TOKEN = 16
 _GB = 1e9
+_WAYS_OUT = "give another --data.cache_folder, choose a smaller data.resize, or use --data.cache none"
 
 
 class Stamp(NamedTuple):
@@ -112,7 +111,6 @@ class ImageCache:
         resize: uint8 (3, H, W) -> uint8 (3, H', W'), nothing random.
         side: The least of H' and W' in pixels.
         limit_gb: Largest size of the file in GB (10^9 bytes).
-        temporary: Remove the file as soon as no process uses it any more.
     """
 
     def __init__(
@@ -124,7 +122,6 @@ class ImageCache:
         resize: Callable[[Tensor], Tensor],
         side: int,
         limit_gb: float,
-        temporary: bool = False,
     ) -> None:
         text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
         key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -133,21 +130,18 @@ class ImageCache:
         self.resize = resize
         self.side = side
         self.limit_gb = limit_gb
-        self.temporary = temporary
         self._manifest: Manifest | None = None
         self._pixels: np.memmap[Any, np.dtype[np.uint8]] | None = None
-        self._held: BinaryIO | None = None
-        self._owner = os.getpid()
 
     def __getstate__(self) -> dict[str, object]:
-        """A worker opens the file for itself, and leaves it to the process that sent it to remove the file."""
-        return {**self.__dict__, "_pixels": None, "_held": None}
+        """A worker opens the file for itself."""
+        return {**self.__dict__, "_pixels": None}
 
     # ------------------------------------------------------------------ reading
 
     @property
     def ready(self) -> bool:
-        """Whether images can be read: [prepare][ImageCache.prepare] has been called, and [close][ImageCache.close] not since."""
+        """Whether images can be read: [prepare][ImageCache.prepare] has been called."""
         return self._manifest is not None
 
     def read(self, record: Record) -> Tensor:
@@ -163,8 +157,7 @@ class ImageCache:
             DataError: The image cannot be read.
             UsageError: The file was removed or replaced since the cache was prepared.
         """
-        if self._manifest is None:
-            raise UsageError(f"data.cache: {self.path} is closed, as its run is over; make the data module anew to read on")
+        assert self._manifest is not None
         entry = self._manifest.entries[record.name]
         if entry.height == 0:
             return self.resize(self.source(record))
@@ -187,7 +180,7 @@ class ImageCache:
         whole = len(pixels) == manifest.length and pixels[-_TOKEN:].tobytes() == bytes.fromhex(manifest.token)
         return pixels if whole else None
 
-    # ------------------------------------------------------------------ preparing and closing
+    # ------------------------------------------------------------------ preparing
 
     def prepare(self, records: Sequence[Record], num_workers: int = 0) -> None:
         """Make sure that the file holds these records as they are now; fill it where it does not.
@@ -209,42 +202,11 @@ class ImageCache:
                 if manifest is None:
                     self._clean_up()
                     manifest = self._fill(records, num_workers)
-                if self.temporary:
-                    self._hold()
             except OSError as error:
                 reason = "no space is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-                raise UsageError(f"data.cache: {self.path} cannot be written ({reason}); {self._ways_out()}") from error
+                raise UsageError(f"data.cache: {self.path} cannot be written ({reason}); {_WAYS_OUT}") from error
             # Opened before workers are forked: they see the same file, whatever lies there later.
             self._manifest, self._pixels = manifest, self._map(manifest)
-
-    def close(self) -> None:
-        """Let go of a temporary file; the last process that uses it removes it. Files on disk stay, and stay open."""
-        if self._held is None or self._owner != os.getpid():
-            return
-        atexit.unregister(self.close)
-        self._manifest = self._pixels = None
-        held, self._held = self._held, None
-        with held:
-            if self._is_current(held):
-                with self._locked():
-                    # Workers that were forked share the lock: to close the file would not release it.
-                    _flock(held, "LOCK_UN")
-                    _remove_unused(self.path)
-
-    def _hold(self) -> None:
-        """Mark the file as used by this process; the system takes the mark away when a process is killed."""
-        if self._held is not None and self._owner == os.getpid() and self._is_current(self._held):
-            return
-        self._held = self.path.open("rb")
-        _flock(self._held, "LOCK_SH")
-        self._owner = os.getpid()
-        atexit.register(self.close)
-
-    def _is_current(self, held: BinaryIO) -> bool:
-        """Whether the file that is held is the one that lies in the folder."""
-        with suppress(OSError):
-            return os.path.samestat(os.fstat(held.fileno()), self.path.stat())
-        return False
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -258,24 +220,21 @@ class ImageCache:
                 Console(stderr=True, soft_wrap=True).print(said, highlight=False, markup=False)
                 lock.acquire()
         except OSError as error:
-            raise UsageError(f"data.cache: {self.path.parent} cannot be written ({error}); {self._ways_out()}") from error
+            raise UsageError(f"data.cache: {self.path.parent} cannot be written ({error}); {_WAYS_OUT}") from error
         try:
             yield
         finally:
             lock.release()
 
     def _clean_up(self) -> None:
-        """Remove what is obsolete: the file about to be replaced, and what killed processes left half written or in memory."""
+        """Remove what is obsolete: the file about to be replaced, and what killed processes left half written."""
         self.path.unlink(missing_ok=True)
-        for path in list(self.path.parent.iterdir()):
+        for path in list(self.path.parent.glob("*.pixels.part")):
             name = path.name.partition(".")[0]
-            if name == self.path.stem or path.suffix not in ((".part", ".pixels") if self.temporary else (".part",)):
+            if name == self.path.stem:
                 continue
             with suppress(Timeout, OSError), FileLock(path.with_name(f"{name}.lock")).acquire(timeout=0):
-                if path.suffix == ".part":
-                    path.unlink(missing_ok=True)
-                else:
-                    _remove_unused(path)
+                path.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ the manifest
 
@@ -348,11 +307,7 @@ class ImageCache:
                 "use --data.cache none"
             )
         if needed > free:
-            raise UsageError(f"data.cache: {about}, and {self.path.parent} has room for {free / _GB:.3g} GB; {self._ways_out()}")
-
-    def _ways_out(self) -> str:
-        elsewhere = "use --data.cache disk" if self.temporary else "give another --data.cache_folder"
-        return f"{elsewhere}, choose a smaller data.resize, or use --data.cache none"
+            raise UsageError(f"data.cache: {about}, and {self.path.parent} has room for {free / _GB:.3g} GB; {_WAYS_OUT}")
 
 
 class _Source(Dataset[tuple[Tensor | None, CachedImage]]):
@@ -400,24 +355,6 @@ def disk_folder(given: str | Path | None = None) -> Path:
     if not base:
         raise UsageError("data.cache_folder: there is no home folder to cache images in; give --data.cache_folder PATH")
     return Path(base).expanduser() / "images"
-
-
-def ram_folder() -> Path:
-    """The folder of caches in memory, this user's own.
-
-    Returns:
-        A folder in /dev/shm.
-
-    Raises:
-        UsageError: There is no /dev/shm, or somebody else has made the folder.
-    """
-    if not MEMORY.is_dir():
-        raise UsageError(f"data.cache: ram needs {MEMORY}, which this system does not have; use --data.cache disk")
-    folder = MEMORY / f"fgzoo-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise UsageError(f"data.cache: {folder} belongs to another user; use --data.cache disk")
-    return folder / "images"
 
 
 def pixel_versions(decoder: str, *modules: ModuleType) -> dict[str, str]:
@@ -480,29 +417,8 @@ def _read_manifest(path: Path) -> Manifest | None:
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
-    part = path.with_suffix(".json.part")
-    try:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(manifest._asdict()), encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _remove_unused(path: Path) -> None:
-    """Remove a cache in memory that no process holds; called by the holder of its lock."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        try:
-            _flock(file, "LOCK_EX", "LOCK_NB")
-        except BlockingIOError:
-            return
-        path.unlink()
-        path.with_suffix(".json").unlink(missing_ok=True)
-
-
-def _flock(file: BinaryIO, *flags: str) -> None:
-    import fcntl  # Unix only, as is /dev/shm
-
-    fcntl.flock(file, sum(getattr(fcntl, flag) for flag in flags))
 
 
 @contextmanager

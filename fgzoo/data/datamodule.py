@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from fgzoo.allocator import keep_in_worker
 from fgzoo.data import bird_drawing, images, synthetic
-from fgzoo.data.cache import CacheMode, ImageCache, disk_folder, pixel_versions, ram_folder
+from fgzoo.data.cache import CacheMode, ImageCache, disk_folder, pixel_versions
 from fgzoo.data.card import DataCard
 from fgzoo.data.dataset import RecordDataset, Sample, collate
 from fgzoo.data.images import DecoderName, active_decoder, decode
@@ -74,11 +74,10 @@ class FGVCDataModule(L.LightningDataModule):
         test_fraction: (folder) Share of the images held out for testing where the data names no test split.
         birds: (birds) Size and difficulty of the synthetic set.
         cache: Keep all images decoded and resized, for all workers, ranks and runs with the same settings; training sees the same
-            pixels as without. `disk`: in cache_folder, until you delete the file; `ram`: in /dev/shm, until the last run that
-            uses it ends; `none`: decode every image every epoch. Filled before the first epoch; a file that has changed since
-            is noticed when a run starts.
+            pixels as without. `disk`: in cache_folder, until you delete the file; `none`: decode every image every epoch. Filled
+            before the first epoch; a file that has changed since is noticed when a run starts.
         cache_folder: (cache disk) Where caches lie, in the subfolder `images`; by default the environment variable FGZOO_CACHE,
-            else ~/.cache/fgzoo.
+            else ~/.cache/fgzoo. On Linux a folder in /dev/shm is one in memory.
         cache_limit_gb: Largest size of one cache in GB (10^9 bytes): 3 x resize^2 bytes an image for resize_mode `squash`, about
             a third more for `shortest`; 9.3 GB for CUB at 512 pixels.
 
@@ -243,11 +242,6 @@ class FGVCDataModule(L.LightningDataModule):
             raise DataError(f"data: {len(splits['train'])} training images; batch-norm needs at least 2")
         self._prepare_cache()
 
-    def teardown(self, stage: str | None = None) -> None:
-        """Remove a cache in memory, unless another process uses it."""
-        if self._image_cache is not None:
-            self._image_cache.close()
-
     def state_dict(self) -> dict[str, Any]:
         """The epoch that comes after a checkpoint."""
         return {"next_epoch": 0 if self.trainer is None else self.trainer.current_epoch + 1}
@@ -316,7 +310,8 @@ class FGVCDataModule(L.LightningDataModule):
             arguments = self.image_size, self.resize, self.resize_mode
             transform = training_transform(self.augmentation, *arguments) if train else evaluation_transform(*arguments)
         else:
-            self._open_cache()
+            if not self._image_cache.ready:
+                self._prepare_cache()
             read = self._image_cache.read
             transform = augmentation_transform(self.augmentation, self.image_size) if train else evaluation_crop(self.image_size)
         on_error = self.on_error if train else "raise"
@@ -344,14 +339,13 @@ class FGVCDataModule(L.LightningDataModule):
             "versions": pixel_versions(decoder, *((synthetic, bird_drawing) if generated else (images,))),
         }
         return ImageCache(
-            ram_folder() if self.cache == "ram" else disk_folder(self.cache_folder),
+            disk_folder(self.cache_folder),
             f"{self.dataset_name}-{self.resize_mode}{self.resize}",
             settings,
             self._read,
             resize_transform(self.resize, self.resize_mode),
             self.resize,
             self.cache_limit_gb,
-            temporary=self.cache == "ram",
         )
 
     def _prepare_cache(self) -> None:
@@ -360,14 +354,8 @@ class FGVCDataModule(L.LightningDataModule):
             listing = self.listing
             self._image_cache.prepare((*listing.train, *listing.val, *listing.test), self.num_workers)
 
-    def _open_cache(self) -> None:
-        """Prepare the image cache where no trainer has done so, or where its run is over."""
-        if self._image_cache is not None and not self._image_cache.ready:
-            self._prepare_cache()
-
     def _dataset(self, split: Split) -> RecordDataset:
         """The split's data set, made once: it remembers which images were skipped."""
-        self._open_cache()
         if split not in self._datasets:
             self._datasets[split] = self.dataset(split)
         return self._datasets[split]

@@ -1,7 +1,6 @@
 """Archives: downloaded whole and verified, or not at all; unpacked whole and inside their folder, or not at all.
 
-[download][] and [locked][] serve checkpoints, too. Hashes are pooch's; the transfer is by hand, because pooch neither resumes a
-half download nor compares lengths.
+[download][] and [locked][] serve checkpoints, too.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
-import pooch
 import requests
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from fgzoo.errors import DataError, UsageError
+from fgzoo.files import file_hash
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +120,7 @@ def fetch(archive: Archive, folder: Path, progress: bool = True) -> Path:
             if not target.exists():
                 _fetch(archive, target, progress)
                 return target
-    found = pooch.file_hash(str(target), alg="md5")
+    found = file_hash(target, "md5")
     if found != archive.md5:
         raise DataError(
             f"{target} is not the official archive: its md5 is {found}, expected {archive.md5}. "
@@ -250,7 +249,7 @@ def has_digest(path: Path, digest: str) -> bool:
 
 def _digest_like(path: Path, digest: str) -> str:
     algorithm = digest.partition(":")[0]
-    return f"{algorithm}:{pooch.file_hash(str(path), alg=algorithm)}"
+    return f"{algorithm}:{file_hash(path, algorithm)}"
 
 
 def accept(part: Path, target: Path, digest: str, source: str) -> None:

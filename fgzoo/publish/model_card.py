@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fgzoo.checkpoints.registry import SUFFIX, Entry
@@ -17,75 +18,24 @@ METRICS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Source:
-    """A paper or data set: how it is cited, and what must be known of it.
-
-    Attributes:
-        key: BibTeX key.
-        fields: BibTeX fields.
-        terms: Under what terms images may be used; empty for papers.
-    """
-
-    key: str
-    fields: dict[str, str]
-    terms: str = ""
-
-    def bibtex(self) -> str:
-        """The BibTeX entry."""
-        body = "".join(f"  {name} = {{{value}}},\n" for name, value in self.fields.items())
-        return f"@misc{{{self.key},\n{body}}}"
-
-
-METHODS = {
-    "rra": Source("shroff2020focus", {
-        "title": "Focus Longer to See Better: Recursively Refined Attention for Fine-Grained Image Classification",
-        "author": "Shroff, Prateek and Chen, Tianlong and Wei, Yunchao and Wang, Zhangyang", "year": "2020",
-        "eprint": "2005.10979"}),
-    "iagn": Source("huang2021iagn", {
-        "title": "Interpretable Attention Guided Network for Fine-grained Visual Classification",
-        "author": "Huang, Zhenhuan and Duan, Xiaoyue and Zhao, Bo and L{\\\"u}, Jinhu and Zhang, Baochang", "year": "2021",
-        "eprint": "2103.04701"}),
-    "pmg": Source("du2020pmg", {
-        "title": "Fine-Grained Visual Classification via Progressive Multi-Granularity Training of Jigsaw Patches",
-        "author": "Du, Ruoyi and others", "year": "2020", "eprint": "2003.03836"}),
-    "coarse2fine": Source("eshratifar2019coarse2fine", {
-        "title": "Coarse2Fine: A Two-stage Training Method for Fine-grained Visual Classification",
-        "author": "Eshratifar, Amir Erfan and Eigen, David and Gormish, Michael and Pedram, Massoud", "year": "2019",
-        "eprint": "1909.02680"}),
-    "wsdan": Source("hu2019wsdan", {
-        "title": "See Better Before Looking Closer: Weakly Supervised Data Augmentation Network for Fine-Grained Visual "
-        "Classification", "author": "Hu, Tao and Qi, Honggang and Huang, Qingming and Lu, Yan", "year": "2019",
-        "eprint": "1901.09891"}),
-    "srbn": Source("wu2017srbn", {
-        "title": "Where to Focus: Deep Attention-based Spatially Recurrent Bilinear Networks for Fine-Grained Visual Recognition",
-        "author": "Wu, Lin and Wang, Yang", "year": "2017", "eprint": "1709.05769"}),
-    "bcnn": Source("lin2015bcnn", {
-        "title": "Bilinear CNN Models for Fine-grained Visual Recognition",
-        "author": "Lin, Tsung-Yu and RoyChowdhury, Aruni and Maji, Subhransu", "year": "2015", "note": "ICCV 2015"}),
+#: The papers of methods and data sets, as BibTeX.
+CITATIONS = Path(__file__).with_name("citations.bib")
+#: Their keys there; what has no paper is not listed.
+PAPERS = {
+    "rra": "shroff2020focus", "rra-parent": "shroff2020focus", "iagn": "huang2021iagn", "pmg": "du2020pmg",
+    "coarse2fine": "eshratifar2019coarse2fine", "wsdan": "hu2019wsdan", "srbn": "wu2017srbn", "bcnn": "lin2015bcnn",
+    "cub": "wah2011cub", "cars": "krause2013cars", "aircraft": "maji2013aircraft",
 }  # fmt: skip
+#: What each data set is, and under what terms its images may be used.
+TERMS = {
+    "birds": "Synthetic birds, drawn by fgzoo from seeds. They are no photographs: these weights name no real bird, and their "
+    "scores say nothing about photographs. They are for trying fgzoo out.",
+    "cub": "CUB-200-2011. Its images belong to their photographers and are for non-commercial research and education.",
+    "cars": "Stanford Cars. Its images are for non-commercial research.",
+    "aircraft": "FGVC-Aircraft. Its images are for non-commercial research.",
+    "folder": "The publisher's own images.",
+}
 THEIR_TERMS = " The training images have terms of their own, see above."
-
-METHODS["rra-parent"] = METHODS["rra"]
-
-DATASETS = {
-    "birds": Source("", {}, "Synthetic birds, drawn by fgzoo from seeds. They are no photographs: these weights name no real "
-                    "bird, and their scores say nothing about photographs. They are for trying fgzoo out."),
-    "cub": Source("wah2011cub", {
-        "title": "The Caltech-UCSD Birds-200-2011 Dataset",
-        "author": "Wah, Catherine and Branson, Steve and Welinder, Peter and Perona, Pietro and Belongie, Serge", "year": "2011",
-        "note": "California Institute of Technology, CNS-TR-2011-001"},
-        "CUB-200-2011. Its images belong to their photographers and are for non-commercial research and education."),
-    "cars": Source("krause2013cars", {
-        "title": "3D Object Representations for Fine-Grained Categorization",
-        "author": "Krause, Jonathan and Stark, Michael and Deng, Jia and Fei-Fei, Li", "year": "2013", "note": "3dRR-13"},
-        "Stanford Cars. Its images are for non-commercial research."),
-    "aircraft": Source("maji2013aircraft", {
-        "title": "Fine-Grained Visual Classification of Aircraft",
-        "author": "Maji, Subhransu and Rahtu, Esa and Kannala, Juho and Blaschko, Matthew and Vedaldi, Andrea", "year": "2013",
-        "eprint": "1306.5151"}, "FGVC-Aircraft. Its images are for non-commercial research."),
-    "folder": Source("", {}, "The publisher's own images."),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,8 +102,7 @@ def _use(entry: Entry) -> str:
 def _data(entry: Entry, card: DataCard, training: Training) -> str:
     counts = ", ".join(f"{number} {split}" for split, number in training.images.items() if number)
     lines = [
-        f"{DATASETS[entry.dataset].terms} {entry.classes} classes; images: {counts}; fingerprint of the lists "
-        f"`{card.fingerprint}`.",
+        f"{TERMS[entry.dataset]} {entry.classes} classes; images: {counts}; fingerprint of the lists `{card.fingerprint}`.",
         *_subset(entry, training.images),
         *training.notes,
         f"Images are resized to {card.resize} pixels ({card.resize_mode}, {card.interpolation}, antialiased), and the middle "
@@ -226,7 +175,9 @@ def _limits(entry: Entry) -> str:
 
 
 def _citation(entry: Entry) -> str:
-    sources = [source for source in (METHODS.get(entry.method), DATASETS[entry.dataset]) if source is not None and source.key]
-    if not sources:
+    papers = [PAPERS[name] for name in (entry.method, entry.dataset) if name in PAPERS]
+    if not papers:
         return ""
-    return "## Citation\n\n```bibtex\n" + "\n\n".join(source.bibtex() for source in sources) + "\n```"
+    texts = CITATIONS.read_text(encoding="utf-8").strip().split("\n\n")
+    entries = {text.partition(",")[0].removeprefix("@misc{"): text for text in texts}
+    return "## Citation\n\n```bibtex\n" + "\n\n".join(entries[paper] for paper in papers) + "\n```"

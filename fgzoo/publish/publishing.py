@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
-import pooch
 import yaml
 
 from fgzoo.checkpoints.download import CHECKOUT, PACKAGE
@@ -22,6 +21,7 @@ from fgzoo.checkpoints.registry import SUFFIX, Entry, add_entry, check_entry, ch
 from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS
 from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.files import file_hash
 from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.publish.model_card import METRICS as LISTED
@@ -186,7 +186,7 @@ def _entry(
         metrics={key: _numbers(value, [one[key] for one in recorded]) for key, value in scored.items()},
         recipe=" ".join(_configs(run)),
         size=part.stat().st_size,
-        sha256=pooch.file_hash(str(part), alg="sha256"),
+        sha256=file_hash(part, "sha256"),
         sources=sources,
         licence=licence,
     )

@@ -20,7 +20,7 @@ from fgzoo.errors import UsageError
 FOLDER = Path(__file__).parent
 
 #: Recipes that are merged over others. `fgzoo.training.arguments` adds the part of the method that is to run.
-PRESETS = ("small",)
+PRESETS = ("small", "small-0.1")
 
 
 @functools.cache

@@ -155,16 +155,17 @@ def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     """The values of `--config`, and everything else."""
-    configs, others = [], []
-    tokens = iter(arguments)
-    for token in tokens:
+    configs, others, rest = [], [], list(arguments)
+    while rest:
+        token = rest.pop(0)
         option, equals, value = token.partition("=")
-        if option not in ("--config", "-c"):
-            others.append(token)
-        elif (said := value if equals else next(tokens, None)) is None:
-            others.append(token)  # the parser complains
+        named = option in ("--config", "-c")
+        if named and equals:
+            configs.append(value)
+        elif named and rest and not rest[0].startswith("-"):
+            configs.append(rest.pop(0))
         else:
-            configs.append(said)
+            others.append(token)
     return configs, others
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import atexit
 import json
 import multiprocessing
 import os
@@ -12,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -37,15 +35,6 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of caches on disk."""
     monkeypatch.setenv("FGZOO_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "images"
-
-
-@pytest.fixture
-def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of caches in what is taken for memory."""
-    folder = tmp_path / "memory"
-    folder.mkdir()
-    monkeypatch.setattr(image_cache, "MEMORY", folder)
-    return folder / f"fgzoo-{os.getuid()}" / "images"
 
 
 @pytest.fixture
@@ -430,7 +419,7 @@ def test_a_disk_that_becomes_full_is_named(root: Path, caches: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cache": "memory"}, r"data\.cache: 'memory' is none of none, ram, disk"),
+        ({"cache": "ram"}, r"data\.cache: 'ram' is none of none, disk"),
         ({"cache_limit_gb": 0}, r"data\.cache_limit_gb: 0; more than 0"),
     ],
 )
@@ -483,140 +472,3 @@ def test_a_folder_that_cannot_be_made_is_named(root: Path, tmp_path: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"cannot be written .*give another --data\.cache_folder"):
         module(root, cache_folder=tmp_path / "file").prepare_data()
-
-
-# ---------------------------------------------------------------------- in memory
-
-
-class Averages(L.LightningModule):
-    """One weight, fitted to the mean brightness."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        return (batch[0].float().mean() - self.weight) ** 2
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-class Look(L.Callback):
-    """Remembers what lies in a folder when training starts."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.found: list[str] = []
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.found = files(self.folder)
-
-
-def fit(data: FGVCDataModule, callback: L.Callback) -> None:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(max_epochs=2, accelerator="cpu", callbacks=[callback], use_distributed_sampler=False, **quiet)  # type: ignore[arg-type]
-    trainer.fit(Averages(), datamodule=data)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_in_memory_goes_when_its_run_ends(root: Path, memory: Path, decoded: list[str], workers: int) -> None:
-    look = Look(memory)
-    fit(module(root, cache="ram", num_workers=workers), look)
-    assert len(look.found) == 1
-    assert files(memory) == files(memory, ".json") == []
-    assert len(decoded) == (0 if workers else IMAGES)
-
-
-def test_a_file_on_disk_stays(root: Path, caches: Path) -> None:
-    look = Look(caches)
-    fit(module(root), look)
-    assert files(caches) == look.found != []
-
-
-def test_a_data_module_can_be_used_after_its_file_in_memory_is_gone(root: Path, memory: Path) -> None:
-    data = module(root, cache="ram")
-    before = stream(data)
-    data.teardown()
-    assert same(stream(data), before)
-
-
-def test_the_last_process_removes_the_file_in_memory(root: Path, memory: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    ready, leave = context.Event(), context.Event()
-
-    def use() -> None:
-        data = module(root, cache="ram")
-        data.prepare_data()
-        ready.set()
-        leave.wait(60)
-        data.teardown()
-
-    process = context.Process(target=use, daemon=True)
-    process.start()
-    assert ready.wait(60)
-    data = module(root, cache="ram")
-    data.prepare_data()
-    data.teardown()
-    assert len(files(memory)) == 1
-    leave.set()
-    process.join()
-    assert files(memory) == []
-
-
-def test_what_a_killed_process_left_in_memory_is_used_again(root: Path, memory: Path, decoded: list[str]) -> None:
-    leave_behind(root, memory)
-    data = module(root, cache="ram")
-    data.prepare_data()
-    assert decoded == []
-    data.teardown()
-    assert files(memory) == []
-
-
-def test_what_a_killed_process_left_in_memory_makes_room_for_others(root: Path, memory: Path) -> None:
-    leave_behind(root, memory)
-    left = files(memory)
-    data = module(root, cache="ram", resize=50)
-    data.prepare_data()
-    assert len(files(memory)) == 1
-    assert files(memory) != left
-    data.teardown()
-
-
-def leave_behind(root: Path, memory: Path) -> None:
-    """A process is killed that has a file in memory."""
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-
-    def use() -> None:
-        data = module(root, cache="ram")
-        data.prepare_data()
-        ready.set()
-        time.sleep(600)
-
-    process = context.Process(target=use, daemon=True)
-    process.start()
-    assert ready.wait(60)
-    process.kill()
-    process.join()
-    assert len(files(memory)) == 1
-
-
-def test_a_process_that_ends_removes_its_file_in_memory(root: Path, memory: Path) -> None:
-    def use() -> None:
-        atexit._clear()  # what was registered before the fork is not this process's
-        module(root, cache="ram").prepare_data()
-        (memory / "seen").write_text(str(files(memory)))
-        atexit._run_exitfuncs()  # as the interpreter does at its end; forked processes of multiprocessing do not
-
-    process = multiprocessing.get_context("fork").Process(target=use, daemon=True)
-    process.start()
-    process.join()
-    assert "pixels" in (memory / "seen").read_text()
-    assert files(memory) == []
-
-
-def test_a_system_without_a_folder_in_memory_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_cache, "MEMORY", tmp_path / "none")
-    with pytest.raises(UsageError, match=r"data\.cache: ram needs .*; use --data\.cache disk"):
-        module(root, cache="ram").prepare_data()

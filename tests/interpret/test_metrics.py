@@ -337,7 +337,7 @@ def test_randomization_tells_maps_of_the_image_from_maps_of_the_network() -> Non
     # The same seed gives the same weights; nothing of it stays behind.
     assert torch.equal(found, metrics.cascading_randomization(of_the_network, groups, seed=3))
     assert not torch.equal(found, metrics.cascading_randomization(of_the_network, groups, seed=4))
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    torch.testing.assert_close(dict(network.state_dict()), before, rtol=0, atol=0)
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -175,4 +175,4 @@ def test_calibration_gives_new_batch_norms_the_statistics_of_the_images_and_leav
     with torch.no_grad():
         local = model.network.local_features(*model.network.streams(images))  # type: ignore[operator, union-attr]
     assert local.mean(dim=(0, 2, 3)).abs().max() < 0.5
-    assert all(torch.equal(value, before[name]) for name, value in model.network.backbone.state_dict().items())  # type: ignore[union-attr]
+    torch.testing.assert_close(dict(model.network.backbone.state_dict()), before, rtol=0, atol=0)  # type: ignore[union-attr]

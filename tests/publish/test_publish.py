@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 import torch
 import yaml
 
-from fgzoo import load
+from fgzoo import list_models, load
 from fgzoo.checkpoints.registry import list_checkpoints, read_registry
+from fgzoo.publish.model_card import CITATIONS, PAPERS
 from fgzoo.publish.publishing import publish
 from tests.builders import make_cub, save
 from tests.command import Result, fgzoo, fit, metrics
@@ -93,6 +95,11 @@ def test_the_card_tells_what_one_must_know_and_nothing_of_the_machine(tested: li
     assert "**A subset** of the official data set: 3 of 200 classes" in card
     for text in (card, Path("zoo/mine.safetensors").read_bytes().decode(errors="replace")):
         assert str(tested[0].parent) not in text
+
+
+def test_every_method_but_the_baseline_has_a_paper_to_cite() -> None:
+    assert set(list_models()) - set(PAPERS) == {"baseline"}
+    assert set(re.findall(r"@misc\{(\w+),", CITATIONS.read_text(encoding="utf-8"))) == set(PAPERS.values())
 
 
 def test_publishing_again_replaces_the_entry_and_keeps_the_rest(tested: list[Path]) -> None:
