@@ -77,7 +77,7 @@ class Plan:
     compare: tuple[str, ...] = ()  # labels of rows beside which the baseline runs, with their backbone, epochs, and passes
     ensemble: tuple[str, ...] = ()  # labels of rows whose probabilities are averaged
     folds: Folds | None = None  # validate on folds of the training split; otherwise the test split is run once
-    readme: int = 0  # place of the plan in README, from 1; 0: README does not show it
+    readme: int = 0  # README shows the measured plan of the lowest number; 0: never this one
     name: str = ""  # the file's, without its ending
 
 

@@ -31,7 +31,7 @@ MEANS = {
     "test_gmac": ("GMAC a test image", 2), "parameters": ("parameters, M", 1), "train_seconds": ("training, s", 0),
 }  # fmt: skip
 #: The columns that README shows.
-SHORT = ("what", "model", "runs", "top-1 %", "to Baseline", "to parent", "NLL", "passes a training image", "precision")
+FRONT = ("what", "runs", "top-1 %", "to Baseline", "to parent", "passes a training image")
 
 Hits = NDArray[np.bool_]
 
@@ -174,8 +174,8 @@ class Block(NamedTuple):
         ]
         return self._replace(groups=kept)
 
-    def equal_epochs(self, short: bool) -> str:
-        """All rows, with their differences to the baseline of as many epochs and to the parent; few columns where it is short."""
+    def equal_epochs(self, wanted: Sequence[str] = ()) -> str:
+        """All rows, with their differences to the baseline of as many epochs and to the parent, and the wanted columns or all."""
         parents = {row.label: row.parent for row in self.plan.rows}
         by_label = {group.label: group for group in self.groups}
         rest = [group for group in self.groups if not self.is_baseline(group)]
@@ -190,7 +190,7 @@ class Block(NamedTuple):
             means = {name: statistics.mean(group.values(name)) for name in MEANS}
             line = {
                 "what": group.label,
-                "model": f"`{first['method']} {'' if short else first['arguments']}".strip() + "`",
+                "model": f"`{first['method']} {first['arguments']}".strip() + "`",
                 "runs": len(group.runs),
                 "epochs": group.epochs,
                 "top-1 %": spread(group.values("top1")),
@@ -206,7 +206,7 @@ class Block(NamedTuple):
             }
             shown.append(line)
         columns = [name for name in shown[0] if any(line[name] not in ("", "-") for line in shown)]
-        columns = [name for name in columns if not short or name in SHORT]
+        columns = [name for name in columns if name in wanted or not wanted]
         return table(columns, [[line[name] for name in columns] for line in shown])
 
     def equal_passes(self) -> str:
@@ -223,13 +223,13 @@ class Block(NamedTuple):
         columns = ("what", "runs", "top-1 %", "epochs", "passes an image in all", "Baseline's epochs", "Baseline's top-1 %")
         return table((*columns, "difference"), shown) if shown else ""
 
-    def views(self, short: bool) -> str:
+    def views(self) -> str:
         """The compared rows beside the baseline that was tested on more views of an image, in the runs of which all are known."""
         compared = [group for group in self.groups if group.label in self.plan.compare]
         shown = []
         for base in filter(self.is_baseline, self.groups):
             runs = [run for run in base.runs if all(predicted_name(run["cell"], tta) in self.arrays for tta in VIEWS)]
-            for tta, said in VIEWS.items() if runs and not (short and base.label != self.plan.baseline) else ():
+            for tta, said in VIEWS.items() if runs else ():
                 viewed = Group(base.label, [self.viewed(run, tta) for run in runs])
                 against = [difference(group, viewed, self.arrays) for group in compared]
                 shown.append([base.label, said, len(runs), spread(viewed.values("top1")), *against])
@@ -301,32 +301,33 @@ EXPLAINED = (
 )
 
 
-def report(plan: Plan, rows: Sequence[Line], arrays: Arrays, short: bool = False) -> str:
-    """All tables of a plan as Markdown; for README those of today's settings, with few columns."""
-    blocks = blocks_of(plan, rows, arrays)
-    if short:
-        blocks = [block for block in (block.of_today() for block in blocks) if block.groups]
-        page = f"[Arguments, earlier settings and all figures](benchmarks/results/accuracy/{plan.name}.md)."
-        text = [" ".join([f"**{plan.title}.**", *plan.notes.split(), page])]
-    else:
-        machines = {f"{row['hardware']}, {row['threads']} thread(s) a run, torch {row['torch']}" for row in rows}
-        text = [f"# {plan.title}", *(said.strip() for said in (plan.notes, plan.details) if said.strip()), EXPLAINED]
-        text.append(f"{'; '.join(sorted(machines))}. Seconds where other work ran on the machine are an upper bound.")
-        text.append(
-            f"`python benchmarks/accuracy.py run {plan.name}` makes the runs, `make table` this page. Every run's command, "
-            f"settings and environment: `{plan.name}.csv`; its epochs: `{plan.name}_epochs.csv`."
-        )
-    for block in blocks:
-        place = block.variant if short and len(plan.datasets) == 1 else f"{block.dataset}, {block.variant}"
-        agreement, averaged = block.together()
-        text += [f"{place[0].upper()}{place[1:]}:" if short else f"## {place}", block.equal_epochs(short)]
+def report(plan: Plan, rows: Sequence[Line], arrays: Arrays) -> str:
+    """All tables of a plan as Markdown."""
+    machines = {f"{row['hardware']}, {row['threads']} thread(s) a run, torch {row['torch']}" for row in rows}
+    text = [f"# {plan.title}", *(said.strip() for said in (plan.notes, plan.details) if said.strip()), EXPLAINED]
+    text.append(f"{'; '.join(sorted(machines))}. Seconds where other work ran on the machine are an upper bound.")
+    text.append(
+        f"`python benchmarks/accuracy.py run {plan.name}` makes the runs, `make table` this page. Every run's command, "
+        f"settings and environment: `{plan.name}.csv`; its epochs: `{plan.name}_epochs.csv`."
+    )
+    for block in blocks_of(plan, rows, arrays):
+        text += [f"## {block.dataset}, {block.variant}", block.equal_epochs()]
         for title, said in (
-            ("At equal passes:" if short else "### Equal passes", block.equal_passes()),
-            (VIEWED if short else f"### More views of a test image\n\n{VIEWED}", block.views(short)),
-            ("" if short else "### Together", averaged if short else "\n\n".join(filter(None, (agreement, averaged)))),
+            ("### Equal passes", block.equal_passes()),
+            (f"### More views of a test image\n\n{VIEWED}", block.views()),
+            ("### Together", "\n\n".join(filter(None, block.together()))),
         ):
-            text += [part for part in (title, said) if part] if said else []
+            text += [title, said] if said else []
     return "\n\n".join(text) + "\n"
+
+
+def front(plan: Plan, rows: Sequence[Line], arrays: Arrays) -> str:
+    """README's table: methods, parents and the baseline, as they are set today, in the plan's first variant."""
+    block = next(block for block in (each.of_today() for each in blocks_of(plan, rows, arrays)) if block.groups)
+    named = {plan.baseline, *plan.compare, *(row.parent for row in plan.rows)}
+    block = block._replace(groups=[group for group in block.groups if group.label in named])
+    page = f"[what this is, more tables, every run](benchmarks/results/accuracy/{plan.name}.md)"
+    return f"{plan.title}, {block.variant}; differences in points, with 95 % intervals: {page}.\n\n{block.equal_epochs(FRONT)}"
 
 
 def files(folder: Path = FOLDER, readme: Path = README) -> dict[Path, str]:
@@ -338,11 +339,11 @@ def files(folder: Path = FOLDER, readme: Path = README) -> dict[Path, str]:
         if found.rows:
             plan = read_plan(name)
             texts[folder / f"{name}.md"] = report(plan, found.rows, found.arrays)
-            parts |= {plan.readme: report(plan, found.rows, found.arrays, short=True)} if plan.readme else {}
+            parts |= {plan.readme: front(plan, found.rows, found.arrays)} if plan.readme else {}
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UsageError(f"{readme.name} needs the markers {BEGIN} and {END}, each once")
-    body = "\n".join([*(parts[place] for place in sorted(parts)), EXPLAINED]) if parts else "No accuracy has been measured yet."
+    body = parts[min(parts)] if parts else "No accuracy has been measured yet."
     before, _, rest = text.partition(BEGIN)
     texts[readme] = f"{before}{BEGIN}\n{body}\n{END}{rest.partition(END)[2]}"
     return texts

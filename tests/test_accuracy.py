@@ -494,16 +494,14 @@ def test_the_table_of_views_pairs_methods_with_each(bench: Any, finished: Path) 
     assert flip[4].startswith(f"{100 * (method - 1):+.1f} [")
 
 
-def test_readme_shows_the_rows_of_today_and_is_spared_the_details(bench: Any) -> None:
-    plan = replace(bench.plan.read_plan("cub50"), details="Tested twice.")
+def test_readme_shows_the_rows_of_today_alone(bench: Any) -> None:
+    plan = bench.plan.read_plan("cub50")
     rows = bench.results.Results("cub50").rows
-    page, part = (bench.tables.report(plan, rows, {}, short=short) for short in (False, True))
-    assert "Tested twice." in page
-    assert "Tested twice." not in part
-    assert "results/accuracy/cub50.md" in part
-    assert "| IAGN |" in part
+    shown = bench.tables.front(plan, rows, {})
+    assert "results/accuracy/cub50.md" in shown
+    assert "| IAGN |" in shown
     changed = [replace(row, arguments="--model.temperature 2") if row.label == "IAGN" else row for row in plan.rows]
-    assert "| IAGN |" not in bench.tables.report(replace(plan, rows=changed), rows, {}, short=True)
+    assert "| IAGN |" not in bench.tables.front(replace(plan, rows=changed), rows, {})
 
 
 def test_committed_tables_are_those_of_the_committed_results(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
