@@ -165,7 +165,7 @@ class NoMaps(Baseline):
     """Looks everywhere."""
 
     def build_network(self) -> nn.Module:
-        return _NoMaps(self.make_backbone(), self.num_classes)
+        return self.build(_NoMaps, backbone=self.make_backbone())
 
 
 class _Pixels(nn.Module):
@@ -198,7 +198,7 @@ class Frozen(Baseline):
     """Lets no gradient through."""
 
     def build_network(self) -> nn.Module:
-        return _Apart(self.make_backbone(), self.num_classes)
+        return self.build(_Apart, backbone=self.make_backbone())
 
 
 class FlatMaps(Baseline):
