@@ -17,7 +17,7 @@ from random import Random
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from fgzoo.data.bird_drawing import DIFFICULTIES, PARTS, TRAITS, Level, Scene, paint, pose
@@ -264,28 +264,6 @@ def class_name(code: Code) -> str:
         A name that no other class has.
     """
     return ", ".join(filter(None, (words[value] for words, value in zip(TRAITS.values(), code, strict=True)))) or "plain"
-
-
-def contact_sheet(birds: SyntheticBirds, columns: int = 6) -> Image.Image:
-    """Training images of every class in a row, under its name.
-
-    Args:
-        birds: The set.
-        columns: Images per class.
-
-    Returns:
-        RGB picture.
-    """
-    size, title = birds.birds.size, 16
-    sheet = Image.new("RGB", (columns * size, len(birds.class_names) * (size + title)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for target, name in enumerate(birds.class_names):
-        top = target * (size + title)
-        draw.text((4, top + 2), f"{target}  {name}", fill="black")
-        for column in range(columns):
-            scene = birds.scene(Record(f"train/{target + column * len(birds.class_names):06d}", target))
-            sheet.paste(Image.fromarray(birds.render(scene, target)), (column * size, top + title))
-    return sheet
 
 
 def _deciding_traits(code: Code, codes: Sequence[Code]) -> tuple[str, ...]:

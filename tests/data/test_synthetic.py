@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fgzoo.data.bird_drawing import PARTS, TRAITS
 from fgzoo.data.records import Record
-from fgzoo.data.synthetic import MAX_CLASSES, Birds, SyntheticBirds, class_codes, class_name, contact_sheet
+from fgzoo.data.synthetic import MAX_CLASSES, Birds, SyntheticBirds, class_codes, class_name
 from fgzoo.errors import UsageError
 
 SMALL = Birds(train_per_class=4, test_per_class=2, size=64)
@@ -271,9 +271,3 @@ def test_export_refuses_a_folder_in_use(tmp_path) -> None:
     (tmp_path / "images.txt").touch()
     with pytest.raises(UsageError, match="holds a data set already"):
         SyntheticBirds(SMALL).export(tmp_path)
-
-
-def test_the_contact_sheet_has_a_row_per_class(birds: SyntheticBirds) -> None:
-    sheet = contact_sheet(birds, columns=2)
-    assert sheet.width == 2 * 64
-    assert sheet.height > 12 * 64
