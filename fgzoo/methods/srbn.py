@@ -344,7 +344,7 @@ class SRBN(FineGrainedClassifier):
         batch_norm: Local features are batch-normalised instead of power-normalised, and hold, besides products of the streams'
             features, these themselves (biases of the low-rank form); hidden states are batch-normalised before they are
             classified. Products alone, through random projections, tell classes apart far worse at the start
-            (`benchmarks/results/readouts.md`), and what a scan tells is small beside what all its states have in common.
+            (`benchmarks/results/readouts_layers.md`), and what a scan tells is small beside what all its states have in common.
         new_share: Share of the run in which the backbones stand still and only the new layers learn (B-CNN's first step);
             0: everything learns from the start, as it must where backbones are not pretrained.
         new_rate: Factor of the new layers' learning rate in that step.
