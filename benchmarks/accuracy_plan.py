@@ -186,7 +186,7 @@ def _make(kind: Any, value: Any, where: str) -> Any:
             raise UsageError(f"{where}: no key '{key}'{nearest(str(key), known)}")
     for key, expected in known.items():
         if key not in given:
-            if expected.default is MISSING:
+            if expected.default is MISSING and expected.default_factory is MISSING:
                 raise UsageError(f"{where}: '{key}' is missing")
             continue
         plain = {"str": str, "int": int, "bool": bool}.get(str(expected.type))

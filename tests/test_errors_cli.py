@@ -37,6 +37,7 @@ def assert_refused(result: Result, *said: str) -> None:
         ("fit --model json.JSONDecoder", "'json.JSONDecoder' is no method"),
         ("fit --config cub/rar", "did you mean 'cub/rra'?"),
         ("fit --config cub", "which method?"),
+        ("fit --config --model rra", "expected one argument"),
         ("fit --config cub --model baseline", "Give --data.root PATH"),
         ("fit --config cub --model baseline --data.root nowhere", "no folder nowhere"),
         ("fit --model.num_classes 5", "--model.num_classes: the data says"),
