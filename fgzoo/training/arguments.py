@@ -16,7 +16,7 @@ from jsonargparse import ActionConfigFile, Namespace
 from fgzoo.checkpoints.loading import arguments_of, data_card, method_class, read_checkpoint
 from fgzoo.checkpoints.run_folder import CONFIG, find_checkpoint, newest_run, run_of
 from fgzoo.errors import UntrainedError, UsageError
-from fgzoo.methods import available, import_path, method_name
+from fgzoo.methods import BUILT_IN, available, import_path, method_name
 from fgzoo.recipes import PRESETS, find_recipe, merge, read_config, read_recipe, recipe_files
 from fgzoo.training.messages import MisconfiguredError
 
@@ -110,13 +110,13 @@ def expand_method_names(arguments: Iterable[str]) -> list[str]:
 def expand_presets(arguments: Sequence[str]) -> list[str]:
     """Put recipes in front, so that what is typed wins over them, and presets in the form that they have for the method.
 
-    So `--model.lr 0.1 --config cub/rra --config small` becomes `--config cub/rra --config small/rra --model.lr 0.1`. A known
+    So `--model.lr 0.1 --config cub/rra --config small` becomes `--config cub/rra --config small/rra --model.lr 0.1`. A built-in
     method's class comes first of all, so that the parser knows the arguments that follow.
     """
     configs, others = _split(arguments)
     method = _method_of(settings_of(expand_method_names(arguments)))
     expanded = [f"{said}/{method}" if said in PRESETS and f"{said}/{method}" in recipe_files() else said for said in configs]
-    known = ["--model", available()[method][0]] if method in available() else []
+    known = ["--model", BUILT_IN[method][0]] if method in BUILT_IN else []
     return [*known, *(word for said in expanded for word in ("--config", said)), *others]
 
 
@@ -189,7 +189,7 @@ def _method_of(settings: dict[str, Any]) -> str | None:
     if not isinstance(model, dict) or not isinstance(said := model.get("class_path"), str):
         return None
     # A built-in class also goes by `RRA` and `fgzoo.methods.RRA`.
-    paths = {path.rpartition(".")[2]: path for path, _ in available().values()}
+    paths = {path.rpartition(".")[2]: path for path, _ in BUILT_IN.values()}
     return method_name(paths.get(said.removeprefix("fgzoo.methods."), said), model.get("init_args") or {})
 
 
