@@ -94,8 +94,8 @@ def stage_taps(levels: Sequence[Level], stages: int) -> list[int]:
 
 #: Shift of a batch-norm that begins by letting nearly all of what it normalises pass the ReLU or ELU behind it.
 OPEN_SHIFT = 2.0
-#: Deviation of the features that a block begins to hand on, about that of a backbone's averaged ones: so a rate means the same to a
-#: classifier behind the block. At 1 it moves an evidence map's logits several times as far.
+#: Deviation of the features that a block begins to hand on, about that of a backbone's averaged ones: so a rate means the same to
+#: a classifier behind the block. At 1 it moves an evidence map's logits several times as far.
 HANDED_ON = 0.2
 
 
