@@ -17,6 +17,7 @@ from PIL import Image
 from fgzoo.cli import main
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.recipes import find_recipe
+from fgzoo.testing import check_method
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
@@ -25,7 +26,7 @@ TEXT = README.read_text(encoding="utf-8")
 PAGES = [README, *sorted((REPOSITORY / "fgzoo").glob("*/README.md")), REPOSITORY / "benchmarks" / "README.md"]
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 USE = next(block for block in BLOCKS if "create_model" in block)
-OWN = next(block for block in BLOCKS if "check_method" in block)
+OWN = next(block for block in BLOCKS if "class Peak" in block)
 SHELL = re.findall(r"```sh\n(.*?)```", "\n".join(page.read_text(encoding="utf-8") for page in PAGES), flags=re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in SHELL for line in block.splitlines()]
 PHOTOS = next(block for block in SHELL if "--data.root photos" in block)
@@ -50,7 +51,7 @@ def peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_method_of_your_own_passes_its_checks(peak: Path) -> None:
-    importlib.import_module("peak")
+    check_method(importlib.import_module("peak").Peak)
 
 
 def test_the_method_of_your_own_goes_through_the_verbs(peak: Path) -> None:

@@ -94,9 +94,9 @@ def stage_taps(levels: Sequence[Level], stages: int) -> list[int]:
 
 #: Shift of a batch-norm that begins by letting nearly all of what it normalises pass the ReLU or ELU behind it.
 OPEN_SHIFT = 2.0
-#: Deviation of the features that a block begins to hand on, about that of a backbone's averaged ones: so a rate means the same to
-#: a classifier behind the block. At 1 it moves an evidence map's logits several times as far.
-HANDED_ON = 0.2
+#: Deviation of the features that a block begins to hand on, of the order of a backbone's averaged ones: so a rate means the same
+#: to a classifier behind the block. At 1 it moves an evidence map's logits several times as far.
+HANDED_ON = 0.1
 
 
 def stage_block(channels: int, feature_size: int, init: LayerInit) -> nn.Sequential:
@@ -191,6 +191,7 @@ class IAGNNetwork(nn.Module):
         feature_size: int | None,
         init: LayerInit,
         last_level: bool,
+        residual: bool,
         guidance: bool,
         distillation: Distillation,
         alignment: bool,
@@ -208,11 +209,13 @@ class IAGNNetwork(nn.Module):
         self.fused = len(self.grids)
         self.names = (*(f"stage{number}" for number in range(1, self.fused + 1)), "fused")
         self.taps = [len(backbone.levels) - 1] * self.fused if last_level else stage_taps(backbone.levels, self.fused)
+        self.residual = residual
         width = feature_size or max(1, backbone.stage_channels // 4)
-        self.blocks = nn.ModuleList(stage_block(backbone.levels[tap].channels, width, init) for tap in self.taps)
+        read = [backbone.levels[tap].channels for tap in self.taps]
+        self.blocks = nn.ModuleList(stage_block(channels, width, init) for channels in read)
         self.heads = nn.ModuleList()
         for number in range(self.fused + 1):
-            channels = [2 * width] * len(self.stages_of(number))
+            channels = [2 * width + (read[stage] if residual else 0) for stage in self.stages_of(number)]
             evident = head == "evidence"
             self.heads.append(EvidenceHead(channels, num_classes) if evident else PMGHead(channels, num_classes, width, init))
         self.guidance = guidance
@@ -318,13 +321,13 @@ class IAGNNetwork(nn.Module):
         deeper = student + 1 if self.alignment and student < self.fused else None
         wanted = {stage for head in (student, teacher, deeper) if head is not None for stage in self.stages_of(head)}
         levels = self.backbone(images, depth=self.taps[max(wanted)] + 1)
-        maps = {stage: self.blocks[stage](levels[self.taps[stage]]) for stage in self.stages_of(student)}
+        maps = {stage: self._map(stage, levels) for stage in self.stages_of(student)}
         logits = self.heads[student](list(maps.values()))
 
         extra: dict[str, Tensor] = {}
         number = student + 1
         with torch.no_grad():
-            known = {i: maps[i] if i in maps else self.blocks[i](levels[self.taps[i]]) for i in sorted(wanted)}
+            known = {i: maps[i] if i in maps else self._map(i, levels) for i in sorted(wanted)}
             if teacher is not None:
                 extra[f"teacher{number}"] = self.heads[teacher]([known[i] for i in self.stages_of(teacher)])
             if deeper is not None:
@@ -355,7 +358,13 @@ class IAGNNetwork(nn.Module):
 
     def _maps(self, images: Tensor) -> dict[int, Tensor]:
         levels = self.backbone(images)
-        return {stage: block(levels[tap]) for stage, (tap, block) in enumerate(zip(self.taps, self.blocks, strict=True))}
+        return {stage: self._map(stage, levels) for stage in range(self.fused)}
+
+    def _map(self, stage: int, levels: Sequence[Tensor]) -> Tensor:
+        """What a stage's classifier reads: (B, 2 * feature_size, h, w), with `residual` the level's own channels behind them."""
+        level = levels[self.taps[stage]]
+        features: Tensor = self.blocks[stage](level)
+        return torch.cat([features, level], dim=1) if self.residual else features
 
     def _heads(self, maps: dict[int, Tensor]) -> dict[str, Tensor]:
         numbered = enumerate(self.names)
@@ -406,7 +415,7 @@ class IAGN(FineGrainedClassifier):
         pretrained: Start from timm's pretrained weights.
         backbone_weights: A local `.safetensors` or `.pth` file with the backbone's weights, used instead of timm's.
         head: `evidence`: logits are means of evidence maps. `pmg`: PMG's max pool and two-layer classifier, which has no
-            evidence maps, so guidance, alignment and the test crop must be off.
+            evidence maps, so guidance, alignment, the test crop and `residual` must be off.
         guidance: Train the stages on the region where the fused classifier finds its evidence of the true class. Off: on the
             whole image.
         distillation: `deep_to_shallow`: a stage learns from the next deeper classifier, the last one from the fused classifier.
@@ -424,6 +433,8 @@ class IAGN(FineGrainedClassifier):
             handing on a projection of what the backbone tells. Our decision.
         last_level: All stages read the backbone's last level and differ in their grids alone. Our decision for small backbones,
             whose shallower levels hardly tell classes apart.
+        residual: An evidence map also reads the level itself, beside what the stage's block makes of it, so that nothing is lost
+            to the block's width. Our decision.
         fused_weight: Weight of the fused classifier's cross-entropy (2 in PMG's code). With SGD it multiplies the gradient of the
             fused step. AdamW divides a gradient by its own size: the fused classifier's own layers learn alike whatever the
             weight is (but for AdamW's eps and a distillation beside it), and it acts through backbone and blocks alone, as the
@@ -464,6 +475,7 @@ class IAGN(FineGrainedClassifier):
         feature_size: int | None = None,
         init: LayerInit = "default",
         last_level: bool = False,
+        residual: bool = False,
         fused_weight: float = 2.0,
         guide_theta: tuple[float, float] = (0.4, 0.6),
         guide_padding: float = 0.1,
@@ -482,6 +494,7 @@ class IAGN(FineGrainedClassifier):
             if value not in get_args(known):
                 raise UsageError(f"model.{name}: '{value}' is none of {', '.join(get_args(known))}")
         needs_evidence = {"guidance": guidance, "alignment_weight": alignment_weight > 0, "test_crop": test_crop}
+        needs_evidence["residual"] = residual
         for name, wanted in needs_evidence.items():
             if head == "pmg" and wanted:
                 off = "0" if name == "alignment_weight" else "false"

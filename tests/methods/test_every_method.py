@@ -24,7 +24,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "iagn in one step": ("iagn", {"one_step": True}),
     "iagn the other way round": ("iagn", {"distillation": "shallow_to_deep", "guidance": False}),
     "iagn with two views": ("iagn", {"test_crop": True, "test_heads": "combined"}),
-    "iagn with two stages": ("iagn", {"stages": 2, "grids": (4, 2), "init": "orthogonal", "last_level": True}),
+    "iagn with two stages": ("iagn", {"stages": 2, "grids": (4, 2), "init": "orthogonal", "last_level": True, "residual": True}),
     "pmg by whole images": ("pmg", {"whole_statistics": True, "init": "orthogonal"}),
     "coarse2fine with a mask alone": ("coarse2fine", {"fine": "mask", "keep_views": False}),
     "coarse2fine detached": ("coarse2fine", {"detach_attention": True}),

@@ -655,6 +655,7 @@ def test_evaluation_has_no_extra() -> None:
         {"stages": 2, "grids": (8, 4)},
         {"grids": (8, 4, 1)},
         {"feature_size": 8},
+        {"residual": True},
         {"fused_weight": 1.0},
         {"guide_theta": (0.8, 0.9)},
         {"guide_padding": 0.0},
@@ -671,6 +672,18 @@ def test_every_training_argument_changes_the_loss(arguments: dict[str, Any]) -> 
                 parameter *= 10  # as far apart as after some training; near zero, no temperature makes a difference
         losses.append(sum(float(total(model, o, targets).detach()) for o in model.training_outputs(images, targets, keys)))
     assert losses[0] != pytest.approx(losses[1], rel=1e-7)
+
+
+def test_the_level_itself_is_evidence_beside_its_block() -> None:
+    model, images = evaluation_mode(make(residual=True, grids=(4, 2), stages=2, last_level=True)), example_batch()[0]
+    built = network(model)
+    with torch.no_grad():
+        for head in built.heads:
+            head.conv.weight[:, :32] = 0  # type: ignore[operator, index, union-attr]
+            head.conv.weight[:, 32 + built.backbone.levels[-1].channels :] = 0  # type: ignore[operator, index, union-attr]
+        pooled = built.backbone(images)[-1].mean(dim=(2, 3))
+        beside = built.heads[-1].conv.weight[:, 32:, 0, 0][:, : pooled.shape[1]]  # type: ignore[operator, index, union-attr]
+        torch.testing.assert_close(model(images).logits, pooled @ beside.T + built.heads[-1].bias)
 
 
 @pytest.mark.parametrize(
@@ -694,6 +707,7 @@ def test_every_testing_argument_changes_the_logits(usually: dict[str, Any], argu
         ({"head": "pmg"}, r"model\.guidance: a 'pmg' head has no evidence maps; set guidance to false, or head to 'evidence'"),
         ({"head": "pmg", "guidance": False}, r"model\.alignment_weight: .* set alignment_weight to 0"),
         ({**PMG, "test_crop": True}, r"model\.test_crop: .* set test_crop to false"),
+        ({**PMG, "residual": True}, r"model\.residual: .* set residual to false"),
         ({"stages": 0, "grids": ()}, r"model\.stages: 0"),
         ({"stages": 9, "grids": (1,) * 9}, r"model\.stages: 9"),
         ({"grids": (8, 4)}, r"model\.grids: \[8, 4\]; give one grid of at least 1 for each of the 3 stages"),
