@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.server import Server, serving
+
 #: Where real data lies; taken before tests are kept from it.
 REAL_DATA = Path(os.environ["FGZOO_DATA"]).resolve() if os.environ.get("FGZOO_DATA") else None
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "", None)
@@ -79,6 +81,17 @@ def _own_place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeyp
         # Set first: what a test's code puts there is then taken away again.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on this machine, which is asked directly and not waited for long."""
+    monkeypatch.setattr("fgzoo.data.download.ATTEMPTS", 3)
+    monkeypatch.setattr("fgzoo.data.download.TIMEOUT", 0.5)
+    monkeypatch.setattr("fgzoo.data.download.PAUSE", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

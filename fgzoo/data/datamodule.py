@@ -351,8 +351,7 @@ class FGVCDataModule(L.LightningDataModule):
     def _prepare_cache(self) -> None:
         """Fill the image cache, or see that it still holds what the files hold."""
         if self._image_cache is not None:
-            listing = self.listing
-            self._image_cache.prepare((*listing.train, *listing.val, *listing.test), self.num_workers)
+            self._image_cache.prepare(self.listing.records, self.num_workers)
 
     def _dataset(self, split: Split) -> RecordDataset:
         """The split's data set, made once: it remembers which images were skipped."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +63,12 @@ class Listing:
     val: tuple[Record, ...] = ()
     read: Callable[[Record], Tensor] | None = None
     identity: str = ""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """All records in the order training, validation, test."""
+        return (*self.train, *self.val, *self.test)
 
     def fingerprint(self) -> str:
         """Hash of names, classes, splits and identity: two runs on the same lists have the same one.
@@ -72,10 +77,9 @@ class Listing:
             Sixteen hexadecimal digits of a SHA-256.
         """
         digest = hashlib.sha256(self.identity.encode())
-        parts: list[tuple[str, Sequence[Record]]] = [("train", self.train), ("val", self.val), ("test", self.test)]
         for class_name in self.class_names:
             digest.update(f"class {class_name}\n".encode())
-        for split, records in parts:
+        for split, records in (("train", self.train), ("val", self.val), ("test", self.test)):
             for record in records:
                 digest.update(f"{split} {record.target} {record.name}\n".encode())
         return digest.hexdigest()[:16]
