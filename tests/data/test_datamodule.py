@@ -14,7 +14,7 @@ from torch import Tensor
 from fgzoo import FGVCDataModule
 from fgzoo.data.dataset import collate, sample_seed
 from fgzoo.errors import CheckpointError, DataError, UsageError
-from tests.builders import make_aircraft, make_cars, make_cub, make_folder
+from tests.builders import make_aircraft, make_cars, make_cub, make_folder, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -176,13 +176,26 @@ def test_no_test_images_is_named(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- every data set
 
 
-@pytest.mark.parametrize(
-    ("name", "make"), [("cub", make_cub), ("cars", make_cars), ("aircraft", make_aircraft), ("folder", make_folder)]
-)
+MAKERS = {"cub": make_cub, "cars": make_cars, "aircraft": make_aircraft, "folder": make_folder}
+
+
+@pytest.mark.parametrize(("name", "make"), MAKERS.items())
 def test_every_data_set_gives_batches(tmp_path: Path, name: str, make: Any) -> None:
     data = module(make(tmp_path), name)
     assert data.num_classes == len(data.class_names) == 3
     assert next(iter(data.train_dataloader()))[0].shape == (4, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["cub", "cars", "aircraft", "folder"])
+def test_every_data_set_misses_listed_images(tmp_path: Path, name: str) -> None:
+    root, csv = MAKERS[name](tmp_path), None
+    if name == "folder":  # class folders list nothing
+        photos = [path.relative_to(root) for path in root.rglob("*.jpg")]
+        csv = write_lines(root / "list.csv", ["path,label,split", *(f"{p},{p.parts[1]},{p.parts[0]}" for p in photos)])
+    for path in sorted(root.rglob("*.jpg"))[:6]:
+        path.unlink()
+    with pytest.raises(DataError, match=r"6 of (12|24) listed images are missing: .*, \.\.\."):
+        module(root, name, csv=csv).setup()
 
 
 @pytest.mark.parametrize(("level", "classes"), [("variant", 4), ("family", 3), ("manufacturer", 3)])
