@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fgzoo.data.folder import LITTER, SUFFIXES, find_images, natural_order
+from fgzoo.data.folder import IMAGE_SUFFIXES, LITTER, find_images, natural_order
 from fgzoo.errors import UsageError
 from fgzoo.files import atomic_write
 from fgzoo.prediction.inference import Answers, Prediction
@@ -59,7 +59,7 @@ def image_paths(arguments: Sequence[str], stdin: TextIO, verb: str = "predict") 
         found += matches or [path]
     if empty == len(named):  # true of an empty list, too
         listed = ", ".join(f"'{argument}'" for argument in arguments[:3]) + (" ..." if len(arguments) > 3 else "")
-        raise UsageError(f"{verb}: no images in {listed}; files that end in {' '.join(SUFFIXES)} are looked for")
+        raise UsageError(f"{verb}: no images in {listed}; files that end in {' '.join(IMAGE_SUFFIXES)} are looked for")
     return found
 
 
@@ -85,7 +85,7 @@ def _matches(pattern: str) -> list[Path]:
             continue
         if match.is_dir():
             found += find_images(match)
-        elif match.suffix.lower() in SUFFIXES:
+        elif match.suffix.lower() in IMAGE_SUFFIXES:
             found.append(match)
     # `**` matches folders as well as the images in them.
     return list(dict.fromkeys(found))
