@@ -6,11 +6,10 @@ Maji, Rahtu, Kannala, Blaschko, Vedaldi: Fine-Grained Visual Classification of A
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from fgzoo.data.download import Archive, prepare
 from fgzoo.data.lists import box_from_one, by_name, checked, read_boxes, read_lines, read_table
-from fgzoo.data.records import Listing, Record
+from fgzoo.data.records import AircraftLevel, Listing, Record
 from fgzoo.errors import DataError, UsageError
 
 ARCHIVE = Archive(
@@ -19,12 +18,10 @@ ARCHIVE = Archive(
     filename="fgvc-aircraft-2013b.tar.gz",
 )
 
-Level = Literal["variant", "family", "manufacturer"]
-
 _CLASS_FILES = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 
 
-def read_aircraft(root: Path, level: Level = "variant") -> Listing:
+def read_aircraft(root: Path, level: AircraftLevel = "variant") -> Listing:
     """Read the lists and check that every image is there.
 
     Training is on the official `trainval` lists, as in all published figures, so `val` stays empty.
@@ -43,7 +40,7 @@ def read_aircraft(root: Path, level: Level = "variant") -> Listing:
     return checked(list_aircraft(root, level), root)
 
 
-def list_aircraft(root: Path, level: Level = "variant") -> Listing:
+def list_aircraft(root: Path, level: AircraftLevel = "variant") -> Listing:
     """What [read_aircraft][] reads, without a look for the images."""
     if level not in _CLASS_FILES:
         raise UsageError(f"Unknown level {level!r}; choose variant, family or manufacturer.")

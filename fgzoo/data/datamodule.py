@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from fgzoo.allocator import keep_in_worker
 from fgzoo.data import bird_drawing, images, synthetic
@@ -18,27 +19,26 @@ from fgzoo.data.cache import CacheMode, ImageCache, disk_folder, pixel_versions
 from fgzoo.data.card import DataCard
 from fgzoo.data.dataset import RecordDataset, Sample, collate
 from fgzoo.data.images import DecoderName, active_decoder, decode
-from fgzoo.data.records import Listing, Record
+from fgzoo.data.records import AircraftLevel, Listing, Record
 from fgzoo.data.samplers import EpochSampler
-from fgzoo.data.split import folds as split_folds
-from fgzoo.data.split import stratified_holdout
+from fgzoo.data.split import k_folds, stratified_holdout
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.data.transforms import (
     Augmentation,
     ResizeMode,
     augmentation_transform,
     default_resize,
-    evaluation_crop,
-    evaluation_transform,
     flip_batch,
     mix_batch,
     resize_transform,
-    training_transform,
 )
 from fgzoo.errors import DataError, UsageError
 
 DatasetName = Literal["birds", "cub", "cars", "aircraft", "folder"]
 Split = Literal["train", "val", "test"]
+
+#: Height in pixels of the copyright strip that every FGVC-Aircraft image carries.
+AIRCRAFT_BANNER = 20
 
 
 class FGVCDataModule(L.LightningDataModule):
@@ -104,7 +104,7 @@ class FGVCDataModule(L.LightningDataModule):
         decoder: DecoderName = "auto",
         on_error: Literal["raise", "skip"] = "raise",
         download: bool = False,
-        level: Literal["variant", "family", "manufacturer"] = "variant",
+        level: AircraftLevel = "variant",
         banner: bool = True,
         csv: str | Path | None = None,
         test_fraction: float = 0.0,
@@ -150,7 +150,7 @@ class FGVCDataModule(L.LightningDataModule):
         self.decoder: DecoderName = decoder
         self.on_error: Literal["raise", "skip"] = on_error
         self.download = download
-        self.level: Literal["variant", "family", "manufacturer"] = level
+        self.level: AircraftLevel = level
         self.banner = banner
         self.csv = csv
         self.test_fraction = test_fraction
@@ -177,7 +177,24 @@ class FGVCDataModule(L.LightningDataModule):
         self._fetch()
         if not self.root.is_dir():
             raise DataError(f"data.root: no folder {self.root}")
-        return read_listing(self.dataset_name, self.root, self.level, self.csv, self.test_fraction, self.seed)
+        return self._read_lists(self.root)
+
+    def _read_lists(self, root: Path) -> Listing:
+        if self.dataset_name == "cub":
+            from fgzoo.data.cub import read_cub
+
+            return read_cub(root)
+        if self.dataset_name == "cars":
+            from fgzoo.data.cars import read_cars
+
+            return read_cars(root)
+        if self.dataset_name == "aircraft":
+            from fgzoo.data.aircraft import read_aircraft
+
+            return read_aircraft(root, self.level)
+        from fgzoo.data.folder import read_folder
+
+        return read_folder(root, None if self.csv is None else Path(self.csv), self.test_fraction, self.seed)
 
     @property
     def class_names(self) -> list[str]:
@@ -195,7 +212,7 @@ class FGVCDataModule(L.LightningDataModule):
         listing = self.listing
         train, val = listing.train, listing.val
         if self.folds:
-            train, val = split_folds(train, self.folds, self.seed)[self.fold]
+            train, val = k_folds(train, self.folds, self.seed)[self.fold]
         elif self.val_fraction:
             if val:
                 raise UsageError("data.val_fraction: this data has a validation split of its own; leave val_fraction at 0")
@@ -204,8 +221,7 @@ class FGVCDataModule(L.LightningDataModule):
 
     def names(self, split: str) -> list[str]:
         """Names of a split's images, in the order of their index."""
-        splits: dict[str, tuple[Record, ...]] = dict(self.splits)  # type: ignore[arg-type]
-        return [record.name for record in splits[split]]
+        return [record.name for record in self.splits[split]]  # type: ignore[index]
 
     @property
     def card(self) -> DataCard:
@@ -296,26 +312,16 @@ class FGVCDataModule(L.LightningDataModule):
     # ------------------------------------------------------------------ loaders
 
     def dataset(self, split: Split) -> RecordDataset:
-        """A split as a torch data set of (uint8 image, class, index).
-
-        Args:
-            split: `train` (augmented), `val` or `test`.
-
-        Returns:
-            The data set.
-        """
+        """A split as a torch data set of (uint8 image, class, index); training images are augmented."""
         train = split == "train"
+        crop = augmentation_transform(self.augmentation if train else "paper", self.image_size)
         if self._image_cache is None:
-            read = self._read
-            arguments = self.image_size, self.resize, self.resize_mode
-            transform = training_transform(self.augmentation, *arguments) if train else evaluation_transform(*arguments)
+            read, transform = self._read, v2.Compose([resize_transform(self.resize, self.resize_mode), crop])
         else:
             if not self._image_cache.ready:
                 self._prepare_cache()
-            read = self._image_cache.read
-            transform = augmentation_transform(self.augmentation, self.image_size) if train else evaluation_crop(self.image_size)
-        on_error = self.on_error if train else "raise"
-        return RecordDataset(self.splits[split], read, transform, self.seed, on_error, split)
+            read, transform = self._image_cache.read, crop
+        return RecordDataset(self.splits[split], read, transform, self.seed, self.on_error if train else "raise", split)
 
     @property
     def _read(self) -> Callable[[Record], Tensor]:
@@ -367,11 +373,7 @@ class FGVCDataModule(L.LightningDataModule):
         return [dataset.records[i].name for i in dataset.skipped.nonzero().flatten().tolist()]
 
     def read_by(self, process: int) -> Path | str | None:
-        """The image that a loader's worker is reading, or was reading when it died; `None` where it was reading none.
-
-        Args:
-            process: The worker's process number.
-        """
+        """The image that a loader's worker, by its process number, is or was reading when it died; `None` where there is none."""
         for dataset in self._datasets.values():
             for worker, index in dataset.reading.tolist():
                 if worker == process and index >= 0:
@@ -407,54 +409,8 @@ class FGVCDataModule(L.LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
-#: Height in pixels of the copyright strip that every FGVC-Aircraft image carries.
-AIRCRAFT_BANNER = 20
-
-
-def read_listing(
-    name: DatasetName,
-    root: Path,
-    level: Literal["variant", "family", "manufacturer"] = "variant",
-    csv: str | Path | None = None,
-    test_fraction: float = 0.0,
-    seed: int = 0,
-) -> Listing:
-    """Read a data set's lists.
-
-    Args:
-        name: `cub`, `cars`, `aircraft` or `folder`.
-        root: Its folder.
-        level: (aircraft) What a class is.
-        csv: (folder) A table instead of class folders.
-        test_fraction: (folder) Share to hold out for testing.
-        seed: Seed of that share.
-
-    Returns:
-        The listing.
-    """
-    if name == "cub":
-        from fgzoo.data.cub import read_cub
-
-        return read_cub(root)
-    if name == "cars":
-        from fgzoo.data.cars import read_cars
-
-        return read_cars(root)
-    if name == "aircraft":
-        from fgzoo.data.aircraft import read_aircraft
-
-        return read_aircraft(root, level)
-    from fgzoo.data.folder import read_folder
-
-    return read_folder(root, None if csv is None else Path(csv), test_fraction, seed)
-
-
 def fetch_dataset(name: DatasetName, root: Path) -> None:
-    """Fetch and unpack a data set, unless it is there.
-
-    Args:
-        name: The data set.
-        root: The folder to put it into.
+    """Fetch and unpack a data set into a folder, unless it is there.
 
     Raises:
         UsageError: It cannot be fetched; the message says what to do by hand.

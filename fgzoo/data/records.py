@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
+
+#: What a class of FGVC-Aircraft is.
+AircraftLevel = Literal["variant", "family", "manufacturer"]
 
 #: x0, y0, x1, y1 in pixels of the upright image.
 Box = tuple[float, float, float, float]

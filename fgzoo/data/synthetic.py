@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fgzoo.data.bird_drawing import DIFFICULTIES, PARTS, TRAITS, Level, Scene, paint, pose
+from fgzoo.data.bird_drawing import DIFFICULTIES, PARTS, TRAITS, DifficultyName, Scene, paint, pose
 from fgzoo.data.records import Listing, Part, Record
 from fgzoo.errors import UsageError
 
@@ -51,7 +51,7 @@ class Birds:
     train_per_class: int = 100
     test_per_class: int = 50
     size: int = 128
-    difficulty: Level = "medium"
+    difficulty: DifficultyName = "medium"
     seed: int = 0
 
     def __post_init__(self) -> None:
