@@ -268,23 +268,21 @@ class FGVCDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample | None]:
         """Shuffled; an incomplete last batch is dropped (the samples differ every epoch), unless it is the only one."""
-        dataset = self._dataset("train")
-        rank, world_size = self._rank()
-        if world_size > 1 and self.on_error == "skip":
+        if self._rank()[1] > 1 and self.on_error == "skip":
             raise UsageError(
                 "data.on_error: with several processes, skipped images would make their batches unequal; train one epoch on one "
                 "device, take out what skipped.json names, and go on with data.on_error: raise"
             )
-        sampler = EpochSampler(len(dataset), True, self.seed, rank, world_size)
+        epoch = 0
         if self.trainer is not None:
             # The loader of a resumed run is made, and its workers begin to read, before the trainer knows its epoch.
-            sampler.set_epoch(max(self.trainer.current_epoch, self._resumed_epoch))
+            epoch = max(self.trainer.current_epoch, self._resumed_epoch)
             self._resumed_epoch = 0
-        return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
+        return self._loader("train", self.batch_size, epoch)
 
     def val_dataloader(self) -> DataLoader[Sample | None] | list[DataLoader[Sample | None]]:
         """In order, every image once; no loader where nothing is held out."""
-        return self._evaluation_loader("val") if self.splits["val"] else []
+        return self._loader("val", self.eval_batch_size) if self.splits["val"] else []
 
     def test_dataloader(self) -> DataLoader[Sample | None]:
         """In order, every image once."""
@@ -292,7 +290,7 @@ class FGVCDataModule(L.LightningDataModule):
             raise DataError(
                 f"data: '{self.dataset_name}' at {self.root} has no test images; add a test folder, or use --data.test_fraction"
             )
-        return self._evaluation_loader("test")
+        return self._loader("test", self.eval_batch_size)
 
     def augment_batch(self, images: Tensor, targets: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """What is left of the augmentation to the device: mirror half of a training batch, and mix it where it is `strong`.
@@ -359,12 +357,6 @@ class FGVCDataModule(L.LightningDataModule):
         if self._image_cache is not None:
             self._image_cache.prepare(self.listing.records, self.num_workers)
 
-    def _dataset(self, split: Split) -> RecordDataset:
-        """The split's data set, made once: it remembers which images were skipped."""
-        if split not in self._datasets:
-            self._datasets[split] = self.dataset(split)
-        return self._datasets[split]
-
     def skipped(self) -> list[str]:
         """Names of the training images that could not be read and were left out."""
         dataset = self._datasets.get("train")
@@ -384,20 +376,17 @@ class FGVCDataModule(L.LightningDataModule):
         """Height in pixels of the strip to cut off at the bottom of every image."""
         return AIRCRAFT_BANNER if self.dataset_name == "aircraft" and self.banner else 0
 
-    def _evaluation_loader(self, split: Split) -> DataLoader[Sample | None]:
-        dataset = self._dataset(split)
-        rank, world_size = self._rank()
-        sampler = EpochSampler(len(dataset), False, self.seed, rank, world_size)
-        return self._loader(dataset, sampler, self.eval_batch_size, drop_last=False)
-
-    def _loader(
-        self, dataset: RecordDataset, sampler: EpochSampler, batch_size: int, drop_last: bool
-    ) -> DataLoader[Sample | None]:
+    def _loader(self, split: Split, batch_size: int, epoch: int = 0) -> DataLoader[Sample | None]:
+        if split not in self._datasets:  # made once: it remembers which images were skipped
+            self._datasets[split] = self.dataset(split)
+        dataset = self._datasets[split]
+        sampler = EpochSampler(len(dataset), split == "train", self.seed, *self._rank())
+        sampler.set_epoch(epoch)
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
-            drop_last=drop_last,
+            drop_last=split == "train" and len(sampler) >= batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
@@ -406,6 +395,7 @@ class FGVCDataModule(L.LightningDataModule):
         )
 
     def _rank(self) -> tuple[int, int]:
+        """This process, and how many there are."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
