@@ -8,6 +8,7 @@ the image's number without a look at its class.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
@@ -75,8 +76,6 @@ class SyntheticBirds:
     Args:
         birds: What the set is like.
     """
-
-    class_names: tuple[str, ...]
 
     def __init__(self, birds: Birds | None = None) -> None:
         self.birds = birds or Birds()
@@ -172,31 +171,29 @@ class SyntheticBirds:
             raise UsageError(f"{root} holds a data set already (images.txt); remove it or choose another folder.")
         listing = self.listing()
         folders = [f"{i:03d}.{_file_name(name)}" for i, name in enumerate(self.class_names, start=1)]
-        for folder in folders:
-            (root / "images" / folder).mkdir(parents=True, exist_ok=True)
-        images, labels, splits, boxes, locations = [], [], [], [], []
+        for folder in (*(f"images/{folder}" for folder in folders), "parts"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        lists: dict[str, list[str]] = defaultdict(list)
+        lists["classes.txt"] = [f"{i} {folder}" for i, folder in enumerate(folders, start=1)]
+        lists["parts/parts.txt"] = [f"{i} {name}" for i, name in enumerate(PARTS, start=1)]
         # CUB numbers its images class by class.
-        records = sorted(listing.train + listing.test, key=lambda record: record.target)
-        for key, record in enumerate(records, start=1):
+        for key, record in enumerate(sorted(listing.records, key=lambda record: record.target), start=1):
             path = f"{folders[record.target]}/{record.name.replace('/', '_')}.png"
             Image.fromarray(self.render(self.scene(record), record.target)).save(root / "images" / path)
-            images.append(f"{key} {path}")
-            labels.append(f"{key} {record.target + 1}")
-            splits.append(f"{key} {int(record.name.startswith('train/'))}")
-            if record.box is not None:
-                x0, y0, x1, y1 = record.box
-                boxes.append(f"{key} {x0} {y0} {x1 - x0:.2f} {y1 - y0:.2f}")
+            lists["image_class_labels.txt"].append(f"{key} {record.target + 1}")
+            lists["train_test_split.txt"].append(f"{key} {int(record.name.startswith('train/'))}")
+            assert record.box is not None
+            x0, y0, x1, y1 = record.box
+            lists["bounding_boxes.txt"].append(f"{key} {x0} {y0} {x1 - x0:.2f} {y1 - y0:.2f}")
             visible = {part.name: part for part in record.parts}
             for number, name in enumerate(PARTS, start=1):
                 part = visible.get(name)
-                locations.append(f"{key} {number} {part.x} {part.y} 1" if part else f"{key} {number} 0.0 0.0 0")
-        _write(root / "image_class_labels.txt", labels)
-        _write(root / "train_test_split.txt", splits)
-        _write(root / "classes.txt", [f"{i} {folder}" for i, folder in enumerate(folders, start=1)])
-        _write(root / "bounding_boxes.txt", boxes)
-        _write(root / "parts" / "parts.txt", [f"{i} {name}" for i, name in enumerate(PARTS, start=1)])
-        _write(root / "parts" / "part_locs.txt", locations)
-        _write(root / "images.txt", images)  # last: its presence says that the rest is complete
+                lists["parts/part_locs.txt"].append(
+                    f"{key} {number} {part.x} {part.y} 1" if part else f"{key} {number} 0.0 0.0 0"
+                )
+            lists["images.txt"].append(f"{key} {path}")  # written last: its presence says that the rest is complete
+        for name, lines in lists.items():
+            (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @lru_cache(maxsize=4)
@@ -286,8 +283,3 @@ def _traits(code: Code) -> dict[str, int]:
 
 def _file_name(class_name: str) -> str:
     return class_name.title().replace(", ", "_").replace(" ", "_")
-
-
-def _write(path: Path, lines: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
