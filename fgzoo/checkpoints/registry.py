@@ -24,13 +24,14 @@ REGISTRY = Path(__file__).parent / "zoo.yaml"
 #: What a source may begin with; one without a scheme is a path in the repository.
 SCHEMES = ("https", "http", "hf", "file", "package")
 SUFFIX = ".safetensors"
+#: What a test measures.
+METRIC_NAMES = ("top1", "top5", "macro", "nll", "ece")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_METRICS = ("top1", "top5", "macro", "nll", "ece")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ZooEntry:
     """A checkpoint of the zoo.
 
     Attributes:
@@ -78,14 +79,8 @@ def list_checkpoints(glob: str = "*") -> list[str]:
     return sorted(name for name in read_registry() if fnmatch(name, glob))
 
 
-def find_entry(name: str) -> Entry:
-    """A checkpoint of the zoo by name.
-
-    Args:
-        name: One of [list_checkpoints][].
-
-    Returns:
-        Its entry.
+def find_entry(name: str) -> ZooEntry:
+    """The checkpoint of the zoo that has a name.
 
     Raises:
         CheckpointError: There is none of this name.
@@ -98,7 +93,7 @@ def find_entry(name: str) -> Entry:
     raise CheckpointError(f"download: the zoo has no checkpoint '{name}'; {hint}")
 
 
-def read_registry(path: Path | None = None) -> dict[str, Entry]:
+def read_registry(path: Path | None = None) -> dict[str, ZooEntry]:
     """Read and validate lists of checkpoints.
 
     Args:
@@ -111,7 +106,7 @@ def read_registry(path: Path | None = None) -> dict[str, Entry]:
         CheckpointError: A file, or one of its entries, is not what it should be, or two share a name.
     """
     own = [Path(name).expanduser() for name in os.environ.get("FGZOO_REGISTRY", "").split(os.pathsep) if name]
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ZooEntry] = {}
     for file in [path] if path else [REGISTRY, *own]:
         for number, raw in enumerate(_read(file)["checkpoints"], start=1):
             entry = _read_entry(raw, f"zoo: {file}, entry {number}")
@@ -124,22 +119,15 @@ def read_registry(path: Path | None = None) -> dict[str, Entry]:
 def check_name(name: str) -> None:
     """Refuse a name that no checkpoint can have.
 
-    Args:
-        name: The name.
-
     Raises:
         CheckpointError: It is none.
     """
-    complaint = _complaint("name", name)
-    if complaint:
+    if complaint := _complaint("name", name):
         raise CheckpointError(f"zoo: the name {name!r} {complaint}")
 
 
-def check_entry(entry: Entry) -> None:
+def check_entry(entry: ZooEntry) -> None:
     """Refuse an entry that the list could not be read with.
-
-    Args:
-        entry: The entry.
 
     Raises:
         CheckpointError: A field is not what it should be; names it.
@@ -147,7 +135,7 @@ def check_entry(entry: Entry) -> None:
     _read_entry(entry.as_dict(), "zoo: the new entry")
 
 
-def add_entry(path: Path, entry: Entry) -> None:
+def add_entry(path: Path, entry: ZooEntry) -> None:
     """Write an entry into a list of checkpoints, in the order of names; what stands above the list stays as it is.
 
     Args:
@@ -212,12 +200,12 @@ def _is_address(text: str) -> bool:
     return parts.path.startswith("/") and not host if parts.scheme == "file" else parts.scheme in ("http", "https") and bool(host)
 
 
-def _read_entry(raw: Any, where: str) -> Entry:
+def _read_entry(raw: Any, where: str) -> ZooEntry:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{where}: must be a mapping of fields, is {raw!r}")
     if isinstance(raw.get("name"), str):
         where = f"{where} ({raw['name']})"
-    known = [field.name for field in fields(Entry)]
+    known = [field.name for field in fields(ZooEntry)]
     for key in raw:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -225,10 +213,9 @@ def _read_entry(raw: Any, where: str) -> Entry:
     for key in known:
         if key not in raw:
             raise CheckpointError(f"{where}: the field '{key}' is missing")
-        complaint = _complaint(key, raw[key])
-        if complaint:
+        if complaint := _complaint(key, raw[key]):
             raise CheckpointError(f"{where}: {key}: {raw[key]!r} {complaint}")
-    return Entry(**raw)
+    return ZooEntry(**raw)
 
 
 def _complaint(key: str, value: Any) -> str | None:
@@ -261,8 +248,8 @@ def _metrics_complaint(metrics: Any) -> str | None:
     if not isinstance(metrics, dict) or "top1" not in metrics:
         return "must hold at least top1"
     for name, numbers in metrics.items():
-        if name not in _METRICS:
-            return f"has no metric '{name}'; known: {', '.join(_METRICS)}"
+        if name not in METRIC_NAMES:
+            return f"has no metric '{name}'; known: {', '.join(METRIC_NAMES)}"
         if not isinstance(numbers, dict) or type(numbers.get("seeds")) is not int or numbers["seeds"] < 1:
             return f"must give `seeds` for {name}, a positive whole number"
         wanted = {"value", "seeds"} if numbers["seeds"] == 1 else {"value", "seeds", "mean", "std"}

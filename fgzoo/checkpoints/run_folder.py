@@ -20,27 +20,13 @@ PROBABILITIES = {split: f"{split}_probabilities.npz" for split in ("val", "test"
 
 
 def next_folder(base: Path) -> Path:
-    """The first free numbered folder: base/000, base/001 and so on.
-
-    Args:
-        base: E.g. `runs/cub-rra`.
-
-    Returns:
-        A folder that does not exist yet; another process may make it, see [new_folder][].
-    """
+    """The first free numbered folder, e.g. `runs/cub-rra/000`; another process may make it, see [new_folder][]."""
     taken = [int(path.name) for path in base.glob("[0-9]*") if path.name.isdigit()] if base.is_dir() else []
     return base / f"{max(taken, default=-1) + 1:03d}"
 
 
 def new_folder(base: Path) -> Path:
-    """Make the next numbered folder; runs that start at the same moment get folders of their own.
-
-    Args:
-        base: E.g. `runs/cub-rra`.
-
-    Returns:
-        The folder, empty.
-    """
+    """Make the next numbered folder; runs that start at the same moment get folders of their own."""
     while True:
         folder = next_folder(base)
         with contextlib.suppress(FileExistsError):
@@ -49,23 +35,13 @@ def new_folder(base: Path) -> Path:
 
 
 def newest_run(base: Path) -> Path | None:
-    """The run below a folder whose last checkpoint is the most recent; `None` without any.
-
-    Args:
-        base: E.g. `runs` or `runs/cub-rra`.
-
-    Returns:
-        The run's folder.
-    """
+    """The folder of the run below another one, e.g. `runs`, whose last checkpoint is the most recent; `None` without any."""
     found = list(base.glob(f"**/{LAST.as_posix()}")) if base.is_dir() else []
     return max(found, key=lambda path: path.stat().st_mtime).parents[1] if found else None
 
 
 def check_new(folder: Path) -> None:
-    """Refuse a folder that another run has filled.
-
-    Args:
-        folder: Where a new run is to go.
+    """Refuse a folder for a new run that another one has filled.
 
     Raises:
         UsageError: It holds a run.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fgzoo.data.download import Archive, prepare
-from fgzoo.data.lists import box_from_one, by_name, checked, read_boxes, read_lines, read_table
+from fgzoo.data.lists import box_from_one, by_name, checked, read_box_list, read_lines, read_table
 from fgzoo.data.records import AircraftLevel, Listing, Record
 from fgzoo.errors import DataError, UsageError
 
@@ -49,7 +49,7 @@ def list_aircraft(root: Path, level: AircraftLevel = "variant") -> Listing:
     targets = {name: target for target, name in enumerate(class_names)}
     if len(targets) != len(class_names):
         raise DataError(f"{folder / _CLASS_FILES[level]} names a class twice; remove one of the two.")
-    boxes = read_boxes(folder / "images_box.txt", box_from_one)
+    boxes = read_box_list(folder / "images_box.txt", box_from_one)
 
     def split(name: str) -> tuple[Record, ...]:
         records = []

@@ -25,7 +25,7 @@ OFFICIAL_FILES = {
     "cars_test_annos_withlabels.mat": "b0a2b23655a3edd16d84508592a98d10",
 }
 
-LAYOUTS = (
+KNOWN_LAYOUTS = (
     "(1) cars_train/*.jpg, cars_test/*.jpg, devkit/cars_meta.mat, devkit/cars_train_annos.mat and "
     "cars_test_annos_withlabels.mat (in devkit/ or beside it); "
     "(2) car_ims/*.jpg and cars_annos.mat; "
@@ -63,7 +63,7 @@ def list_cars(root: Path) -> Listing:
             note = "Read from class folders: there are no boxes, and names and order of classes are the folders'."
             listing = read_folder(folder)
             return replace(listing, dataset="cars", notes=(*listing.notes, note))
-    raise DataError(f"{root} holds no Stanford Cars. One of these must lie there: {LAYOUTS}.")
+    raise DataError(f"{root} holds no Stanford Cars. One of these must lie there: {KNOWN_LAYOUTS}.")
 
 
 def prepare_cars(root: Path) -> NoReturn:
@@ -75,7 +75,7 @@ def prepare_cars(root: Path) -> NoReturn:
     files = ", ".join(f"{name} (md5 {md5})" for name, md5 in OFFICIAL_FILES.items())
     raise UsageError(
         f"Stanford Cars cannot be downloaded: its official address no longer exists. Get a copy and put it into "
-        f"{root} in one of these layouts: {LAYOUTS}. The official files are {files}."
+        f"{root} in one of these layouts: {KNOWN_LAYOUTS}. The official files are {files}."
     )
 
 
@@ -140,7 +140,7 @@ def _annotations(path: Path, *fields: str) -> Any:
 def _load(path: Path, variable: str) -> Any:
     """One variable of a MATLAB file, as an array of at least one dimension."""
     if not path.is_file():
-        raise DataError(f"{path} is missing. One of these layouts must be complete: {LAYOUTS}.")
+        raise DataError(f"{path} is missing. One of these layouts must be complete: {KNOWN_LAYOUTS}.")
     try:
         content = scipy.io.loadmat(path, squeeze_me=True, variable_names=[variable])
     except Exception as error:  # scipy raises nearly any type on a damaged file

@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from fgzoo.data.download import Archive, prepare
-from fgzoo.data.lists import by_name, checked, read_boxes, read_rows, read_table, require_same_ids
+from fgzoo.data.lists import by_name, checked, read_box_list, read_rows, read_table, require_same_ids
 from fgzoo.data.records import Listing, Part, Record
 from fgzoo.errors import DataError
 
@@ -57,7 +57,7 @@ def list_cub(root: Path) -> Listing:
 
     ordered = sorted(classes, key=class_number)
     targets = {key: target for target, key in enumerate(ordered)}
-    boxes = read_boxes(folder / "bounding_boxes.txt", lambda x, y, width, height: (x, y, x + width, y + height))
+    boxes = read_box_list(folder / "bounding_boxes.txt", lambda x, y, width, height: (x, y, x + width, y + height))
     parts = _parts(folder)
 
     train: list[Record] = []

@@ -127,7 +127,7 @@ def require_same_ids(table: dict[str, Row], reference: dict[str, Row]) -> None:
                 raise row.error(f"identifier {key!r} is unknown to {other}; add it there or remove this line.")
 
 
-def read_boxes(path: Path, to_box: Callable[[float, float, float, float], Box]) -> dict[str, Box]:
+def read_box_list(path: Path, to_box: Callable[[float, float, float, float], Box]) -> dict[str, Box]:
     """Read a list of boxes, four numbers each, that a data set need not have.
 
     Args:

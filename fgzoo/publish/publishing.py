@@ -17,7 +17,7 @@ import yaml
 
 from fgzoo.checkpoints.download import CHECKOUT, PACKAGE
 from fgzoo.checkpoints.loading import load, read_checkpoint
-from fgzoo.checkpoints.registry import SUFFIX, Entry, add_entry, check_entry, check_name
+from fgzoo.checkpoints.registry import SUFFIX, ZooEntry, add_entry, check_entry, check_name
 from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS
 from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import CheckpointError, UsageError
@@ -44,7 +44,7 @@ class Published(NamedTuple):
     file: Path
     card: Path
     registry: Path
-    entry: Entry
+    entry: ZooEntry
 
 
 def publish(
@@ -172,11 +172,11 @@ def _entry(
     recorded: Sequence[dict[str, float]],
     licence: str,
     sources: list[str],
-) -> Entry:
+) -> ZooEntry:
     card = model.card
     assert card is not None
     cls = type(model)
-    return Entry(
+    return ZooEntry(
         name=name,
         method=method_name(f"{cls.__module__}.{cls.__qualname__}", model.hparams),
         backbone=model.backbone,
