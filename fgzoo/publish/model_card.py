@@ -12,7 +12,7 @@ from fgzoo.data.card import DataCard
 from fgzoo.data.verify import OFFICIAL
 
 #: How each metric is called, and how it is shown.
-METRICS = {
+METRIC_TITLES = {
     "top1": ("top-1, %", 100), "top5": ("top-5, %", 100), "macro": ("macro accuracy, %", 100),
     "nll": ("negative log-likelihood", 1), "ece": ("calibration error (15 bins), %", 100),
 }  # fmt: skip
@@ -139,7 +139,7 @@ def _recipe(entry: ZooEntry, training: Training) -> str:
 def _metrics(entry: ZooEntry, training: Training) -> str:
     lines = ["| metric, test split | this file | all runs | runs |", "|---|---|---|---|"]
     for name, numbers in entry.metrics.items():
-        title, factor = METRICS[name]
+        title, factor = METRIC_TITLES[name]
         digits = 1 if factor == 100 else 3
         every = f"{factor * numbers['mean']:.{digits}f} ± {factor * numbers['std']:.{digits}f}" if "mean" in numbers else "-"
         lines.append(f"| {title} | {factor * numbers['value']:.{digits}f} | {every} | {numbers['seeds']} |")
