@@ -99,10 +99,6 @@ def summary(outputs: Sequence[Parity]) -> str:
 def check_request(path: Path, form: Format) -> None:
     """Refuse a file that cannot be written or has another suffix, and a form whose packages are missing.
 
-    Args:
-        path: The file.
-        form: `onnx` or `torch-export`.
-
     Raises:
         UsageError: Something of it does not fit.
         ExportError: The file's folder cannot be made or written to.

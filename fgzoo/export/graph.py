@@ -95,14 +95,7 @@ class NamedOutputs(nn.Module):
 
 
 def evaluation_network(model: FineGrainedClassifier) -> NamedOutputs:
-    """A copy of the network as it evaluates: on the CPU, in single precision, not compiled, nothing computed twice.
-
-    Args:
-        model: The model, which stays as it is.
-
-    Returns:
-        The copy.
-    """
+    """A copy of the network as it evaluates: on the CPU, in single precision, not compiled, nothing computed twice."""
     network = copy.deepcopy(model.network).cpu().float().eval()
     for module in network.modules():
         module._compiled_call_impl = None
