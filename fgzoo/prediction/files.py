@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import itertools
 import json
 import sys
 import time
@@ -23,7 +24,7 @@ from rich.text import Text
 from fgzoo.data.folder import IMAGE_SUFFIXES, LITTER, find_images, natural_order
 from fgzoo.errors import UsageError
 from fgzoo.files import atomic_write
-from fgzoo.prediction.inference import Answers, Prediction
+from fgzoo.prediction.inference import BatchValues, Prediction
 
 # ---------------------------------------------------------------------- in
 
@@ -47,14 +48,14 @@ def image_paths(arguments: Sequence[str], stdin: TextIO, verb: str = "predict") 
     Raises:
         UsageError: Folders, patterns and lists hold not one image.
     """
+    named = [name for argument in arguments for name in (_lines(stdin) if argument == "-" else [argument])]
     found: list[Path] = []
-    named: list[str] = []
-    for argument in arguments:
-        named += _lines(stdin) if argument == "-" else [argument]
     empty = 0
     for name in named:
         path = Path(name)
-        matches = _matches(name) if _is_pattern(path) else find_images(path) if path.is_dir() else [path]
+        # Brackets are common in names, so what exists is no pattern.
+        pattern = not path.exists() and glob.has_magic(name)
+        matches = _matches(name) if pattern else find_images(path) if path.is_dir() else [path]
         empty += not matches
         found += matches or [path]
     if empty == len(named):  # true of an empty list, too
@@ -70,11 +71,6 @@ def _lines(stdin: TextIO) -> list[str]:
     text = stdin.read()
     lines = text.split("\0") if "\0" in text else [line.removesuffix("\r") for line in text.split("\n")]
     return [line for line in lines if line]
-
-
-def _is_pattern(path: Path) -> bool:
-    # Brackets are common in names, so what exists is no pattern.
-    return not path.exists() and glob.has_magic(str(path))
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -185,13 +181,11 @@ def _write_csv(output: Path | None, header: list[str], rows: Iterable[list[str]]
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="surrogateescape")
-        csv.writer(sys.stdout, lineterminator="\n").writerows([header])
-        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        csv.writer(sys.stdout, lineterminator="\n").writerows(itertools.chain([header], rows))
         return
     # File names need not be valid UTF-8; their bytes come out as they are.
     with atomic_write(output) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerow(header)
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows(itertools.chain([header], rows))
 
 
 def _write_jsonl(output: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -212,7 +206,6 @@ def _cells(path: Path, prediction: Prediction, columns: int) -> list[str]:
 
 
 def _show(rows: Iterable[tuple[Path, Prediction]]) -> None:
-    """A table on the terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("image", "class", "probability", "then"):
         table.add_column(title, overflow="fold", justify="right" if title == "probability" else "left")
@@ -229,13 +222,13 @@ def _show(rows: Iterable[tuple[Path, Prediction]]) -> None:
 # ---------------------------------------------------------------------- how far
 
 
-class _Answer(Protocol):
+class _MayFail(Protocol):
     @property
     def error(self) -> str | None:
         """Why there is no answer."""
 
 
-Answer = TypeVar("Answer", bound=_Answer)
+Outcome = TypeVar("Outcome", bound=_MayFail)
 
 
 class Watch:
@@ -267,13 +260,13 @@ class Watch:
         self.seconds = time.perf_counter() - self._start
         self._bar.stop()
 
-    def predictions(self, predictions: Iterable[Answer]) -> Iterator[Answer]:
+    def predictions(self, predictions: Iterable[Outcome]) -> Iterator[Outcome]:
         """Count predictions, or explanations, on their way."""
         for prediction in predictions:
             self._count(prediction.error)
             yield prediction
 
-    def features(self, batches: Iterable[Answers]) -> Features:
+    def features(self, batches: Iterable[BatchValues]) -> Features:
         """Collect the batches, NaN where there is no answer."""
         errors: list[str | None] = []
         values: list[torch.Tensor] = []

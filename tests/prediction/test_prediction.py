@@ -302,8 +302,7 @@ def test_a_picture_too_large_for_its_resize_is_a_row(model: FineGrainedClassifie
     def fails(image: Tensor) -> Tensor:
         raise RuntimeError("not enough memory")
 
-    views = prediction.ImageViews(photos[:1], [fails])
-    assert "cannot be resized: not enough memory" in str(views[0][1])
+    assert "cannot be resized: not enough memory" in str(prediction.read_views([fails], photos[:1])[1])
 
 
 # ---------------------------------------------------------------------- wrong usage
@@ -661,18 +660,14 @@ def test_features_of_bad_files_alone_are_status_1(trained: SimpleNamespace, tmp_
 # ---------------------------------------------------------------------- loader processes
 
 
-class Killed(prediction.ImageViews):
-    """The kernel's way with a process that takes too much memory."""
-
-    def __getitem__(self, index: int) -> tuple[list[Tensor], str | None]:
-        if get_worker_info() is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(index)
-
-
 def test_a_loader_process_that_is_killed_is_named(
     model: FineGrainedClassifier, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "ImageViews", Killed)
+    def killed(*_: object) -> None:
+        """The kernel's way with a process that takes too much memory."""
+        assert get_worker_info() is not None
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(prediction, "read_views", killed)
     with pytest.raises(TrainingError, match="loader process ended by itself"):
         model.predict(photos, batch_size=3, num_workers=1)
