@@ -13,7 +13,6 @@ import fgzoo as package
 from fgzoo.checkpoints import registry
 from fgzoo.checkpoints.registry import base_url, find_entry, list_checkpoints, read_registry
 from fgzoo.errors import CheckpointError
-from fgzoo.methods import BUILT_IN
 from tests.command import fgzoo
 
 ENTRY: dict[str, Any] = {
@@ -53,12 +52,6 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_packaged_list_is_valid() -> None:
     read_registry()
     base_url()
-
-
-def test_the_packaged_list_is_part_of_the_package() -> None:
-    declared = (Path(package.__file__).parents[1] / "pyproject.toml").read_text()
-    assert '"checkpoints/*.yaml"' in declared
-    assert (Path(package.__file__).parent / "checkpoints" / "zoo.yaml").is_file()
 
 
 def test_an_entry_is_read_as_written(tmp_path: Path) -> None:
@@ -199,8 +192,3 @@ def test_an_empty_list_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_neither_list_nor_download_imports_torch(arguments: list[str]) -> None:
     code = f"import sys; from fgzoo.cli import main; main({arguments!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-
-
-def test_every_method_may_have_entries(tmp_path: Path) -> None:
-    entries = [{**ENTRY, "name": name, "method": name} for name in BUILT_IN]
-    assert set(read_registry(written(tmp_path, *entries))) == set(BUILT_IN)

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import struct
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fgzoo as package
-from fgzoo.checkpoints.loading import load, load_weights, read_checkpoint
+from fgzoo.checkpoints.loading import load, read_checkpoint
 from fgzoo.checkpoints.safetensors import save_safetensors, training_only
 from fgzoo.data.card import DataCard
 from fgzoo.errors import CheckpointError, UntrainedError
@@ -153,34 +152,6 @@ def test_every_verb_takes_such_a_file(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- what does not fit
 
 
-@pytest.mark.parametrize(
-    ("model", "said"),
-    [
-        (
-            lambda: package.create_model("rra", 5, "test_efficientnet", pretrained=False, **SMALL["rra"]),
-            "method is fgzoo.methods.baseline",
-        ),
-        (
-            lambda: package.create_model("baseline", 5, "test_resnet", pretrained=False),
-            "backbone is test_efficientnet there and test_resnet",
-        ),
-        (
-            lambda: package.create_model("baseline", 4, "test_efficientnet", pretrained=False),
-            "num_classes is 5 there and 4 here.*--reset_head",
-        ),
-    ],
-    ids=["method", "backbone", "classes"],
-)
-def test_another_model_is_named(model: Callable[[], FineGrainedClassifier], said: str, saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=said):
-        load_weights(model(), saved)
-
-
-def test_a_newer_version_is_named(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"written by fgzoo 99\.1\.0, newer than this"):
-        load(with_card(saved, version="99.1.0"))
-
-
 def test_a_header_that_belongs_to_other_weights_is_named(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="has other shapes for"):
         load(with_card(saved, num_classes=7))
@@ -252,23 +223,6 @@ def test_a_pickle_by_that_name_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"bomb\.safetensors"):
         load(tmp_path / "bomb.safetensors")
     assert not canary.exists()
-
-
-def test_a_foreign_class_is_imported_when_it_is_trusted_alone(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = (
-        "from pathlib import Path\nfrom fgzoo.methods import Baseline\n"
-        f"Path({str(tmp_path / 'canary')!r}).touch()\nclass Mine(Baseline): ...\n"
-    )
-    (tmp_path / "strange_methods.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    with_card(saved, method="strange_methods.Mine")
-    with pytest.raises(CheckpointError, match="--trust strange_methods"):
-        load(saved)
-    assert not (tmp_path / "canary").exists()
-    assert type(load(saved, trust=["strange_methods"])).__name__ == "Mine"
-    sys.modules.pop("strange_methods")
 
 
 # ---------------------------------------------------------------------- writing

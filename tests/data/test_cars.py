@@ -10,6 +10,8 @@ from fgzoo.data.verify import Counts, verify
 from fgzoo.errors import DataError, UsageError
 from tests.builders import CARS, cell, make_cars, save_mat, struct
 
+FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "fname", "class")
+
 
 @pytest.mark.parametrize("layout", ["devkit", "single", "folders"])
 @pytest.mark.parametrize("inner", ["", "stanford_cars"])
@@ -57,8 +59,7 @@ def test_doubly_nested_image_folder(tmp_path: Path) -> None:
 
 def test_list_of_a_single_image(tmp_path: Path) -> None:
     make_cars(tmp_path, classes=2, per_class=2)
-    fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
-    annotations = struct(fields, [(1, 1, 2, 2, 1, "00001.jpg")])
+    annotations = struct(FIELDS, [(1, 1, 2, 2, "00001.jpg", 1)])
     save_mat(tmp_path / "devkit" / "cars_test_annos_withlabels.mat", annotations=annotations)
     assert len(read_cars(tmp_path).test) == 1
 
@@ -77,8 +78,7 @@ def test_nothing_there_names_every_layout(tmp_path: Path) -> None:
 
 def test_unlabelled_test_list_is_told_from_the_labelled_one(tmp_path: Path) -> None:
     make_cars(tmp_path)
-    fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "fname")
-    annotations = struct(fields, [(1, 1, 2, 2, "00001.jpg")] * 2)
+    annotations = struct(FIELDS[:-1], [(1, 1, 2, 2, "00001.jpg")] * 2)
     save_mat(tmp_path / "devkit" / "cars_test_annos_withlabels.mat", annotations=annotations)
     with pytest.raises(DataError, match="the annotations have no class"):
         read_cars(tmp_path)
@@ -87,9 +87,8 @@ def test_unlabelled_test_list_is_told_from_the_labelled_one(tmp_path: Path) -> N
 @pytest.mark.parametrize("label", [0, 4])
 def test_unknown_class_names_the_annotation(label: int, tmp_path: Path) -> None:
     make_cars(tmp_path)
-    fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
-    rows = [(1, 1, 2, 2, 1, "00001.jpg"), (1, 1, 2, 2, label, "00002.jpg")]
-    save_mat(tmp_path / "devkit" / "cars_train_annos.mat", annotations=struct(fields, rows))
+    rows = [(1, 1, 2, 2, "00001.jpg", 1), (1, 1, 2, 2, "00002.jpg", label)]
+    save_mat(tmp_path / "devkit" / "cars_train_annos.mat", annotations=struct(FIELDS, rows))
     with pytest.raises(DataError, match=rf"cars_train_annos\.mat, annotation 2: class {label} is not one of 1 to 3"):
         read_cars(tmp_path)
 
