@@ -20,15 +20,6 @@ from tests.command import fgzoo, fit, weights
 from tests.small import small
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    folder = tmp_path_factory.mktemp("trained")
-    root = make_cub(folder / "data")
-    result = fit(root, "--output", folder / "run")
-    assert result.status == 0, result.err
-    return SimpleNamespace(root=root, run=folder / "run", file=folder / "run" / "checkpoints" / "last.ckpt")
-
-
 def edited(trained: SimpleNamespace, path: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
     """A copy of the checkpoint with something changed."""
     content = torch.load(trained.file, weights_only=True)

@@ -30,8 +30,8 @@ from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction import files as prediction_files
 from fgzoo.prediction import inference as prediction
 from tests import command
-from tests.builders import encode, make_cub, picture, save
-from tests.command import Result, fgzoo, fit
+from tests.builders import encode, picture, save
+from tests.command import Result, fgzoo
 from tests.small import CARD, NAMES, small
 
 ON_CPU = ("--device", "cpu", "--num-workers", 0)
@@ -40,16 +40,6 @@ ON_CPU = ("--device", "cpu", "--num-workers", 0)
 @pytest.fixture(scope="module")
 def model() -> FineGrainedClassifier:
     return small()
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A run of an epoch on three classes, and its images."""
-    folder = tmp_path_factory.mktemp("trained")
-    root = make_cub(folder / "data")
-    result = fit(root, "--output", folder / "run")
-    assert result.status == 0, result.err
-    return SimpleNamespace(root=root, run=folder / "run", file=folder / "run" / "checkpoints" / "last.ckpt")
 
 
 @pytest.fixture(scope="module")
