@@ -120,9 +120,6 @@ def method_class(path: str, trust: Sequence[str] = ()) -> type[FineGrainedClassi
         path: Path of the class.
         trust: Packages whose classes may be imported.
 
-    Returns:
-        The class.
-
     Raises:
         CheckpointError: It is neither known, imported nor trusted, or it is no method.
     """

@@ -325,14 +325,11 @@ class ImageCache:
 # ---------------------------------------------------------------------- where, and under which name
 
 
-def disk_folder(given: str | Path | None = None) -> Path:
+def disk_folder(given: str | Path | None) -> Path:
     """The folder of caches on disk.
 
     Args:
-        given: The folder that was asked for; by default the environment variable FGZOO_CACHE, else `~/.cache/fgzoo`.
-
-    Returns:
-        Its subfolder `images`.
+        given: The folder that holds it as `images`; by default the environment variable FGZOO_CACHE, else `~/.cache/fgzoo`.
 
     Raises:
         UsageError: Nothing is given, and there is no home folder.
@@ -345,14 +342,11 @@ def disk_folder(given: str | Path | None = None) -> Path:
 
 
 def pixel_versions(decoder: str, *modules: ModuleType) -> dict[str, str]:
-    """What else decides an image's pixels: libraries, processor, and our own code.
+    """What else decides an image's pixels: versions of libraries, the processor, and the code of our own modules that make it.
 
     Args:
         decoder: `torchcodec`, `pillow` or `generated`.
-        modules: The modules that make the image.
-
-    Returns:
-        Versions and hashes by name.
+        *modules: Those modules.
     """
     source = "".join(inspect.getsource(module) for module in modules)
     return {

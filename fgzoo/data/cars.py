@@ -90,7 +90,8 @@ def _devkit(root: Path) -> Listing:
         )
 
     def split(folder: str, path: Path) -> tuple[Record, ...]:
-        images = _unnested(root / folder)
+        nested = root / folder / folder  # some copies hold cars_train/cars_train/*.jpg
+        images = nested if nested.is_dir() else root / folder
         return by_name(
             _record(path, number, row, class_names, f"{folder}/{row['fname']}", images / str(row["fname"]))
             for number, row in enumerate(_annotations(path, "fname"), start=1)
@@ -118,11 +119,6 @@ def _record(path: Path, number: int, row: Any, class_names: Sequence[str], name:
         raise DataError(f"{path}, annotation {number}: class {target + 1} is not one of 1 to {len(class_names)}.")
     edges = (float(row[f"bbox_{edge}"]) for edge in ("x1", "y1", "x2", "y2"))
     return Record(name, target, image, box_from_one(*edges))
-
-
-def _unnested(folder: Path) -> Path:
-    inner = folder / folder.name  # some copies hold cars_train/cars_train/*.jpg
-    return inner if inner.is_dir() else folder
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

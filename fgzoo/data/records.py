@@ -74,11 +74,7 @@ class Listing:
         return (*self.train, *self.val, *self.test)
 
     def fingerprint(self) -> str:
-        """Hash of names, classes, splits and identity: two runs on the same lists have the same one.
-
-        Returns:
-            Sixteen hexadecimal digits of a SHA-256.
-        """
+        """Sixteen digits of a SHA-256 of names, classes, splits and identity: two runs on the same lists have the same."""
         digest = hashlib.sha256(self.identity.encode())
         for class_name in self.class_names:
             digest.update(f"class {class_name}\n".encode())

@@ -89,11 +89,7 @@ class SyntheticBirds:
         return {**self.__dict__, "_memory": {}}
 
     def listing(self) -> Listing:
-        """All records, with boxes and parts; nothing is painted.
-
-        Returns:
-            The data set; `listing.read` paints a record's image.
-        """
+        """All records, with boxes and parts; nothing is painted until `listing.read` is called."""
         birds = self.birds
         return Listing(
             dataset="birds",
@@ -106,14 +102,7 @@ class SyntheticBirds:
         )
 
     def read(self, record: Record) -> Tensor:
-        """Paint a record's image, or remember it.
-
-        Args:
-            record: One of the listing's.
-
-        Returns:
-            uint8 image (3, size, size), the caller's own copy.
-        """
+        """Paint a record's image, or remember it: uint8 (3, size, size), the caller's own copy."""
         image = self._memory.get(record.name)
         if image is None:
             image = torch.from_numpy(self.render(self.scene(record), record.target)).permute(2, 0, 1).contiguous()
@@ -123,39 +112,20 @@ class SyntheticBirds:
         return image.clone()
 
     def deciding_part(self, record: Record) -> Part | None:
-        """The part that tells the record's class from the nearest other class.
+        """The part that tells the record's class from the nearest other class; `None` where it is hidden.
 
-        Args:
-            record: One of the listing's.
-
-        Returns:
-            The part; `None` where it is hidden. Of several parts that tell the two apart, the first that is visible.
+        Of several parts that tell the two apart, it is the first that is visible.
         """
         visible = {part.name: part for part in record.parts}
         return next((visible[name] for name in self._deciding[record.target] if name in visible), None)
 
     def scene(self, record: Record) -> Scene:
-        """Pose, place, colours, background and leaves of a record: all but its class.
-
-        Args:
-            record: One of the listing's.
-
-        Returns:
-            The scene; depends on the seed and the record's name alone.
-        """
+        """All of a record but its class; it follows from the seed and the record's name alone."""
         split, number = record.name.split("/")
         return _scene(self.birds, split, int(number))
 
     def render(self, scene: Scene, target: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        """Paint a scene with the traits of a class, which need not be the record's.
-
-        Args:
-            scene: From [scene][].
-            target: Class index.
-
-        Returns:
-            RGB image (size, size, 3).
-        """
+        """Paint a scene with the traits of a class, which need not be the record's: RGB (size, size, 3)."""
         return paint(scene, _traits(self.codes[target]))
 
     def export(self, root: Path) -> None:
@@ -199,18 +169,13 @@ class SyntheticBirds:
 @lru_cache(maxsize=4)
 def _records(birds: Birds, split: str, count: int) -> tuple[Record, ...]:
     """A split's records. Laying out 1,800 scenes takes a second or two, and a process often asks for one set again."""
-    return tuple(_record(birds, split, number) for number in range(count))
-
-
-def _record(birds: Birds, split: str, number: int) -> Record:
-    target = number % birds.classes
-    scene = _scene(birds, split, number)
-    return Record(
-        name=f"{split}/{number:06d}",
-        target=target,
-        box=scene.box(_traits(class_codes()[target])),
-        parts=scene.visible_parts(),
-    )
+    records = []
+    for number in range(count):
+        target = number % birds.classes
+        scene = _scene(birds, split, number)
+        box = scene.box(_traits(class_codes()[target]))
+        records.append(Record(f"{split}/{number:06d}", target, box=box, parts=scene.visible_parts()))
+    return tuple(records)
 
 
 def _scene(birds: Birds, split: str, number: int) -> Scene:
@@ -252,14 +217,7 @@ def class_codes() -> tuple[Code, ...]:
 
 
 def class_name(code: Code) -> str:
-    """The traits in words, as in "red-crowned, two wing bars".
-
-    Args:
-        code: The class's traits.
-
-    Returns:
-        A name that no other class has.
-    """
+    """The traits in words, as in "red-crowned, two wing bars": a name that no other class has."""
     return ", ".join(filter(None, (words[value] for words, value in zip(TRAITS.values(), code, strict=True)))) or "plain"
 
 

@@ -108,14 +108,7 @@ def evaluation_network(model: FineGrainedClassifier) -> NamedOutputs:
 
 @torch.no_grad()
 def trace(network: NamedOutputs, size: int) -> ExportedProgram:
-    """The network as one graph, for any batch.
-
-    Args:
-        network: From [evaluation_network][].
-        size: Side S of the images in pixels.
-
-    Returns:
-        The program, without the lines of code it came from.
+    """The network as one graph for any batch of images of `size` pixels' side, without the lines of code it came from.
 
     Raises:
         ExportError: A size or a decision in the network depends on the batch or on what an image shows.

@@ -114,9 +114,6 @@ def compare(network: nn.Module, run: Run, shown: Iterable[Tensor], kind: str) ->
         shown: Normalised images in batches, (B, 3, S, S).
         kind: What they are, for people.
 
-    Returns:
-        The outputs' differences.
-
     Raises:
         ExportError: An answer is not finite, has another shape, or differs by more than is allowed.
     """

@@ -142,18 +142,15 @@ def embed(
     num_workers: int = 0,
     precision: Precision = "32-true",
 ) -> Iterator[BatchValues]:
-    """The features of images, batch by batch, in their order.
+    """The features of images, batch by batch, in their order; arguments as in [classify][].
 
-    Args:
-        models: One trained model; features of several have no common meaning.
-        images: See [classify][].
-        batch_size: See [classify][].
-        tta: The features are averaged over the views.
-        num_workers: See [classify][].
-        precision: See [classify][].
+    Exactly one model is given: features of several have no common meaning. They are averaged over the views.
 
     Yields:
         Features (G, D) as in [Classifier.features][].
+
+    Raises:
+        UsageError: There are several models; or as [classify][].
     """
     if len(models) != 1:
         raise UsageError(f"embed: features of {len(models)} models cannot be averaged; give one")
@@ -188,19 +185,9 @@ def compute(
     num_workers: int = 0,
     precision: Precision = "32-true",
 ) -> Iterator[BatchValues]:
-    """The mean of a quantity over models and views.
+    """The mean of a quantity ([probabilities][], [features][] or one's own) over models and views, one batch after the other.
 
-    Args:
-        models: Trained models on one device.
-        images: See [classify][].
-        quantity: [probabilities][], [features][], or a function of one's own.
-        batch_size: See [classify][].
-        tta: See [classify][].
-        num_workers: See [classify][].
-        precision: See [classify][].
-
-    Yields:
-        One batch after the other.
+    Arguments are those of [classify][].
     """
     _check_arguments(batch_size, tta, num_workers, precision)
     cards = [required_card(model) for model in models]

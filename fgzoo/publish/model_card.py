@@ -66,16 +66,7 @@ class Training:
 
 
 def model_card(entry: ZooEntry, card: DataCard, training: Training) -> str:
-    """The model card.
-
-    Args:
-        entry: The registry's entry.
-        card: The data that the weights know.
-        training: How they came to be.
-
-    Returns:
-        Markdown.
-    """
+    """The page of a registry's entry in Markdown, of the data that its weights know, and of how they came to be."""
     sections = [
         f"# {entry.name}",
         f"{entry.method} with {entry.backbone}, {entry.classes} classes of `{entry.dataset}`, {entry.image_size} pixels.",
