@@ -169,9 +169,8 @@ def write_features(output: Path | None, paths: Sequence[Path], found: Features) 
         return
     rows = zip(names, ([f"{x:.7g}" for x in row] for row in found.values.tolist()), found.errors, strict=True)
     if output is not None and kind == ".jsonl":
-        keys = ("path", "features", "error")
-        bodies = ((name, [] if error else [float(x) for x in row], error) for name, row, error in rows)
-        _write_jsonl(output, (dict(zip(keys, body, strict=True)) for body in bodies))
+        numbers = ((name, [] if error else [float(x) for x in row], error) for name, row, error in rows)
+        _write_jsonl(output, ({"path": name, "features": row, "error": error} for name, row, error in numbers))
     else:
         header = ["path", *(f"f{index}" for index in range(found.values.shape[1])), "error"]
         _write_csv(output, header, ([name, *([""] * len(row) if error else row), error or ""] for name, row, error in rows))
