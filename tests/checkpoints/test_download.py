@@ -18,8 +18,9 @@ from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import CheckpointError, UsageError
 from tests import command
 from tests.checkpoints.test_registry import ENTRY
-from tests.checkpoints.test_safetensors import logits, trained
+from tests.checkpoints.test_safetensors import logits
 from tests.server import CONTENT, Server
+from tests.small import small
 
 NAME = "baseline_tiny_birds"
 FILE = f"{NAME}.safetensors"
@@ -162,7 +163,7 @@ def test_two_processes_fetch_once(server: Server) -> None:
 
 
 def test_load_by_name_from_a_server(server: Server, tmp_path: Path) -> None:
-    model = trained()
+    model = small()
     save_safetensors(model, tmp_path / FILE)
     server.content = (tmp_path / FILE).read_bytes()
     listed(address(server, "fine"), content=server.content)

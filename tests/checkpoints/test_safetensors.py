@@ -24,18 +24,9 @@ from fgzoo.methods.baseline import Baseline
 from fgzoo.testing import evaluation_mode, example_batch
 from tests.builders import make_cub
 from tests.command import MACHINE, fgzoo, fit, weights
-from tests.small import SMALL
+from tests.small import small
 
 CARD = DataCard("cub", ["a", "b", "ü", "d", "e"], 64, 72, "squash", "bilinear", "pillow", "0123456789abcdef")
-
-
-def trained(name: str = "baseline", **arguments: Any) -> FineGrainedClassifier:
-    """A model with random weights that counts as trained."""
-    torch.manual_seed(0)
-    arguments = {**SMALL.get(name, {}), **arguments}
-    model = evaluation_mode(package.create_model(name, 5, "test_efficientnet", pretrained=False, **arguments))
-    model.trained, model.card = True, CARD
-    return model
 
 
 def logits(model: FineGrainedClassifier) -> torch.Tensor:
@@ -59,7 +50,7 @@ def with_card(path: Path, **changes: Any) -> Path:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save_safetensors(trained(), tmp_path / "model.safetensors")
+    save_safetensors(small(card=CARD), tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
 
 
@@ -68,7 +59,7 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", package.list_models())
 def test_every_method_comes_back_to_the_bit_and_in_half_precision_nearly(name: str, tmp_path: Path) -> None:
-    model = trained(name)
+    model = evaluation_mode(small(name, CARD))
     expected = logits(model)
     save_safetensors(model, tmp_path / "whole.safetensors")
     save_safetensors(model, tmp_path / "half.safetensors", "float16")
@@ -82,7 +73,7 @@ def test_every_method_comes_back_to_the_bit_and_in_half_precision_nearly(name: s
 
 
 def test_centres_that_only_training_reads_are_left_out(tmp_path: Path) -> None:
-    model = trained("wsdan")
+    model = small("wsdan", CARD)
     with torch.no_grad():
         model.network.centers.centers.fill_(1.0)  # type: ignore[operator, union-attr]
     save_safetensors(model, tmp_path / "model.safetensors")
@@ -91,7 +82,7 @@ def test_centres_that_only_training_reads_are_left_out(tmp_path: Path) -> None:
 
 
 def test_half_precision_keeps_integers_and_loads_as_float32(tmp_path: Path) -> None:
-    save_safetensors(trained(), tmp_path / "half.safetensors", "float16")
+    save_safetensors(small(card=CARD), tmp_path / "half.safetensors", "float16")
     with safe_open(tmp_path / "half.safetensors", framework="pt") as file:
         kinds = {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
     assert kinds == {torch.float16, torch.int64}
@@ -99,7 +90,7 @@ def test_half_precision_keeps_integers_and_loads_as_float32(tmp_path: Path) -> N
 
 
 def test_the_header_holds_what_lightnings_checkpoint_does(saved: Path) -> None:
-    model, content = trained(), read_checkpoint(saved)
+    model, content = small(card=CARD), read_checkpoint(saved)
     lightnings: dict[str, Any] = {}
     model.on_save_checkpoint(lightnings)
     assert content["fgzoo"] == lightnings["fgzoo"]
@@ -114,7 +105,7 @@ def test_a_loaded_model_knows_its_data(saved: Path) -> None:
 
 
 def test_the_stage_comes_back(tmp_path: Path) -> None:
-    model = trained("coarse2fine")
+    model = small("coarse2fine", CARD)
     assert model.network.stage != 0
     model.network.stage = 0
     save_safetensors(model, tmp_path / "model.safetensors")
@@ -124,7 +115,7 @@ def test_the_stage_comes_back(tmp_path: Path) -> None:
 def test_the_file_is_tensors_by_name_for_other_programs(saved: Path) -> None:
     with safe_open(saved, framework="pt") as file:
         assert file.metadata()["format"] == "pt"
-        assert set(file.keys()) == set(trained().state_dict())
+        assert set(file.keys()) == set(small(card=CARD).state_dict())
 
 
 # ---------------------------------------------------------------------- the verbs
@@ -236,7 +227,7 @@ def test_untrained_weights_are_not_written(tmp_path: Path) -> None:
 
 
 def test_a_weight_too_large_for_half_precision_is_named(tmp_path: Path) -> None:
-    model = trained()
+    model = small(card=CARD)
     with torch.no_grad():
         model.network.classifier.bias[0] = 1e5
     with pytest.raises(CheckpointError, match=r"network\.classifier\.bias holds 1e\+05, too large for float16"):
@@ -259,14 +250,14 @@ def test_an_argument_that_is_no_plain_value_is_named(tmp_path: Path) -> None:
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"must end with \.safetensors"):
-        save_safetensors(trained(), tmp_path / "model.ckpt")
+        save_safetensors(small(card=CARD), tmp_path / "model.ckpt")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
 def test_a_full_disk_leaves_the_old_file(saved: Path, tmp_path: Path) -> None:
     before = saved.read_bytes()
     (tmp_path / f".model.safetensors.{os.getpid()}.part").symlink_to("/dev/full")
-    model = trained()
+    model = small(card=CARD)
     model.card = replace(CARD, dataset="other")
     with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\); what was there before"):
         save_safetensors(model, saved)
