@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from fgzoo.errors import CheckpointError
+from fgzoo.errors import CheckpointError, did_you_mean
 from fgzoo.files import atomic_write
 from fgzoo.methods import BUILT_IN
 from fgzoo.recipes import recipe_files
@@ -88,9 +87,8 @@ def find_entry(name: str) -> ZooEntry:
     entries = read_registry()
     if name in entries:
         return entries[name]
-    near = difflib.get_close_matches(name, entries, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "`fgzoo list checkpoints` names those there are"
-    raise CheckpointError(f"download: the zoo has no checkpoint '{name}'; {hint}")
+    hint = did_you_mean(name, entries) or "; `fgzoo list checkpoints` names those there are"
+    raise CheckpointError(f"download: the zoo has no checkpoint '{name}'{hint}")
 
 
 def read_registry(path: Path | None = None) -> dict[str, ZooEntry]:
@@ -157,21 +155,14 @@ def add_entry(path: Path, entry: ZooEntry) -> None:
         raise CheckpointError(f"zoo: {path} cannot be written ({error.strerror or error})") from error
 
 
-def base_url(path: Path | None = None) -> str | None:
-    """The address at which released files lie: `FGZOO_ZOO_URL`, else what the list of checkpoints says.
-
-    Args:
-        path: A YAML file; by default the packaged one.
-
-    Returns:
-        The address without a slash at its end; `None` where there is none.
+def base_url() -> str | None:
+    """The address at which released files lie: `FGZOO_ZOO_URL`, else what the packaged list says; `None` where there is none.
 
     Raises:
         CheckpointError: It is no address.
     """
     given = os.environ.get("FGZOO_ZOO_URL")
-    path = path or REGISTRY
-    where, url = ("FGZOO_ZOO_URL", given) if given else (f"zoo: {path}: base_url", _read(path)["base_url"])
+    where, url = ("FGZOO_ZOO_URL", given) if given else (f"zoo: {REGISTRY}: base_url", _read(REGISTRY)["base_url"])
     if url is None:
         return None
     if not isinstance(url, str) or not _is_address(url):
@@ -208,8 +199,7 @@ def _read_entry(raw: Any, where: str) -> ZooEntry:
     known = [field.name for field in fields(ZooEntry)]
     for key in raw:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise CheckpointError(f"{where}: no field '{key}'; " + (f"did you mean '{near[0]}'?" if near else str(known)))
+            raise CheckpointError(f"{where}: no field '{key}'{did_you_mean(str(key), known) or f'; {known}'}")
     for key in known:
         if key not in raw:
             raise CheckpointError(f"{where}: the field '{key}' is missing")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from pathlib import Path
 
 from fgzoo.checkpoints.download import fetch_checkpoint
 from fgzoo.checkpoints.registry import list_checkpoints
-from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.errors import CheckpointError, UsageError, did_you_mean
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
@@ -79,8 +78,7 @@ def resolve(source: str | Path) -> Path:
         return fetch_checkpoint(str(source))
     if path.is_dir():
         raise CheckpointError(f"checkpoint: the folder {path} holds no {LAST}")
-    near = difflib.get_close_matches(str(source), names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ", and none of this name in `fgzoo list checkpoints`"
+    hint = did_you_mean(str(source), names) or ", and none of this name in `fgzoo list checkpoints`"
     raise CheckpointError(f"checkpoint: no file or run folder '{source}'{hint}")
 
 

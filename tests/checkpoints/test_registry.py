@@ -72,10 +72,10 @@ def test_an_unknown_name_gets_the_nearest(two: None) -> None:
 
 
 def test_the_base_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = written(tmp_path, base_url="https://example.org/releases/")
-    assert base_url(path) == "https://example.org/releases"
+    monkeypatch.setattr(registry, "REGISTRY", written(tmp_path, base_url="https://example.org/releases/"))
+    assert base_url() == "https://example.org/releases"
     monkeypatch.setenv("FGZOO_ZOO_URL", "file:///mnt/zoo")
-    assert base_url(path) == "file:///mnt/zoo"
+    assert base_url() == "file:///mnt/zoo"
 
 
 # ---------------------------------------------------------------------- what is wrong, and where
@@ -158,11 +158,12 @@ def test_a_file_of_another_form_is_named(text: str, said: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("url", ["example.org", "ftp://example.org", "https://", "file:relative", "http://[", 3])
 def test_a_faulty_base_address_is_named(url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "REGISTRY", written(tmp_path, base_url=url))
     with pytest.raises(CheckpointError, match=r"base_url.* is no address"):
-        base_url(written(tmp_path, base_url=url))
+        base_url()
     monkeypatch.setenv("FGZOO_ZOO_URL", str(url))
     with pytest.raises(CheckpointError, match=r"^FGZOO_ZOO_URL: .* is no address"):
-        base_url(written(tmp_path))
+        base_url()
 
 
 # ---------------------------------------------------------------------- the command line
