@@ -171,9 +171,8 @@ def load_weights(model: FineGrainedClassifier, source: str | Path, reset_head: b
     if reset_head:
         own = model.state_dict()
         state = {**state, **{key: own[key] for key in class_dependent(model)}}
-        _load_state(model, state, str(source))
-    else:
-        _load_state(model, state, str(source))
+    _load_state(model, state, str(source))
+    if not reset_head:
         model.on_load_checkpoint(checkpoint)
     return checkpoint
 

@@ -172,7 +172,7 @@ def _judge(name: str, kind: str, distance: Tensor, moved: Tensor, largest: Tenso
     return Parity(name, kind, farthest[0], tolerance, len(steady), int((~steady).sum()), farthest[1])
 
 
-def pictures(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> dict[str, Iterable[Tensor]]:
+def comparison_images(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> dict[str, Iterable[Tensor]]:
     """What a file is compared on: random images, some of them glaring, synthetic birds, and images of one's own.
 
     Args:

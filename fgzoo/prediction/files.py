@@ -10,9 +10,9 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, TextIO, TypeVar
+from typing import Any, NamedTuple, Protocol, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -230,7 +230,7 @@ class _MayFail(Protocol):
 Outcome = TypeVar("Outcome", bound=_MayFail)
 
 
-class Watch:
+class Watch(AbstractContextManager["Watch"]):
     """Counts answers and seconds; on a terminal, shows a bar.
 
     Args:
@@ -249,13 +249,10 @@ class Watch:
         columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task = self._bar.add_task(verb, total=total)
-
-    def __enter__(self) -> Self:
         self._bar.start()
         self._start = time.perf_counter()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.seconds = time.perf_counter() - self._start
         self._bar.stop()
 

@@ -191,15 +191,16 @@ def compute(
     """
     _check_arguments(batch_size, tta, num_workers, precision)
     cards = [required_card(model) for model in models]
-    ways = [(card.image_size, card.resize, card.resize_mode) for card in cards]
-    prepare = {way: views_transform(card, tta) for way, card in zip(ways, cards, strict=True)}
-    places = [list(prepare).index(way) for way in ways]
+    # Models whose images are prepared alike share them.
+    preparations = [(card.image_size, card.resize, card.resize_mode) for card in cards]
+    prepare = {preparation: views_transform(card, tta) for preparation, card in zip(preparations, cards, strict=True)}
     device = models[0].device
     for views, errors in batches(listed(images), list(prepare.values()), batch_size, num_workers, device.type == "cuda"):
         if not views:
             yield BatchValues(torch.empty(0, len(class_names(models))), errors)
             continue
-        seen = [views[place] for place in places]
+        by_preparation = dict(zip(prepare, views, strict=True))
+        seen = [by_preparation[preparation] for preparation in preparations]
         yield BatchValues(_mean(models, seen, quantity, mirrored=tta in ("flip", "ten-crop"), precision=precision), errors)
 
 
@@ -215,10 +216,9 @@ def _mean(
     device = models[0].device
     half = torch.float16 if precision == "16-mixed" else torch.bfloat16
     answers = []
-    for model, of_model in zip(models, views, strict=True):
-        of_model = of_model.to(device, non_blocking=True)
+    for model, its_views in zip(models, views, strict=True):
         with model.evaluating(), torch.autocast(device.type, half, enabled=precision != "32-true"):
-            for view in of_model.unbind(dim=1):
+            for view in its_views.to(device, non_blocking=True).unbind(dim=1):
                 images = model.normalize(view).contiguous(memory_format=torch.channels_last)
                 answers.append(quantity(model, images))
                 if mirrored:

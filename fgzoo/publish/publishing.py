@@ -30,9 +30,9 @@ from fgzoo.training.command import run as run_training
 #: Where a run keeps what it cost, its data's counts and notes, and its versions and hardware.
 COST, DATA, ENVIRONMENT = "cost.json", "data.json", "environment.json"
 #: Options that concern only the machine they were typed on.
-LEFT_OUT = ("--output", "--data.num_workers", "--data.cache", "--data.cache_folder", "--trainer.default_root_dir")
+MACHINE_OPTIONS = ("--output", "--data.num_workers", "--data.cache", "--data.cache_folder", "--trainer.default_root_dir")
 #: Settings of the data that change where and how fast images are read, not what is learnt.
-OF_THE_MACHINE = ("root", "num_workers", "cache", "cache_folder", "cache_limit_gb")
+MACHINE_SETTINGS = ("root", "num_workers", "cache", "cache_folder", "cache_limit_gb")
 #: A file whose accuracy differs more from its run's recorded one holds other weights, or was scored on other images.
 TOLERANCE = 0.01
 
@@ -128,7 +128,7 @@ def _check_alike(run: Path, seeds: Sequence[Path]) -> None:
     """Runs that are averaged differ in their seed and nothing else that matters."""
 
     def settings(config: dict[str, Any]) -> tuple[dict[str, Any], Any, Any]:
-        data = {key: value for key, value in config["data"].items() if key not in OF_THE_MACHINE}
+        data = {key: value for key, value in config["data"].items() if key not in MACHINE_SETTINGS}
         model = {key: value for key, value in config["model"]["init_args"].items() if key != "backbone_weights"}
         return data, (config["model"]["class_path"], model), config["trainer"]["max_epochs"]
 
@@ -220,7 +220,7 @@ def _command(run: Path) -> str:
     tokens = iter(_typed(run))
     for token in tokens:
         name, equals, value = token.partition("=")
-        if name in (*LEFT_OUT, "--data.root"):
+        if name in (*MACHINE_OPTIONS, "--data.root"):
             if not equals:
                 next(tokens, None)
             kept += ["--data.root", "DATA"] if name == "--data.root" else []

@@ -104,16 +104,17 @@ def test_class_dependent_weights_are_the_classifiers(name: str, expected: int) -
 # ---------------------------------------------------------------------- what does not fit
 
 
-def test_another_method_is_named(trained: SimpleNamespace) -> None:
-    result = fit(trained.root, "--ckpt_path", trained.run, model="rra")
+@pytest.mark.parametrize(
+    ("model", "backbone", "said"),
+    [
+        ("rra", "test_efficientnet", "method is fgzoo.methods.baseline.Baseline there and fgzoo.methods.rra.RRA here"),
+        ("baseline", "test_resnet", "backbone is test_efficientnet there and test_resnet here"),
+    ],
+)
+def test_another_method_or_backbone_is_named(trained: SimpleNamespace, model: str, backbone: str, said: str) -> None:
+    result = fit(trained.root, "--ckpt_path", trained.run, "--model.backbone", backbone, model=model)
     assert result.status == 2
-    assert "method is fgzoo.methods.baseline.Baseline there and fgzoo.methods.rra.RRA here" in result.err
-
-
-def test_another_backbone_is_named(trained: SimpleNamespace) -> None:
-    result = fit(trained.root, "--ckpt_path", trained.run, "--model.backbone", "test_resnet")
-    assert result.status == 2
-    assert "backbone is test_efficientnet there and test_resnet here" in result.err
+    assert said in result.err
 
 
 def test_another_shape_of_the_method_is_named() -> None:
