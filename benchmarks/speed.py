@@ -53,7 +53,7 @@ from fgzoo.data.cache import ImageCache
 from fgzoo.data.images import decode
 from fgzoo.data.records import Record
 from fgzoo.data.synthetic import Birds, SyntheticBirds
-from fgzoo.data.transforms import augmentation_transform, resize_transform, training_transform
+from fgzoo.data.transforms import augmentation_transform, resize_transform
 from fgzoo.interpret.explanation import explain as explained
 from fgzoo.interpret.page import write_page
 from fgzoo.nn.spatial_lstm import SpatialLSTM
@@ -492,18 +492,17 @@ def data(o: Options) -> None:
         v2.Resize([resize, resize]), v2.RandomCrop(o.size), v2.RandomHorizontalFlip(), v2.PILToTensor(),
         v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ])  # fmt: skip
-    ours, crop = training_transform("standard", o.size, resize, "squash"), augmentation_transform("standard", o.size)
+    resized, crop = resize_transform(resize, "squash"), augmentation_transform("standard", o.size)
     with tempfile.TemporaryDirectory() as folder:
         paths = sorted(o.images.rglob("*.jpg"))[: o.batch] if o.images else draw_birds(Path(folder), o.batch)
         records = {path: Record(str(path), 0, path) for path in paths}
-        resized = resize_transform(resize, "squash")
         cache = ImageCache(Path(folder), "benchmark", {}, lambda record: decode(record.path), resized, resize, limit_gb=64)
         cache.prepare(list(records.values()))
         ways: dict[str, Callable[[Path], Any]] = {
             "Pillow recipe": lambda path: usual(Image.open(path).convert("RGB")),
-            "ours": lambda path: ours(decode(path)),
+            "ours": lambda path: crop(resized(decode(path))),
             "ours, from the cache": lambda path: crop(cache.read(records[path])),
-            "ours, Pillow decoder": lambda path: ours(decode(path, "pillow")),
+            "ours, Pillow decoder": lambda path: crop(resized(decode(path, "pillow"))),
             "decode alone, torchcodec": lambda path: decode(path, "torchcodec"),
             "decode alone, Pillow": lambda path: decode(path, "pillow"),
         }

@@ -17,10 +17,15 @@ os.environ["FGZOO_KEEP_MEMORY"] = "0"
 
 import signal
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
+from tests.builders import make_cub
+from tests.command import fit
+from tests.server import Server, serving
 
 #: Where real data lies; taken before tests are kept from it.
 REAL_DATA = Path(os.environ["FGZOO_DATA"]).resolve() if os.environ.get("FGZOO_DATA") else None
@@ -79,6 +84,27 @@ def _own_place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeyp
         # Set first: what a test's code puts there is then taken away again.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on this machine, which is asked directly and not waited for long."""
+    monkeypatch.setattr("fgzoo.data.download.ATTEMPTS", 3)
+    monkeypatch.setattr("fgzoo.data.download.TIMEOUT", 0.5)
+    monkeypatch.setattr("fgzoo.data.download.PAUSE", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A run of an epoch on three classes, which no test changes, its last checkpoint, and the root of its images."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = make_cub(folder / "data")
+    result = fit(root, "--output", folder / "run")
+    assert result.status == 0, result.err
+    return SimpleNamespace(root=root, run=folder / "run", file=folder / "run" / "checkpoints" / "last.ckpt")
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pytest
-
-from fgzoo.data import download
-
 CONTENT = random.Random(0).randbytes(3 << 20)
 #: Where a connection breaks off, in bytes.
 HALF = (1 << 20) + (1 << 19)
@@ -91,11 +87,3 @@ def serving() -> Iterator[Server]:
         server.stopped.set()
         server.shutdown()
         thread.join()
-
-
-def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for no server long, and ask it directly."""
-    monkeypatch.setattr(download, "ATTEMPTS", 3)
-    monkeypatch.setattr(download, "TIMEOUT", 0.5)
-    monkeypatch.setattr(download, "PAUSE", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")

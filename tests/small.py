@@ -42,11 +42,13 @@ NAMES = ["Cardinal", "Crow", "Gull", "Ovenbird"]
 CARD = DataCard("folder", NAMES, 64, 64, "squash", "bilinear", "pillow", "0" * 16)
 
 
-def small(name: str = "baseline", card: DataCard = CARD, seed: int = 0, **more: Any) -> FineGrainedClassifier:
+def small(
+    name: str = "baseline", card: DataCard = CARD, seed: int = 0, backbone: str = "test_efficientnet", **more: Any
+) -> FineGrainedClassifier:
     """A model that counts as trained."""
     torch.manual_seed(seed)
     arguments = {**SMALL.get(name, {}), **more}
-    model = create_model(name, len(NAMES), "test_efficientnet", pretrained=False, **arguments)
+    model = create_model(name, len(card.class_names), backbone, pretrained=False, **arguments)
     model.card, model.trained = card, True
     if name == "baseline":
         with torch.no_grad():

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
-from fgzoo.checkpoints.registry import SUFFIX, Entry, base_url, find_entry
+from fgzoo.checkpoints.registry import SUFFIX, ZooEntry, base_url, find_entry
 from fgzoo.data.download import TransferError, WriteError, accept, by_hand_to, download, has_digest, locked, offline
 from fgzoo.errors import CheckpointError
 
@@ -42,12 +42,11 @@ def cache_folder() -> Path:
     return base.absolute() / "checkpoints"
 
 
-def fetch_checkpoint(name: str, progress: bool | None = None) -> Path:
+def fetch_checkpoint(name: str) -> Path:
     """A checkpoint of the zoo as a verified file; downloaded where it is not here yet. Two processes do it once.
 
     Args:
         name: A name of [list_checkpoints][fgzoo.list_checkpoints].
-        progress: Show a progress bar on standard error; by default where that is a terminal.
 
     Returns:
         The file, whose hash is right.
@@ -69,11 +68,11 @@ def fetch_checkpoint(name: str, progress: bool | None = None) -> Path:
             return target
         if target.exists():
             log.warning("%s is damaged or of another version; it is fetched again.", target)
-        _fetch(entry, target, digest, sys.stderr.isatty() if progress is None else progress)
+        _fetch(entry, target, digest)
     return target
 
 
-def _own_files(entry: Entry) -> list[Path]:
+def _own_files(entry: ZooEntry) -> list[Path]:
     """The places inside the package and the checkout where the file may lie."""
     places = []
     for source in entry.sources:
@@ -85,7 +84,7 @@ def _own_files(entry: Entry) -> list[Path]:
     return places
 
 
-def addresses(entry: Entry) -> list[str]:
+def _addresses(entry: ZooEntry) -> list[str]:
     """Where a checkpoint can be fetched from, in order; a path in the repository stands for its file at the base address."""
     base = base_url()
     found = []
@@ -97,9 +96,9 @@ def addresses(entry: Entry) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _fetch(entry: Entry, target: Path, digest: str, progress: bool) -> None:
+def _fetch(entry: ZooEntry, target: Path, digest: str) -> None:
     """Ask one address after another."""
-    asked = addresses(entry)
+    asked = _addresses(entry)
     by_hand = by_hand_to(target, digest)
     if offline():
         remote = [address for address in asked if not address.startswith("file:")]
@@ -119,7 +118,7 @@ def _fetch(entry: Entry, target: Path, digest: str, progress: bool) -> None:
     failures = []
     for address in asked:
         try:
-            return _get(address, target, digest, entry.size, progress)
+            return _get(address, target, digest, entry.size)
         except WriteError as error:
             raise CheckpointError(f"download: {error}; make room or set FGZOO_CACHE to another folder. {by_hand}") from error
         except TransferError as error:
@@ -128,15 +127,10 @@ def _fetch(entry: Entry, target: Path, digest: str, progress: bool) -> None:
     raise CheckpointError(f"download: {entry.name}: {'; '.join(failures)}. {by_hand}")
 
 
-def _get(address: str, target: Path, digest: str, size: int, progress: bool) -> None:
-    if address.startswith("hf:"):
-        return _copy(_from_hub(address), target, digest, address)
-    if address.startswith("file:"):
-        return _copy(Path(url2pathname(urlsplit(address).path)), target, digest, address)
-    return download(address, target, digest, size, progress)
-
-
-def _copy(source: Path, target: Path, digest: str, address: str) -> None:
+def _get(address: str, target: Path, digest: str, size: int) -> None:
+    if address.startswith(("http:", "https:")):
+        return download(address, target, digest, size, progress=sys.stderr.isatty())
+    source = _from_hub(address) if address.startswith("hf:") else Path(url2pathname(urlsplit(address).path))
     part = target.with_name(f"{target.name}.part")
     if not source.is_file():
         raise TransferError(f"{address} could not be copied: no file {source}")
@@ -146,7 +140,7 @@ def _copy(source: Path, target: Path, digest: str, address: str) -> None:
         if error.errno == errno.ENOSPC:
             raise WriteError(f"{address} could not be written to {part}: the disk is full") from error
         raise TransferError(f"{address} could not be copied: {error}") from error
-    accept(part, target, digest, address)
+    return accept(part, target, digest, address)
 
 
 def _from_hub(address: str) -> Path:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgzoo.checkpoints.registry import SUFFIX
 from fgzoo.checkpoints.run_folder import resolve
-from fgzoo.checkpoints.safetensors import SUFFIX, read_safetensors, training_only
+from fgzoo.checkpoints.safetensors import read_safetensors, training_only
 from fgzoo.data.card import DataCard
 from fgzoo.errors import CheckpointError
 from fgzoo.methods import available, import_path
@@ -119,9 +120,6 @@ def method_class(path: str, trust: Sequence[str] = ()) -> type[FineGrainedClassi
         path: Path of the class.
         trust: Packages whose classes may be imported.
 
-    Returns:
-        The class.
-
     Raises:
         CheckpointError: It is neither known, imported nor trusted, or it is no method.
     """
@@ -131,8 +129,7 @@ def method_class(path: str, trust: Sequence[str] = ()) -> type[FineGrainedClassi
     if path not in known and module not in sys.modules and not trusted:
         raise CheckpointError(
             f"checkpoint: it names the class {path}, which is not part of fgzoo; importing it would run its code. Import it "
-            "first, "
-            f"or allow it by --trust {module.partition('.')[0]}"
+            f"first, or allow it by --trust {module.partition('.')[0]}"
         )
     try:
         cls = import_path(path)
@@ -174,23 +171,16 @@ def load_weights(model: FineGrainedClassifier, source: str | Path, reset_head: b
     if reset_head:
         own = model.state_dict()
         state = {**state, **{key: own[key] for key in class_dependent(model)}}
-        _load_state(model, state, str(source))
-    else:
-        _load_state(model, state, str(source))
+    _load_state(model, state, str(source))
+    if not reset_head:
         model.on_load_checkpoint(checkpoint)
     return checkpoint
 
 
 def class_dependent(model: FineGrainedClassifier) -> list[str]:
-    """Names of the weights whose shape depends on the number of classes, whatever the method.
+    """Names in a model's state dict of the weights whose shape depends on the number of classes, whatever the method.
 
     Found by building the same network for one class more, without memory (on the meta device).
-
-    Args:
-        model: The model.
-
-    Returns:
-        Names as in its state dict.
     """
     arguments = {k: v for k, v in dict(model.hparams).items() if not k.startswith("_")}
     arguments.update({k: v for k, v in (("pretrained", False), ("backbone_weights", None)) if k in arguments})

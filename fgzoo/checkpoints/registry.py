@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from fgzoo.errors import CheckpointError
+from fgzoo.errors import CheckpointError, did_you_mean
 from fgzoo.files import atomic_write
 from fgzoo.methods import BUILT_IN
 from fgzoo.recipes import recipe_files
@@ -24,13 +23,14 @@ REGISTRY = Path(__file__).parent / "zoo.yaml"
 #: What a source may begin with; one without a scheme is a path in the repository.
 SCHEMES = ("https", "http", "hf", "file", "package")
 SUFFIX = ".safetensors"
+#: What a test measures.
+METRIC_NAMES = ("top1", "top5", "macro", "nll", "ece")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_METRICS = ("top1", "top5", "macro", "nll", "ece")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ZooEntry:
     """A checkpoint of the zoo.
 
     Attributes:
@@ -78,14 +78,8 @@ def list_checkpoints(glob: str = "*") -> list[str]:
     return sorted(name for name in read_registry() if fnmatch(name, glob))
 
 
-def find_entry(name: str) -> Entry:
-    """A checkpoint of the zoo by name.
-
-    Args:
-        name: One of [list_checkpoints][].
-
-    Returns:
-        Its entry.
+def find_entry(name: str) -> ZooEntry:
+    """The checkpoint of the zoo that has a name.
 
     Raises:
         CheckpointError: There is none of this name.
@@ -93,12 +87,11 @@ def find_entry(name: str) -> Entry:
     entries = read_registry()
     if name in entries:
         return entries[name]
-    near = difflib.get_close_matches(name, entries, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "`fgzoo list checkpoints` names those there are"
-    raise CheckpointError(f"download: the zoo has no checkpoint '{name}'; {hint}")
+    hint = did_you_mean(name, entries) or "; `fgzoo list checkpoints` names those there are"
+    raise CheckpointError(f"download: the zoo has no checkpoint '{name}'{hint}")
 
 
-def read_registry(path: Path | None = None) -> dict[str, Entry]:
+def read_registry(path: Path | None = None) -> dict[str, ZooEntry]:
     """Read and validate lists of checkpoints.
 
     Args:
@@ -111,7 +104,7 @@ def read_registry(path: Path | None = None) -> dict[str, Entry]:
         CheckpointError: A file, or one of its entries, is not what it should be, or two share a name.
     """
     own = [Path(name).expanduser() for name in os.environ.get("FGZOO_REGISTRY", "").split(os.pathsep) if name]
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ZooEntry] = {}
     for file in [path] if path else [REGISTRY, *own]:
         for number, raw in enumerate(_read(file)["checkpoints"], start=1):
             entry = _read_entry(raw, f"zoo: {file}, entry {number}")
@@ -124,22 +117,15 @@ def read_registry(path: Path | None = None) -> dict[str, Entry]:
 def check_name(name: str) -> None:
     """Refuse a name that no checkpoint can have.
 
-    Args:
-        name: The name.
-
     Raises:
         CheckpointError: It is none.
     """
-    complaint = _complaint("name", name)
-    if complaint:
+    if complaint := _complaint("name", name):
         raise CheckpointError(f"zoo: the name {name!r} {complaint}")
 
 
-def check_entry(entry: Entry) -> None:
+def check_entry(entry: ZooEntry) -> None:
     """Refuse an entry that the list could not be read with.
-
-    Args:
-        entry: The entry.
 
     Raises:
         CheckpointError: A field is not what it should be; names it.
@@ -147,7 +133,7 @@ def check_entry(entry: Entry) -> None:
     _read_entry(entry.as_dict(), "zoo: the new entry")
 
 
-def add_entry(path: Path, entry: Entry) -> None:
+def add_entry(path: Path, entry: ZooEntry) -> None:
     """Write an entry into a list of checkpoints, in the order of names; what stands above the list stays as it is.
 
     Args:
@@ -169,21 +155,14 @@ def add_entry(path: Path, entry: Entry) -> None:
         raise CheckpointError(f"zoo: {path} cannot be written ({error.strerror or error})") from error
 
 
-def base_url(path: Path | None = None) -> str | None:
-    """The address at which released files lie: `FGZOO_ZOO_URL`, else what the list of checkpoints says.
-
-    Args:
-        path: A YAML file; by default the packaged one.
-
-    Returns:
-        The address without a slash at its end; `None` where there is none.
+def base_url() -> str | None:
+    """The address at which released files lie: `FGZOO_ZOO_URL`, else what the packaged list says; `None` where there is none.
 
     Raises:
         CheckpointError: It is no address.
     """
     given = os.environ.get("FGZOO_ZOO_URL")
-    path = path or REGISTRY
-    where, url = ("FGZOO_ZOO_URL", given) if given else (f"zoo: {path}: base_url", _read(path)["base_url"])
+    where, url = ("FGZOO_ZOO_URL", given) if given else (f"zoo: {REGISTRY}: base_url", _read(REGISTRY)["base_url"])
     if url is None:
         return None
     if not isinstance(url, str) or not _is_address(url):
@@ -212,23 +191,21 @@ def _is_address(text: str) -> bool:
     return parts.path.startswith("/") and not host if parts.scheme == "file" else parts.scheme in ("http", "https") and bool(host)
 
 
-def _read_entry(raw: Any, where: str) -> Entry:
+def _read_entry(raw: Any, where: str) -> ZooEntry:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{where}: must be a mapping of fields, is {raw!r}")
     if isinstance(raw.get("name"), str):
         where = f"{where} ({raw['name']})"
-    known = [field.name for field in fields(Entry)]
+    known = [field.name for field in fields(ZooEntry)]
     for key in raw:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise CheckpointError(f"{where}: no field '{key}'; " + (f"did you mean '{near[0]}'?" if near else str(known)))
+            raise CheckpointError(f"{where}: no field '{key}'{did_you_mean(str(key), known) or f'; {known}'}")
     for key in known:
         if key not in raw:
             raise CheckpointError(f"{where}: the field '{key}' is missing")
-        complaint = _complaint(key, raw[key])
-        if complaint:
+        if complaint := _complaint(key, raw[key]):
             raise CheckpointError(f"{where}: {key}: {raw[key]!r} {complaint}")
-    return Entry(**raw)
+    return ZooEntry(**raw)
 
 
 def _complaint(key: str, value: Any) -> str | None:
@@ -261,8 +238,8 @@ def _metrics_complaint(metrics: Any) -> str | None:
     if not isinstance(metrics, dict) or "top1" not in metrics:
         return "must hold at least top1"
     for name, numbers in metrics.items():
-        if name not in _METRICS:
-            return f"has no metric '{name}'; known: {', '.join(_METRICS)}"
+        if name not in METRIC_NAMES:
+            return f"has no metric '{name}'; known: {', '.join(METRIC_NAMES)}"
         if not isinstance(numbers, dict) or type(numbers.get("seeds")) is not int or numbers["seeds"] < 1:
             return f"must give `seeds` for {name}, a positive whole number"
         wanted = {"value", "seeds"} if numbers["seeds"] == 1 else {"value", "seeds", "mean", "std"}

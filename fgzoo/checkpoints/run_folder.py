@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from pathlib import Path
 
 from fgzoo.checkpoints.download import fetch_checkpoint
 from fgzoo.checkpoints.registry import list_checkpoints
-from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.errors import CheckpointError, UsageError, did_you_mean
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
@@ -20,27 +19,13 @@ PROBABILITIES = {split: f"{split}_probabilities.npz" for split in ("val", "test"
 
 
 def next_folder(base: Path) -> Path:
-    """The first free numbered folder: base/000, base/001 and so on.
-
-    Args:
-        base: E.g. `runs/cub-rra`.
-
-    Returns:
-        A folder that does not exist yet; another process may make it, see [new_folder][].
-    """
+    """The first free numbered folder, e.g. `runs/cub-rra/000`; another process may make it, see [new_folder][]."""
     taken = [int(path.name) for path in base.glob("[0-9]*") if path.name.isdigit()] if base.is_dir() else []
     return base / f"{max(taken, default=-1) + 1:03d}"
 
 
 def new_folder(base: Path) -> Path:
-    """Make the next numbered folder; runs that start at the same moment get folders of their own.
-
-    Args:
-        base: E.g. `runs/cub-rra`.
-
-    Returns:
-        The folder, empty.
-    """
+    """Make the next numbered folder; runs that start at the same moment get folders of their own."""
     while True:
         folder = next_folder(base)
         with contextlib.suppress(FileExistsError):
@@ -49,23 +34,13 @@ def new_folder(base: Path) -> Path:
 
 
 def newest_run(base: Path) -> Path | None:
-    """The run below a folder whose last checkpoint is the most recent; `None` without any.
-
-    Args:
-        base: E.g. `runs` or `runs/cub-rra`.
-
-    Returns:
-        The run's folder.
-    """
+    """The folder of the run below another one, e.g. `runs`, whose last checkpoint is the most recent; `None` without any."""
     found = list(base.glob(f"**/{LAST.as_posix()}")) if base.is_dir() else []
     return max(found, key=lambda path: path.stat().st_mtime).parents[1] if found else None
 
 
 def check_new(folder: Path) -> None:
-    """Refuse a folder that another run has filled.
-
-    Args:
-        folder: Where a new run is to go.
+    """Refuse a folder for a new run that another one has filled.
 
     Raises:
         UsageError: It holds a run.
@@ -103,8 +78,7 @@ def resolve(source: str | Path) -> Path:
         return fetch_checkpoint(str(source))
     if path.is_dir():
         raise CheckpointError(f"checkpoint: the folder {path} holds no {LAST}")
-    near = difflib.get_close_matches(str(source), names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ", and none of this name in `fgzoo list checkpoints`"
+    hint = did_you_mean(str(source), names) or ", and none of this name in `fgzoo list checkpoints`"
     raise CheckpointError(f"checkpoint: no file or run folder '{source}'{hint}")
 
 

@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from fgzoo.checkpoints.registry import SUFFIX
 from fgzoo.errors import CheckpointError, UntrainedError
 from fgzoo.files import atomic_write
 from fgzoo.methods.base import FineGrainedClassifier
-
-SUFFIX = ".safetensors"
 
 
 def save_safetensors(model: FineGrainedClassifier, path: str | Path, dtype: Literal["float32", "float16"] = "float32") -> None:
@@ -39,9 +38,24 @@ def save_safetensors(model: FineGrainedClassifier, path: str | Path, dtype: Lite
         raise UntrainedError(f"checkpoint: this {type(model).__name__} has never been trained, so {path} is not written")
     content: dict[str, Any] = {"hyper_parameters": dict(model.hparams)}
     model.on_save_checkpoint(content)
-    metadata = {key: _as_json(value, f"checkpoint: {path}: {key}") for key, value in content.items()}
-    # Other programs look for the name of the framework under `format`.
-    _write_whole(path, save(_storable(model, dtype), {**metadata, "format": "pt"}))
+    metadata: dict[str, str] = {}
+    for key, value in content.items():
+        try:
+            metadata[key] = json.dumps(value)  # tuples come back as lists
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint: {path}: {key} cannot be stored: {error}") from error
+    metadata["format"] = "pt"  # where other programs look for the name of the framework
+    data = save(_storable(model, dtype), metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as part, part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint: {path} cannot be written ({error.strerror or error}); what was there before is as it was"
+        ) from error
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
@@ -77,14 +91,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def training_only(model: FineGrainedClassifier) -> list[str]:
-    """Names of the tensors that only training reads, which modules declare as `training_only`.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Names as in its state dict.
-    """
+    """Names in a model's state dict of the tensors that only training reads, which modules declare as `training_only`."""
     return [f"{prefix}.{name}" for prefix, module in model.named_modules() for name in getattr(type(module), "training_only", ())]
 
 
@@ -106,25 +113,3 @@ def _storable(model: FineGrainedClassifier, dtype: str) -> dict[str, Tensor]:
             stored = half
         tensors[name] = stored.clone(memory_format=torch.contiguous_format)
     return tensors
-
-
-def _as_json(value: Any, where: str) -> str:
-    """A plain value as JSON; tuples come back as lists."""
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{where} cannot be stored: {error}") from error
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the file and move into place, so that it is whole at every moment."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part, part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise CheckpointError(
-            f"checkpoint: {path} cannot be written ({error.strerror or error}); what was there before is as it was"
-        ) from error

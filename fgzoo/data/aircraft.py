@@ -6,11 +6,10 @@ Maji, Rahtu, Kannala, Blaschko, Vedaldi: Fine-Grained Visual Classification of A
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from fgzoo.data.download import Archive, prepare
-from fgzoo.data.lists import by_name, checked, pixel_box, read_lines, read_table
-from fgzoo.data.records import Box, Listing, Record
+from fgzoo.data.lists import box_from_one, by_name, checked, read_box_list, read_lines, read_table
+from fgzoo.data.records import AircraftLevel, Listing, Record
 from fgzoo.errors import DataError, UsageError
 
 ARCHIVE = Archive(
@@ -19,12 +18,10 @@ ARCHIVE = Archive(
     filename="fgvc-aircraft-2013b.tar.gz",
 )
 
-Level = Literal["variant", "family", "manufacturer"]
-
 _CLASS_FILES = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 
 
-def read_aircraft(root: Path, level: Level = "variant") -> Listing:
+def read_aircraft(root: Path, level: AircraftLevel = "variant") -> Listing:
     """Read the lists and check that every image is there.
 
     Training is on the official `trainval` lists, as in all published figures, so `val` stays empty.
@@ -43,20 +40,8 @@ def read_aircraft(root: Path, level: Level = "variant") -> Listing:
     return checked(list_aircraft(root, level), root)
 
 
-def list_aircraft(root: Path, level: Level = "variant") -> Listing:
-    """Read the lists alone; no image is looked for.
-
-    Args:
-        root: As in [read_aircraft][].
-        level: As in [read_aircraft][].
-
-    Returns:
-        The data set as its lists describe it.
-
-    Raises:
-        DataError: A list is missing or inconsistent (file and line are named).
-        UsageError: `level` is unknown.
-    """
+def list_aircraft(root: Path, level: AircraftLevel = "variant") -> Listing:
+    """What [read_aircraft][] reads, without a look for the images."""
     if level not in _CLASS_FILES:
         raise UsageError(f"Unknown level {level!r}; choose variant, family or manufacturer.")
     folder = _folder(root)
@@ -64,7 +49,7 @@ def list_aircraft(root: Path, level: Level = "variant") -> Listing:
     targets = {name: target for target, name in enumerate(class_names)}
     if len(targets) != len(class_names):
         raise DataError(f"{folder / _CLASS_FILES[level]} names a class twice; remove one of the two.")
-    boxes = _boxes(folder)
+    boxes = read_box_list(folder / "images_box.txt", box_from_one)
 
     def split(name: str) -> tuple[Record, ...]:
         records = []
@@ -79,23 +64,17 @@ def list_aircraft(root: Path, level: Level = "variant") -> Listing:
     return Listing("aircraft", tuple(class_names), split("trainval"), split("test"), notes=(note,))
 
 
-def prepare_aircraft(root: Path, progress: bool = True) -> Path:
-    """Download and unpack the data set into `root`, unless it is there already.
+def prepare_aircraft(root: Path) -> None:
+    """Download and unpack the data set, unless it is there already.
 
     Args:
         root: Where `fgvc-aircraft-2013b/` shall lie; the archive (2.6 GB) is kept beside it.
-        progress: Show a progress bar.
-
-    Returns:
-        The folder to give to [read_aircraft][].
 
     Raises:
         UsageError: The download failed; the message says how to supply the archive by hand.
         DataError: The archive is not the official one.
     """
-    if not any((folder / "variants.txt").is_file() for folder in (root, root / "data")):
-        prepare(root, ARCHIVE, "fgvc-aircraft-2013b/data/variants.txt", progress)
-    return root
+    prepare(root, ARCHIVE, ("variants.txt", "data/variants.txt", "fgvc-aircraft-2013b/data/variants.txt"))
 
 
 def _folder(root: Path) -> Path:
@@ -106,14 +85,3 @@ def _folder(root: Path) -> Path:
         f"{root} holds no FGVC-Aircraft: neither data/variants.txt nor fgvc-aircraft-2013b/data/variants.txt exists. "
         f"Unpack {ARCHIVE.filename} there (from {ARCHIVE.url})."
     )
-
-
-def _boxes(folder: Path) -> dict[str, Box]:
-    path = folder / "images_box.txt"
-    if not path.is_file():
-        return {}
-    boxes = {}
-    for key, row in read_table(path, 5).items():
-        x0, y0, x1, y1 = row.numbers()
-        boxes[key] = pixel_box(x0, y0, x1, y1, one_based=True)
-    return boxes

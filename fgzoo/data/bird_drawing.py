@@ -24,7 +24,7 @@ from fgzoo.data.records import Box, Part
 
 Array = NDArray[np.float64]
 Colour = tuple[int, int, int]
-Level = Literal["easy", "medium", "hard"]
+DifficultyName = Literal["easy", "medium", "hard"]
 
 #: What each part may look like; the first value is the plain one. The words are the class names'.
 TRAITS: dict[str, tuple[str, ...]] = {
@@ -77,7 +77,7 @@ class Difficulty:
     light: float
 
 
-DIFFICULTIES: dict[Level, Difficulty] = {
+DIFFICULTIES: dict[DifficultyName, Difficulty] = {
     "easy": Difficulty(1.2, 1.0, 8, (0.50, 0.56), 1, 10, 0.10),
     "medium": Difficulty(0.9, 0.88, 20, (0.42, 0.55), 4, 20, 0.22),
     "hard": Difficulty(0.75, 0.7, 35, (0.33, 0.52), 7, 30, 0.30),

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fgzoo.allocator import keep_in_worker
 from fgzoo.data.records import Record
@@ -56,11 +56,6 @@ class Stamp(NamedTuple):
     size: int
     mtime_ns: int
     ctime_ns: int
-
-
-#: The stamp of an image that is generated (its settings are in the cache's name), and of a file that is not there.
-_GENERATED = Stamp(0, 0, 0)
-_ABSENT = Stamp(-1, 0, 0)
 
 
 class CachedImage(NamedTuple):
@@ -177,8 +172,8 @@ class ImageCache:
             pixels = np.memmap(self.path, dtype=np.uint8, mode="r")
         except (OSError, ValueError):  # absent, empty
             return None
-        whole = len(pixels) == manifest.length and pixels[-_TOKEN:].tobytes() == bytes.fromhex(manifest.token)
-        return pixels if whole else None
+        matches = len(pixels) == manifest.length and pixels[-_TOKEN:].tobytes() == bytes.fromhex(manifest.token)
+        return pixels if matches else None
 
     # ------------------------------------------------------------------ preparing
 
@@ -283,10 +278,14 @@ class ImageCache:
         free = int(shutil.disk_usage(self.path.parent).free * ROOM)
         least = 3 * self.side**2 * count
         self._check_room(least, free, f"{count} images take at least {least / _GB:.3g} GB")
-        source = _Source(records, self.source, self.resize)
-        # Without a generator of its own, a loader draws from torch's: a run that fills would differ from one that does not.
-        loader = DataLoader(
-            source, batch_size=None, num_workers=num_workers, generator=torch.Generator(), worker_init_fn=keep_in_worker
+        loader: DataLoader[Any] = DataLoader(
+            records,  # type: ignore[arg-type] # any sequence will do
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=self._resized,  # type: ignore[arg-type] # of one record, as there are no batches
+            worker_init_fn=keep_in_worker,
+            # Without one of its own, a loader draws from torch's: a run that fills would differ from one that does not.
+            generator=torch.Generator(),
         )
         entries: dict[str, CachedImage] = {}
         with _progress(count, self.path) as advance:
@@ -300,6 +299,19 @@ class ImageCache:
                 advance()
         return entries, length
 
+    def _resized(self, record: Record) -> tuple[Tensor | None, CachedImage]:
+        """The bytes of an image, `None` where it cannot be read, and its entry, whose offset is not yet known."""
+        # Looked at before it is decoded: a file that changes in between will not look the same when the cache is next opened.
+        stamp, digest = _stamp(record), _digest(record)
+        try:
+            image = self.resize(self.source(record))
+        except DataError:
+            return None, CachedImage(0, 0, 0, False, stamp, digest)
+        rows = image.permute(1, 2, 0)
+        channels_last = rows.is_contiguous()
+        pixels = rows if channels_last else image
+        return pixels.reshape(-1), CachedImage(0, image.shape[1], image.shape[2], channels_last, stamp, digest)
+
     def _check_room(self, needed: int, free: int, about: str) -> None:
         if needed > self.limit_gb * _GB:
             raise UsageError(
@@ -310,42 +322,14 @@ class ImageCache:
             raise UsageError(f"data.cache: {about}, and {self.path.parent} has room for {free / _GB:.3g} GB; {_WAYS_OUT}")
 
 
-class _Source(Dataset[tuple[Tensor | None, CachedImage]]):
-    """Decodes and resizes: (bytes of the image, entry whose offset is not yet known); `None` where it cannot be read."""
-
-    def __init__(self, records: Sequence[Record], read: Callable[[Record], Tensor], resize: Callable[[Tensor], Tensor]) -> None:
-        self.records = records
-        self.read = read
-        self.resize = resize
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> tuple[Tensor | None, CachedImage]:
-        record = self.records[index]
-        # Looked at before it is decoded: a file that changes in between will not look the same when the cache is next opened.
-        stamp, digest = _stamp(record), _digest(record)
-        try:
-            image = self.resize(self.read(record))
-        except DataError:
-            return None, CachedImage(0, 0, 0, False, stamp, digest)
-        rows = image.permute(1, 2, 0)
-        channels_last = rows.is_contiguous()
-        pixels = rows if channels_last else image
-        return pixels.reshape(-1), CachedImage(0, image.shape[1], image.shape[2], channels_last, stamp, digest)
-
-
 # ---------------------------------------------------------------------- where, and under which name
 
 
-def disk_folder(given: str | Path | None = None) -> Path:
+def disk_folder(given: str | Path | None) -> Path:
     """The folder of caches on disk.
 
     Args:
-        given: The folder that was asked for; by default the environment variable FGZOO_CACHE, else `~/.cache/fgzoo`.
-
-    Returns:
-        Its subfolder `images`.
+        given: The folder that holds it as `images`; by default the environment variable FGZOO_CACHE, else `~/.cache/fgzoo`.
 
     Raises:
         UsageError: Nothing is given, and there is no home folder.
@@ -358,14 +342,11 @@ def disk_folder(given: str | Path | None = None) -> Path:
 
 
 def pixel_versions(decoder: str, *modules: ModuleType) -> dict[str, str]:
-    """What else decides an image's pixels: libraries, processor, and our own code.
+    """What else decides an image's pixels: versions of libraries, the processor, and the code of our own modules that make it.
 
     Args:
         decoder: `torchcodec`, `pillow` or `generated`.
-        modules: The modules that make the image.
-
-    Returns:
-        Versions and hashes by name.
+        *modules: Those modules.
     """
     source = "".join(inspect.getsource(module) for module in modules)
     return {
@@ -384,11 +365,11 @@ def pixel_versions(decoder: str, *modules: ModuleType) -> dict[str, str]:
 
 def _stamp(record: Record) -> Stamp:
     if record.path is None:
-        return _GENERATED
+        return Stamp(0, 0, 0)  # the settings of generated images are in the cache's name
     try:
         found = record.path.stat()
     except OSError:
-        return _ABSENT
+        return Stamp(-1, 0, 0)
     return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
@@ -407,12 +388,10 @@ def _read_manifest(path: Path) -> Manifest | None:
     """A manifest; `None` where there is none, or a damaged one."""
     try:
         content = json.loads(path.read_bytes())
-        entries = {
-            name: CachedImage(**dict(zip(CachedImage._fields, row, strict=True))) for name, row in content["entries"].items()
-        }
+        entries = {name: CachedImage(*row) for name, row in content["entries"].items()}
         entries = {name: entry._replace(stamp=Stamp(*entry.stamp)) for name, entry in entries.items()}
         return Manifest(content["token"], content["length"], entries)
-    except (OSError, ValueError, TypeError, KeyError, IndexError):
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
@@ -54,13 +55,11 @@ class DataCard:
         Raises:
             CheckpointError: The class names differ.
         """
-        if self.class_names != other.class_names:
-            pairs = zip(self.class_names, other.class_names, strict=False)
-            first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(map(len, (self.class_names, other.class_names))))
-            mine = self.class_names[first] if first < len(self.class_names) else "nothing"
-            theirs = other.class_names[first] if first < len(other.class_names) else "nothing"
-            raise CheckpointError(
-                f"checkpoint: its classes are those of '{self.dataset}' ({len(self.class_names)}), the data's those of "
-                f"'{other.dataset}' ({len(other.class_names)}); class {first} is '{mine}' there and '{theirs}' here; fine-tune "
-                f"with --reset_head, or choose the checkpoint's own data"
-            )
+        pairs = zip_longest(self.class_names, other.class_names, fillvalue="nothing")
+        for index, (mine, theirs) in enumerate(pairs):
+            if mine != theirs:
+                raise CheckpointError(
+                    f"checkpoint: its classes are those of '{self.dataset}' ({len(self.class_names)}), the data's those of "
+                    f"'{other.dataset}' ({len(other.class_names)}); class {index} is '{mine}' there and '{theirs}' here; "
+                    f"fine-tune with --reset_head, or choose the checkpoint's own data"
+                )

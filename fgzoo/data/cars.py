@@ -12,21 +12,20 @@ from typing import Any, NoReturn
 
 import scipy.io
 
-from fgzoo.data.download import Archive
 from fgzoo.data.folder import read_folder
-from fgzoo.data.lists import by_name, checked, pixel_box
+from fgzoo.data.lists import box_from_one, by_name, checked
 from fgzoo.data.records import Listing, Record
 from fgzoo.errors import DataError, UsageError
 
-#: The official files; they have no address any more.
-ARCHIVES = (
-    Archive(url="", md5="065e5b463ae28d29e77c1b4b166cfe61", filename="cars_train.tgz"),
-    Archive(url="", md5="4ce7ebf6a94d07f1952d94dd34c4d501", filename="cars_test.tgz"),
-    Archive(url="", md5="c3b158d763b6e2245038c8ad08e45376", filename="car_devkit.tgz"),
-    Archive(url="", md5="b0a2b23655a3edd16d84508592a98d10", filename="cars_test_annos_withlabels.mat"),
-)
+#: The official files and their md5; they have no address any more.
+OFFICIAL_FILES = {
+    "cars_train.tgz": "065e5b463ae28d29e77c1b4b166cfe61",
+    "cars_test.tgz": "4ce7ebf6a94d07f1952d94dd34c4d501",
+    "car_devkit.tgz": "c3b158d763b6e2245038c8ad08e45376",
+    "cars_test_annos_withlabels.mat": "b0a2b23655a3edd16d84508592a98d10",
+}
 
-LAYOUTS = (
+KNOWN_LAYOUTS = (
     "(1) cars_train/*.jpg, cars_test/*.jpg, devkit/cars_meta.mat, devkit/cars_train_annos.mat and "
     "cars_test_annos_withlabels.mat (in devkit/ or beside it); "
     "(2) car_ims/*.jpg and cars_annos.mat; "
@@ -54,17 +53,7 @@ def read_cars(root: Path) -> Listing:
 
 
 def list_cars(root: Path) -> Listing:
-    """Read the lists alone; in the layouts with lists no image is looked for.
-
-    Args:
-        root: As in [read_cars][].
-
-    Returns:
-        The data set as its lists describe it.
-
-    Raises:
-        DataError: A list is missing or inconsistent.
-    """
+    """What [read_cars][] reads, in the layouts with lists without a look for the images."""
     for folder in (root, root / "stanford_cars"):
         if (folder / "devkit").is_dir():
             return _devkit(folder)
@@ -74,23 +63,19 @@ def list_cars(root: Path) -> Listing:
             note = "Read from class folders: there are no boxes, and names and order of classes are the folders'."
             listing = read_folder(folder)
             return replace(listing, dataset="cars", notes=(*listing.notes, note))
-    raise DataError(f"{root} holds no Stanford Cars. One of these must lie there: {LAYOUTS}.")
+    raise DataError(f"{root} holds no Stanford Cars. One of these must lie there: {KNOWN_LAYOUTS}.")
 
 
-def prepare_cars(root: Path, progress: bool = True) -> NoReturn:  # noqa: ARG001 - the same call as for other data sets
-    """Say what to do: the official download is gone.
-
-    Args:
-        root: Where the data set shall lie.
-        progress: Without effect.
+def prepare_cars(root: Path) -> NoReturn:
+    """Say how to get the data set into `root`: the official download is gone.
 
     Raises:
         UsageError: Always; names the files, their hashes and where each must lie.
     """
-    files = ", ".join(f"{archive.filename} (md5 {archive.md5})" for archive in ARCHIVES)
+    files = ", ".join(f"{name} (md5 {md5})" for name, md5 in OFFICIAL_FILES.items())
     raise UsageError(
         f"Stanford Cars cannot be downloaded: its official address no longer exists. Get a copy and put it into "
-        f"{root} in one of these layouts: {LAYOUTS}. The official files are {files}."
+        f"{root} in one of these layouts: {KNOWN_LAYOUTS}. The official files are {files}."
     )
 
 
@@ -105,7 +90,8 @@ def _devkit(root: Path) -> Listing:
         )
 
     def split(folder: str, path: Path) -> tuple[Record, ...]:
-        images = _unnested(root / folder)
+        nested = root / folder / folder  # some copies hold cars_train/cars_train/*.jpg
+        images = nested if nested.is_dir() else root / folder
         return by_name(
             _record(path, number, row, class_names, f"{folder}/{row['fname']}", images / str(row["fname"]))
             for number, row in enumerate(_annotations(path, "fname"), start=1)
@@ -131,13 +117,8 @@ def _record(path: Path, number: int, row: Any, class_names: Sequence[str], name:
     target = int(row["class"]) - 1
     if not 0 <= target < len(class_names):
         raise DataError(f"{path}, annotation {number}: class {target + 1} is not one of 1 to {len(class_names)}.")
-    x0, y0, x1, y1 = (float(row[f"bbox_{corner}"]) for corner in ("x1", "y1", "x2", "y2"))
-    return Record(name, target, image, pixel_box(x0, y0, x1, y1, one_based=True))
-
-
-def _unnested(folder: Path) -> Path:
-    inner = folder / folder.name  # some copies hold cars_train/cars_train/*.jpg
-    return inner if inner.is_dir() else folder
+    edges = (float(row[f"bbox_{edge}"]) for edge in ("x1", "y1", "x2", "y2"))
+    return Record(name, target, image, box_from_one(*edges))
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -155,7 +136,7 @@ def _annotations(path: Path, *fields: str) -> Any:
 def _load(path: Path, variable: str) -> Any:
     """One variable of a MATLAB file, as an array of at least one dimension."""
     if not path.is_file():
-        raise DataError(f"{path} is missing. One of these layouts must be complete: {LAYOUTS}.")
+        raise DataError(f"{path} is missing. One of these layouts must be complete: {KNOWN_LAYOUTS}.")
     try:
         content = scipy.io.loadmat(path, squeeze_me=True, variable_names=[variable])
     except Exception as error:  # scipy raises nearly any type on a damaged file

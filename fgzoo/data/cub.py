@@ -9,8 +9,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from fgzoo.data.download import Archive, prepare
-from fgzoo.data.lists import by_name, checked, pixel_box, read_rows, read_table, require_same_ids
-from fgzoo.data.records import Box, Listing, Part, Record
+from fgzoo.data.lists import by_name, checked, read_box_list, read_rows, read_table, require_same_ids
+from fgzoo.data.records import Listing, Part, Record
 from fgzoo.errors import DataError
 
 ARCHIVE = Archive(
@@ -41,17 +41,7 @@ def read_cub(root: Path) -> Listing:
 
 
 def list_cub(root: Path) -> Listing:
-    """Read the lists alone; no image is looked for.
-
-    Args:
-        root: As in [read_cub][].
-
-    Returns:
-        The data set as its lists describe it.
-
-    Raises:
-        DataError: A list is missing or inconsistent (file and line are named).
-    """
+    """What [read_cub][] reads, without a look for the images."""
     folder = _folder(root)
     images = read_table(folder / "images.txt", 2, open_end=True)
     labels = read_table(folder / "image_class_labels.txt", 2)
@@ -67,7 +57,8 @@ def list_cub(root: Path) -> Listing:
 
     ordered = sorted(classes, key=class_number)
     targets = {key: target for target, key in enumerate(ordered)}
-    boxes, parts = _boxes(folder), _parts(folder)
+    boxes = read_box_list(folder / "bounding_boxes.txt", lambda x, y, width, height: (x, y, x + width, y + height))
+    parts = _parts(folder)
 
     train: list[Record] = []
     test: list[Record] = []
@@ -84,23 +75,17 @@ def list_cub(root: Path) -> Listing:
     return Listing("cub", class_names, by_name(train), by_name(test), notes=NOTES)
 
 
-def prepare_cub(root: Path, progress: bool = True) -> Path:
-    """Download and unpack the data set into `root`, unless it is there already.
+def prepare_cub(root: Path) -> None:
+    """Download and unpack the data set, unless it is there already.
 
     Args:
         root: Where `CUB_200_2011/` shall lie; the archive (1.1 GB) is kept beside it.
-        progress: Show a progress bar.
-
-    Returns:
-        The folder to give to [read_cub][].
 
     Raises:
         UsageError: The download failed; the message says how to supply the archive by hand.
         DataError: The archive is not the official one.
     """
-    if not (root / "images.txt").is_file():
-        prepare(root, ARCHIVE, "CUB_200_2011/images.txt", progress)
-    return root
+    prepare(root, ARCHIVE, ("images.txt", "CUB_200_2011/images.txt"))
 
 
 def _folder(root: Path) -> Path:
@@ -111,17 +96,6 @@ def _folder(root: Path) -> Path:
         f"{root} holds no CUB-200-2011: neither images.txt nor CUB_200_2011/images.txt exists. "
         f"Unpack {ARCHIVE.filename} there (from {ARCHIVE.url})."
     )
-
-
-def _boxes(folder: Path) -> dict[str, Box]:
-    path = folder / "bounding_boxes.txt"
-    if not path.is_file():
-        return {}
-    boxes = {}
-    for key, row in read_table(path, 5).items():
-        x, y, width, height = row.numbers()
-        boxes[key] = pixel_box(x, y, x + width, y + height, one_based=False)
-    return boxes
 
 
 def _parts(folder: Path) -> dict[str, list[Part]]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from fgzoo.allocator import keep_in_worker
 from fgzoo.data import bird_drawing, images, synthetic
@@ -18,27 +19,26 @@ from fgzoo.data.cache import CacheMode, ImageCache, disk_folder, pixel_versions
 from fgzoo.data.card import DataCard
 from fgzoo.data.dataset import RecordDataset, Sample, collate
 from fgzoo.data.images import DecoderName, active_decoder, decode
-from fgzoo.data.records import Listing, Record
+from fgzoo.data.records import AircraftLevel, Listing, Record
 from fgzoo.data.samplers import EpochSampler
-from fgzoo.data.split import folds as split_folds
-from fgzoo.data.split import stratified_holdout
+from fgzoo.data.split import k_folds, stratified_holdout
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.data.transforms import (
     Augmentation,
     ResizeMode,
     augmentation_transform,
     default_resize,
-    evaluation_crop,
-    evaluation_transform,
     flip_batch,
     mix_batch,
     resize_transform,
-    training_transform,
 )
 from fgzoo.errors import DataError, UsageError
 
 DatasetName = Literal["birds", "cub", "cars", "aircraft", "folder"]
 Split = Literal["train", "val", "test"]
+
+#: Height in pixels of the copyright strip that every FGVC-Aircraft image carries.
+AIRCRAFT_BANNER = 20
 
 
 class FGVCDataModule(L.LightningDataModule):
@@ -104,7 +104,7 @@ class FGVCDataModule(L.LightningDataModule):
         decoder: DecoderName = "auto",
         on_error: Literal["raise", "skip"] = "raise",
         download: bool = False,
-        level: Literal["variant", "family", "manufacturer"] = "variant",
+        level: AircraftLevel = "variant",
         banner: bool = True,
         csv: str | Path | None = None,
         test_fraction: float = 0.0,
@@ -150,7 +150,7 @@ class FGVCDataModule(L.LightningDataModule):
         self.decoder: DecoderName = decoder
         self.on_error: Literal["raise", "skip"] = on_error
         self.download = download
-        self.level: Literal["variant", "family", "manufacturer"] = level
+        self.level: AircraftLevel = level
         self.banner = banner
         self.csv = csv
         self.test_fraction = test_fraction
@@ -177,7 +177,24 @@ class FGVCDataModule(L.LightningDataModule):
         self._fetch()
         if not self.root.is_dir():
             raise DataError(f"data.root: no folder {self.root}")
-        return read_listing(self.dataset_name, self.root, self.level, self.csv, self.test_fraction, self.seed)
+        return self._read_lists(self.root)
+
+    def _read_lists(self, root: Path) -> Listing:
+        if self.dataset_name == "cub":
+            from fgzoo.data.cub import read_cub
+
+            return read_cub(root)
+        if self.dataset_name == "cars":
+            from fgzoo.data.cars import read_cars
+
+            return read_cars(root)
+        if self.dataset_name == "aircraft":
+            from fgzoo.data.aircraft import read_aircraft
+
+            return read_aircraft(root, self.level)
+        from fgzoo.data.folder import read_folder
+
+        return read_folder(root, None if self.csv is None else Path(self.csv), self.test_fraction, self.seed)
 
     @property
     def class_names(self) -> list[str]:
@@ -195,7 +212,7 @@ class FGVCDataModule(L.LightningDataModule):
         listing = self.listing
         train, val = listing.train, listing.val
         if self.folds:
-            train, val = split_folds(train, self.folds, self.seed)[self.fold]
+            train, val = k_folds(train, self.folds, self.seed)[self.fold]
         elif self.val_fraction:
             if val:
                 raise UsageError("data.val_fraction: this data has a validation split of its own; leave val_fraction at 0")
@@ -204,8 +221,7 @@ class FGVCDataModule(L.LightningDataModule):
 
     def names(self, split: str) -> list[str]:
         """Names of a split's images, in the order of their index."""
-        splits: dict[str, tuple[Record, ...]] = dict(self.splits)  # type: ignore[arg-type]
-        return [record.name for record in splits[split]]
+        return [record.name for record in self.splits[split]]  # type: ignore[index]
 
     @property
     def card(self) -> DataCard:
@@ -252,23 +268,21 @@ class FGVCDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample | None]:
         """Shuffled; an incomplete last batch is dropped (the samples differ every epoch), unless it is the only one."""
-        dataset = self._dataset("train")
-        rank, world_size = self._rank()
-        if world_size > 1 and self.on_error == "skip":
+        if self._rank()[1] > 1 and self.on_error == "skip":
             raise UsageError(
                 "data.on_error: with several processes, skipped images would make their batches unequal; train one epoch on one "
                 "device, take out what skipped.json names, and go on with data.on_error: raise"
             )
-        sampler = EpochSampler(len(dataset), True, self.seed, rank, world_size)
+        epoch = 0
         if self.trainer is not None:
             # The loader of a resumed run is made, and its workers begin to read, before the trainer knows its epoch.
-            sampler.set_epoch(max(self.trainer.current_epoch, self._resumed_epoch))
+            epoch = max(self.trainer.current_epoch, self._resumed_epoch)
             self._resumed_epoch = 0
-        return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
+        return self._loader("train", self.batch_size, epoch)
 
     def val_dataloader(self) -> DataLoader[Sample | None] | list[DataLoader[Sample | None]]:
         """In order, every image once; no loader where nothing is held out."""
-        return self._evaluation_loader("val") if self.splits["val"] else []
+        return self._loader("val", self.eval_batch_size) if self.splits["val"] else []
 
     def test_dataloader(self) -> DataLoader[Sample | None]:
         """In order, every image once."""
@@ -276,7 +290,7 @@ class FGVCDataModule(L.LightningDataModule):
             raise DataError(
                 f"data: '{self.dataset_name}' at {self.root} has no test images; add a test folder, or use --data.test_fraction"
             )
-        return self._evaluation_loader("test")
+        return self._loader("test", self.eval_batch_size)
 
     def augment_batch(self, images: Tensor, targets: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """What is left of the augmentation to the device: mirror half of a training batch, and mix it where it is `strong`.
@@ -296,26 +310,16 @@ class FGVCDataModule(L.LightningDataModule):
     # ------------------------------------------------------------------ loaders
 
     def dataset(self, split: Split) -> RecordDataset:
-        """A split as a torch data set of (uint8 image, class, index).
-
-        Args:
-            split: `train` (augmented), `val` or `test`.
-
-        Returns:
-            The data set.
-        """
+        """A split as a torch data set of (uint8 image, class, index); training images are augmented."""
         train = split == "train"
+        crop = augmentation_transform(self.augmentation if train else "paper", self.image_size)
         if self._image_cache is None:
-            read = self._read
-            arguments = self.image_size, self.resize, self.resize_mode
-            transform = training_transform(self.augmentation, *arguments) if train else evaluation_transform(*arguments)
+            read, transform = self._read, v2.Compose([resize_transform(self.resize, self.resize_mode), crop])
         else:
             if not self._image_cache.ready:
                 self._prepare_cache()
-            read = self._image_cache.read
-            transform = augmentation_transform(self.augmentation, self.image_size) if train else evaluation_crop(self.image_size)
-        on_error = self.on_error if train else "raise"
-        return RecordDataset(self.splits[split], read, transform, self.seed, on_error, split)
+            read, transform = self._image_cache.read, crop
+        return RecordDataset(self.splits[split], read, transform, self.seed, self.on_error if train else "raise", split)
 
     @property
     def _read(self) -> Callable[[Record], Tensor]:
@@ -351,14 +355,7 @@ class FGVCDataModule(L.LightningDataModule):
     def _prepare_cache(self) -> None:
         """Fill the image cache, or see that it still holds what the files hold."""
         if self._image_cache is not None:
-            listing = self.listing
-            self._image_cache.prepare((*listing.train, *listing.val, *listing.test), self.num_workers)
-
-    def _dataset(self, split: Split) -> RecordDataset:
-        """The split's data set, made once: it remembers which images were skipped."""
-        if split not in self._datasets:
-            self._datasets[split] = self.dataset(split)
-        return self._datasets[split]
+            self._image_cache.prepare(self.listing.records, self.num_workers)
 
     def skipped(self) -> list[str]:
         """Names of the training images that could not be read and were left out."""
@@ -368,11 +365,7 @@ class FGVCDataModule(L.LightningDataModule):
         return [dataset.records[i].name for i in dataset.skipped.nonzero().flatten().tolist()]
 
     def read_by(self, process: int) -> Path | str | None:
-        """The image that a loader's worker is reading, or was reading when it died; `None` where it was reading none.
-
-        Args:
-            process: The worker's process number.
-        """
+        """The image that a loader's worker, by its process number, is or was reading when it died; `None` where there is none."""
         for dataset in self._datasets.values():
             for worker, index in dataset.reading.tolist():
                 if worker == process and index >= 0:
@@ -383,20 +376,17 @@ class FGVCDataModule(L.LightningDataModule):
         """Height in pixels of the strip to cut off at the bottom of every image."""
         return AIRCRAFT_BANNER if self.dataset_name == "aircraft" and self.banner else 0
 
-    def _evaluation_loader(self, split: Split) -> DataLoader[Sample | None]:
-        dataset = self._dataset(split)
-        rank, world_size = self._rank()
-        sampler = EpochSampler(len(dataset), False, self.seed, rank, world_size)
-        return self._loader(dataset, sampler, self.eval_batch_size, drop_last=False)
-
-    def _loader(
-        self, dataset: RecordDataset, sampler: EpochSampler, batch_size: int, drop_last: bool
-    ) -> DataLoader[Sample | None]:
+    def _loader(self, split: Split, batch_size: int, epoch: int = 0) -> DataLoader[Sample | None]:
+        if split not in self._datasets:  # made once: it remembers which images were skipped
+            self._datasets[split] = self.dataset(split)
+        dataset = self._datasets[split]
+        sampler = EpochSampler(len(dataset), split == "train", self.seed, *self._rank())
+        sampler.set_epoch(epoch)
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
-            drop_last=drop_last,
+            drop_last=split == "train" and len(sampler) >= batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
@@ -405,57 +395,12 @@ class FGVCDataModule(L.LightningDataModule):
         )
 
     def _rank(self) -> tuple[int, int]:
+        """This process, and how many there are."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
-#: Height in pixels of the copyright strip that every FGVC-Aircraft image carries.
-AIRCRAFT_BANNER = 20
-
-
-def read_listing(
-    name: DatasetName,
-    root: Path,
-    level: Literal["variant", "family", "manufacturer"] = "variant",
-    csv: str | Path | None = None,
-    test_fraction: float = 0.0,
-    seed: int = 0,
-) -> Listing:
-    """Read a data set's lists.
-
-    Args:
-        name: `cub`, `cars`, `aircraft` or `folder`.
-        root: Its folder.
-        level: (aircraft) What a class is.
-        csv: (folder) A table instead of class folders.
-        test_fraction: (folder) Share to hold out for testing.
-        seed: Seed of that share.
-
-    Returns:
-        The listing.
-    """
-    if name == "cub":
-        from fgzoo.data.cub import read_cub
-
-        return read_cub(root)
-    if name == "cars":
-        from fgzoo.data.cars import read_cars
-
-        return read_cars(root)
-    if name == "aircraft":
-        from fgzoo.data.aircraft import read_aircraft
-
-        return read_aircraft(root, level)
-    from fgzoo.data.folder import read_folder
-
-    return read_folder(root, None if csv is None else Path(csv), test_fraction, seed)
-
-
 def fetch_dataset(name: DatasetName, root: Path) -> None:
-    """Fetch and unpack a data set, unless it is there.
-
-    Args:
-        name: The data set.
-        root: The folder to put it into.
+    """Fetch and unpack a data set into a folder, unless it is there.
 
     Raises:
         UsageError: It cannot be fetched; the message says what to do by hand.

@@ -100,10 +100,7 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def collate(samples: list[Sample | None]) -> tuple[Tensor, Tensor, Tensor]:
-    """Stack samples, leaving out those that were skipped.
-
-    Args:
-        samples: Samples of one batch.
+    """Stack the samples of a batch, leaving out those that were skipped.
 
     Returns:
         Images (B, 3, size, size) uint8, classes (B,), indices (B,).

@@ -16,7 +16,7 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
@@ -63,10 +63,6 @@ class WrongFileError(TransferError):
     """An address delivered another file than expected."""
 
 
-class _ServerError(Exception):
-    """The server failed (HTTP 5xx); it may recover."""
-
-
 class Archive(NamedTuple):
     """An archive as its publisher offers it."""
 
@@ -75,27 +71,30 @@ class Archive(NamedTuple):
     filename: str
 
 
-def prepare(root: Path, archive: Archive, proof: str, progress: bool = True) -> None:
+def prepare(root: Path, archive: Archive, proofs: Sequence[str]) -> None:
     """Download and unpack an archive, unless that is done already. Two processes do it once.
 
     Args:
         root: Folder for the archive and its contents; made where it does not exist.
         archive: What to download.
-        proof: A file below `root` whose existence shows that the archive is unpacked.
-        progress: Show a progress bar.
+        proofs: Files below `root` any of which shows that the archive is unpacked.
 
     Raises:
         UsageError: The download failed; the message says how to supply the archive by hand.
         DataError: The archive is not the official one, or is unsafe to unpack.
     """
-    if (root / proof).is_file():
+
+    def unpacked() -> bool:
+        return any((root / proof).is_file() for proof in proofs)
+
+    if unpacked():
         return
     with locked(root, f"{archive.filename}.prepare.lock"):
-        if not (root / proof).is_file():
-            extract(fetch(archive, root, progress), root)
+        if not unpacked():
+            extract(fetch(archive, root), root)
 
 
-def fetch(archive: Archive, folder: Path, progress: bool = True) -> Path:
+def fetch(archive: Archive, folder: Path) -> Path:
     """Download an archive into a folder and verify it; one that lies there already is verified too.
 
     The bytes arrive in `FILENAME.part`. A download that breaks off is resumed where it stopped, by this call or a later
@@ -104,7 +103,6 @@ def fetch(archive: Archive, folder: Path, progress: bool = True) -> Path:
     Args:
         archive: What to download.
         folder: Where to put it; made where it does not exist.
-        progress: Show a progress bar on standard error.
 
     Returns:
         The verified file.
@@ -118,7 +116,7 @@ def fetch(archive: Archive, folder: Path, progress: bool = True) -> Path:
     if not target.exists():
         with locked(folder, f"{archive.filename}.lock"):
             if not target.exists():
-                _fetch(archive, target, progress)
+                _download_archive(archive, target)
                 return target
     found = file_hash(target, "md5")
     if found != archive.md5:
@@ -198,10 +196,10 @@ def _require_inside(archive: Path, name: str, what: str = "member ") -> None:
         raise DataError(f"{archive} is refused: {what}{name!r} leads out of the folder. Download it again from its publisher.")
 
 
-def _fetch(archive: Archive, target: Path, progress: bool) -> None:
+def _download_archive(archive: Archive, target: Path) -> None:
     by_hand = by_hand_to(target, f"md5:{archive.md5}")
     try:
-        download(archive.url, target, f"md5:{archive.md5}", progress=progress)
+        download(archive.url, target, f"md5:{archive.md5}")
     except WrongFileError as error:
         raise DataError(f"{error}. {by_hand}") from error
     except TransferError as error:
@@ -214,7 +212,7 @@ def locked(folder: Path, name: str, otherwise: str = "choose another data folder
 
     Args:
         folder: Folder of the lock; made where it does not exist.
-        name: The lock's name.
+        name: The lock's file.
         otherwise: What to do where the folder cannot be written, for the message.
 
     Raises:
@@ -253,13 +251,7 @@ def _digest_like(path: Path, digest: str) -> str:
 
 
 def accept(part: Path, target: Path, digest: str, source: str) -> None:
-    """Move a file into place if its hash is right; delete it otherwise.
-
-    Args:
-        part: The file that has arrived.
-        target: Its place.
-        digest: The hash it must have.
-        source: Where it came from.
+    """Move a file that has arrived into place if its hash is right; delete it otherwise.
 
     Raises:
         WrongFileError: The hash is wrong.
@@ -298,11 +290,9 @@ def download(url: str, target: Path, digest: str, size: int | None = None, progr
         attempt += 1
         try:
             resumed = _receive(url, part, size, progress)
-        except (*_TRANSIENT, _ServerError) as error:
-            if attempt >= ATTEMPTS:
-                raise TransferError(f"{url} could not be downloaded: {error}") from error
         except requests.RequestException as error:
-            raise TransferError(f"{url} could not be downloaded: {error}") from error
+            if not isinstance(error, _TRANSIENT) or attempt >= ATTEMPTS:
+                raise TransferError(f"{url} could not be downloaded: {error}") from error
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
             raise WriteError(f"{url} could not be written to {part}: {reason}") from error
@@ -325,7 +315,7 @@ def _receive(url: str, part: Path, size: int | None, progress: bool) -> bool:
         if response.status_code == 416:  # range not satisfiable
             return True  # nothing is missing; the hash decides
         if response.status_code >= 500:
-            raise _ServerError(f"HTTP {response.status_code} {response.reason}")
+            raise requests.ConnectionError(f"HTTP {response.status_code} {response.reason}")  # it may recover
         response.raise_for_status()
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if not resumed:
@@ -334,7 +324,9 @@ def _receive(url: str, part: Path, size: int | None, progress: bool) -> bool:
         total = have + int(length) if length and length.isdecimal() else None
         if size is not None and total not in (None, size) and "Content-Encoding" not in response.headers:
             raise WrongFileError(f"{url} announces another file than expected ({total} bytes instead of {size})")
-        with part.open("ab" if resumed else "wb") as file, _progress_bar(progress) as bar:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        shown = Progress(*columns, console=Console(stderr=True), disable=not progress)
+        with part.open("ab" if resumed else "wb") as file, shown as bar:
             task = bar.add_task(part.stem, total=total, completed=have)
             for chunk in response.iter_content(_CHUNK):
                 file.write(chunk)
@@ -344,14 +336,3 @@ def _receive(url: str, part: Path, size: int | None, progress: bool) -> bool:
     if total is not None and part.stat().st_size < total:
         raise requests.ConnectionError(f"the connection broke off at {part.stat().st_size} of {total} bytes")
     return resumed
-
-
-def _progress_bar(shown: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)

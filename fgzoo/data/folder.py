@@ -15,7 +15,7 @@ from fgzoo.data.split import stratified_holdout
 from fgzoo.errors import DataError, UsageError
 
 #: Suffixes that are read, in any case.
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 #: What systems leave behind beside hidden files, in lower case.
 LITTER = ("__macosx", "thumbs.db", "desktop.ini")
 
@@ -80,40 +80,30 @@ def read_folder(root: Path, csv: Path | None = None, test_fraction: float = 0.0,
     return checked(Listing("folder", class_names, train, test, val, notes=tuple(notes)), root)
 
 
-def find_images(folder: Path) -> list[Path]:
+def find_images(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
     """The image files below a folder at any depth, in natural order; litter and files that are no images are ignored.
 
     Args:
         folder: The folder.
+        above: Folders that this one lies in; a link back to one of them is not followed.
 
     Returns:
         Their paths; a folder's images stand where its name does among its neighbours.
     """
-    return _find_images(folder, frozenset())
-
-
-def _find_images(folder: Path, above: frozenset[Path]) -> list[Path]:
     here = folder.resolve()
-    if here in above:  # a link back to a folder that this one lies in
+    if here in above:
         return []
     found: list[Path] = []
     for entry in _entries(folder):
         if entry.is_dir():
-            found += _find_images(entry, above | {here})
-        elif entry.suffix.lower() in SUFFIXES:
+            found += find_images(entry, above | {here})
+        elif entry.suffix.lower() in IMAGE_SUFFIXES:
             found.append(entry)
     return found
 
 
 def natural_order(text: str) -> tuple[list[str | int], str]:
-    """Sort key under which `image2` comes before `image10`, independent of locale and file system.
-
-    Args:
-        text: A file name or path.
-
-    Returns:
-        The key.
-    """
+    """Sort key of paths under which `image2` comes before `image10`, independent of locale and file system."""
     composed = unicodedata.normalize("NFC", text)  # some file systems store accents as characters of their own
     pieces = re.split(r"([0-9]+)", composed)
     return [int(piece) if index % 2 else piece.casefold() for index, piece in enumerate(pieces)], composed
@@ -141,12 +131,12 @@ def _from_classes(root: Path, tree: Path, ignored: Counter[str]) -> _Labelled:
         for entry in _entries(folder):
             if entry.is_dir():
                 raise DataError(f"{entry} is a folder inside a class folder; move its images up into {folder}.")
-            if entry.suffix.lower() in SUFFIXES:
+            if entry.suffix.lower() in IMAGE_SUFFIXES:
                 images.append((unicodedata.normalize("NFC", folder.name), entry.relative_to(root)))
             else:
                 ignored[entry.suffix.lower()] += 1
         if not images:
-            raise DataError(f"Class folder {folder} holds no image ({' '.join(SUFFIXES)}); fill it or delete it.")
+            raise DataError(f"Class folder {folder} holds no image ({' '.join(IMAGE_SUFFIXES)}); fill it or delete it.")
         labelled += images
     if not labelled:
         raise DataError(f"{tree} holds no class folder; images lie in one folder per class.")

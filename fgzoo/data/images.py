@@ -65,7 +65,9 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
         # Open leaves a JPEG stream behind the first scan's header: a thumbnail's end lies before it.
         if image.format == "JPEG" and data.find(_END_OF_IMAGE, stream.tell()) < 0:
             raise EOFError("the JPEG stream breaks off before its end marker")
-        if decode_jpeg is not None and _is_plain_jpeg(image):
+        # An orientation in XMP alone is honoured by Pillow and unknown to torchcodec.
+        plain = image.mode in ("L", "RGB") and b"tiff:Orientation" not in image.info.get("xmp", b"")
+        if decode_jpeg is not None and image.format == "JPEG" and plain:
             return decode_jpeg(data)
         return _decode_with_pillow(image)
     except Image.DecompressionBombError as error:
@@ -131,11 +133,6 @@ def _torchcodec_jpeg() -> Callable[[bytes], Tensor] | None:
     except (ImportError, OSError, RuntimeError):  # absent, or its shared libraries do not fit this torch
         return None
     return partial(decoders.decode_jpeg, mode="RGB")
-
-
-def _is_plain_jpeg(image: Image.Image) -> bool:
-    # An orientation in XMP alone is honoured by Pillow and unknown to torchcodec.
-    return image.format == "JPEG" and image.mode in ("L", "RGB") and b"tiff:Orientation" not in image.info.get("xmp", b"")
 
 
 def _decode_with_pillow(image: Image.Image) -> Tensor:

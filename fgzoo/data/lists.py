@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,24 +19,11 @@ class Row(NamedTuple):
     fields: tuple[str, ...]
 
     def error(self, problem: str) -> DataError:
-        """An error that names this line.
-
-        Args:
-            problem: What is wrong, and what to do about it.
-
-        Returns:
-            The error, to be raised by the caller.
-        """
+        """An error that names this line, to be raised by the caller."""
         return DataError(f"{self.path}, line {self.line}: {problem}")
 
     def numbers(self, first: int = 1) -> tuple[float, ...]:
-        """The fields from `first` on as numbers.
-
-        Args:
-            first: Index of the first numeric field.
-
-        Returns:
-            One float per remaining field.
+        """The fields from index `first` on as numbers.
 
         Raises:
             DataError: A field is not a number.
@@ -48,13 +35,7 @@ class Row(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """The text of a list file; a byte order mark is taken off.
-
-    Args:
-        path: A UTF-8 text file.
-
-    Returns:
-        The text.
+    """The text of a list file in UTF-8; a byte order mark is taken off.
 
     Raises:
         DataError: The file is missing, unreadable or not UTF-8 (the line is named).
@@ -75,14 +56,11 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a list file that are not blank, with either kind of line end.
 
-    Args:
-        path: A UTF-8 text file.
-
     Yields:
         Line number, counted from 1, and the line without surrounding white space.
 
     Raises:
-        DataError: The file is missing, unreadable or not UTF-8.
+        DataError: As [read_text][].
     """
     for number, raw in enumerate(read_text(path).split("\n"), start=1):
         if line := raw.strip():
@@ -119,13 +97,7 @@ def read_rows(path: Path, columns: int, *, open_end: bool = False, header: str |
 
 
 def read_table(path: Path, columns: int, *, open_end: bool = False, header: str | None = None) -> dict[str, Row]:
-    """Read a list file whose first column is an identifier that occurs once.
-
-    Args:
-        path: The list file.
-        columns: Number of columns, the identifier included.
-        open_end: As in [read_rows][].
-        header: As in [read_rows][].
+    """Read a list file as [read_rows][] does, whose first column is an identifier that occurs once.
 
     Returns:
         Identifier to row, in the file's order.
@@ -145,10 +117,6 @@ def read_table(path: Path, columns: int, *, open_end: bool = False, header: str 
 def require_same_ids(table: dict[str, Row], reference: dict[str, Row]) -> None:
     """Check that two list files speak about the same identifiers.
 
-    Args:
-        table: The table that is checked.
-        reference: The table that defines the identifiers.
-
     Raises:
         DataError: Names the line of the first identifier that only one of the two files holds.
     """
@@ -159,69 +127,50 @@ def require_same_ids(table: dict[str, Row], reference: dict[str, Row]) -> None:
                 raise row.error(f"identifier {key!r} is unknown to {other}; add it there or remove this line.")
 
 
-def pixel_box(x0: float, y0: float, x1: float, y1: float, *, one_based: bool) -> Box:
-    """A box in pixels of the upright image, whose upper left corner is (0, 0).
+def read_box_list(path: Path, to_box: Callable[[float, float, float, float], Box]) -> dict[str, Box]:
+    """Read a list of boxes, four numbers each, that a data set need not have.
 
     Args:
-        x0: Left edge.
-        y0: Upper edge.
-        x1: Right edge.
-        y1: Lower edge.
-        one_based: The four numbers are pixel indices counted from 1, the last one included.
+        path: The list file; there are no boxes where it does not exist.
+        to_box: Makes a box of the four numbers.
 
     Returns:
-        x0, y0, x1, y1 with exclusive x1 and y1.
+        Identifier to box.
+
+    Raises:
+        DataError: As [read_table][]; or a field is not a number.
     """
-    shift = 1.0 if one_based else 0.0
-    return (x0 - shift, y0 - shift, x1, y1)
+    if not path.is_file():
+        return {}
+    return {key: to_box(*row.numbers()) for key, row in read_table(path, 5).items()}
+
+
+def box_from_one(x0: float, y0: float, x1: float, y1: float) -> Box:
+    """The box of pixels that are counted from 1, the last ones included; the image's upper left corner becomes (0, 0)."""
+    return (x0 - 1.0, y0 - 1.0, x1, y1)
 
 
 def by_name(records: Iterable[Record]) -> tuple[Record, ...]:
-    """Sort records by name, so that neither the file system nor a list's order matters.
-
-    Args:
-        records: Records in any order.
-
-    Returns:
-        The same records, sorted.
-    """
+    """Sort records by name, so that neither the file system nor a list's order matters."""
     return tuple(sorted(records, key=lambda record: record.name))
 
 
 def first_five(names: Sequence[str]) -> str:
-    """The first five of many names, for an error message.
-
-    Args:
-        names: The names.
-
-    Returns:
-        The names, separated by commas; an ellipsis where there are more.
-    """
+    """The first five of many names, separated by commas; an ellipsis where there are more."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def missing_images(listing: Listing) -> list[str]:
-    """Names of the listed images that do not exist.
-
-    Args:
-        listing: A data set whose records have paths.
-
-    Returns:
-        Names in the order training, validation, test.
-    """
-    records = (*listing.train, *listing.val, *listing.test)
-    return [record.name for record in records if record.path is None or not record.path.is_file()]
+    """Names of the listed images that do not exist, of a data set whose records have paths."""
+    return [record.name for record in listing.records if record.path is None or not record.path.is_file()]
 
 
 def checked(listing: Listing, root: Path) -> Listing:
     """The checks that every data set passes at set-up.
 
     Args:
-        listing: A data set as its lists describe it.
+        listing: A data set as its lists describe it; it is returned as it is.
         root: Its folder, for the messages.
-
-    Returns:
-        The same listing.
 
     Raises:
         DataError: Fewer than two classes, a class without a training image, an image listed twice, or images missing.
@@ -235,7 +184,7 @@ def checked(listing: Listing, root: Path) -> Listing:
             f"{root}: {len(untrained)} classes have no training image: {first_five(untrained)}. "
             "Add images to the training split or remove the classes from the lists."
         )
-    counts = Counter(record.name for record in (*listing.train, *listing.val, *listing.test))
+    counts = Counter(record.name for record in listing.records)
     if repeated := [name for name, count in counts.items() if count > 1]:
         raise DataError(f"{root}: {len(repeated)} images are listed more than once: {first_five(repeated)}. Keep one each.")
     if missing := missing_images(listing):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
+
+#: What a class of FGVC-Aircraft is.
+AircraftLevel = Literal["variant", "family", "manufacturer"]
 
 #: x0, y0, x1, y1 in pixels of the upright image.
 Box = tuple[float, float, float, float]
@@ -63,19 +66,19 @@ class Listing:
     val: tuple[Record, ...] = ()
     read: Callable[[Record], Tensor] | None = None
     identity: str = ""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """All records in the order training, validation, test."""
+        return (*self.train, *self.val, *self.test)
 
     def fingerprint(self) -> str:
-        """Hash of names, classes, splits and identity: two runs on the same lists have the same one.
-
-        Returns:
-            Sixteen hexadecimal digits of a SHA-256.
-        """
+        """Sixteen digits of a SHA-256 of names, classes, splits and identity: two runs on the same lists have the same."""
         digest = hashlib.sha256(self.identity.encode())
-        parts: list[tuple[str, Sequence[Record]]] = [("train", self.train), ("val", self.val), ("test", self.test)]
         for class_name in self.class_names:
             digest.update(f"class {class_name}\n".encode())
-        for split, records in parts:
+        for split, records in (("train", self.train), ("val", self.val), ("test", self.test)):
             for record in records:
                 digest.update(f"{split} {record.target} {record.name}\n".encode())
         return digest.hexdigest()[:16]

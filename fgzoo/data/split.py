@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from fgzoo.data.records import Record
 from fgzoo.errors import UsageError
 
-Split = tuple[tuple[Record, ...], tuple[Record, ...]]
+#: Records to train on and records held out, each in the order given.
+Parted = tuple[tuple[Record, ...], tuple[Record, ...]]
 
 
-def stratified_holdout(records: Sequence[Record], fraction: float, seed: int) -> Split:
+def stratified_holdout(records: Sequence[Record], fraction: float, seed: int) -> Parted:
     """Hold out the same fraction of every class.
 
     A class of n images gives up n x `fraction`, rounded, but at least one and at most n - 1; a class of one keeps it.
@@ -36,13 +37,10 @@ def stratified_holdout(records: Sequence[Record], fraction: float, seed: int) ->
     for members in _shuffled_classes(records, seed):
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held_out.update(record.name for record in members[:count])
-    return (
-        tuple(record for record in records if record.name not in held_out),
-        tuple(record for record in records if record.name in held_out),
-    )
+    return _parted(records, held_out)
 
 
-def folds(records: Sequence[Record], k: int, seed: int) -> list[Split]:
+def k_folds(records: Sequence[Record], k: int, seed: int) -> list[Parted]:
     """k-fold cross-validation in which every fold has its share of every class.
 
     Args:
@@ -59,19 +57,20 @@ def folds(records: Sequence[Record], k: int, seed: int) -> list[Split]:
     """
     if not 2 <= k <= len(records):
         raise UsageError(f"{len(records)} images cannot be cut into {k} folds; choose 2 to {len(records)}.")
-    fold_of: dict[str, int] = {}
+    names: list[str] = []
     for members in _shuffled_classes(records, seed):
         if len(members) < 2:
             raise UsageError(f"Class {members[0].target} has a single image; cross-validation needs two of every class.")
-        for record in members:
-            fold_of[record.name] = len(fold_of) % k  # goes on counting across classes: folds of equal size
-    return [
-        (
-            tuple(record for record in records if fold_of[record.name] != fold),
-            tuple(record for record in records if fold_of[record.name] == fold),
-        )
-        for fold in range(k)
-    ]
+        names += [record.name for record in members]
+    # Dealt out across classes: folds of equal size.
+    return [_parted(records, set(names[fold::k])) for fold in range(k)]
+
+
+def _parted(records: Sequence[Record], held_out: set[str]) -> Parted:
+    return (
+        tuple(record for record in records if record.name not in held_out),
+        tuple(record for record in records if record.name in held_out),
+    )
 
 
 def _shuffled_classes(records: Sequence[Record], seed: int) -> list[list[Record]]:

@@ -8,6 +8,7 @@ the image's number without a look at its class.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fgzoo.data.bird_drawing import DIFFICULTIES, PARTS, TRAITS, Level, Scene, paint, pose
+from fgzoo.data.bird_drawing import DIFFICULTIES, PARTS, TRAITS, DifficultyName, Scene, paint, pose
 from fgzoo.data.records import Listing, Part, Record
 from fgzoo.errors import UsageError
 
@@ -51,7 +52,7 @@ class Birds:
     train_per_class: int = 100
     test_per_class: int = 50
     size: int = 128
-    difficulty: Level = "medium"
+    difficulty: DifficultyName = "medium"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,8 +77,6 @@ class SyntheticBirds:
         birds: What the set is like.
     """
 
-    class_names: tuple[str, ...]
-
     def __init__(self, birds: Birds | None = None) -> None:
         self.birds = birds or Birds()
         self.codes = class_codes()[: self.birds.classes]
@@ -90,11 +89,7 @@ class SyntheticBirds:
         return {**self.__dict__, "_memory": {}}
 
     def listing(self) -> Listing:
-        """All records, with boxes and parts; nothing is painted.
-
-        Returns:
-            The data set; `listing.read` paints a record's image.
-        """
+        """All records, with boxes and parts; nothing is painted until `listing.read` is called."""
         birds = self.birds
         return Listing(
             dataset="birds",
@@ -107,14 +102,7 @@ class SyntheticBirds:
         )
 
     def read(self, record: Record) -> Tensor:
-        """Paint a record's image, or remember it.
-
-        Args:
-            record: One of the listing's.
-
-        Returns:
-            uint8 image (3, size, size), the caller's own copy.
-        """
+        """Paint a record's image, or remember it: uint8 (3, size, size), the caller's own copy."""
         image = self._memory.get(record.name)
         if image is None:
             image = torch.from_numpy(self.render(self.scene(record), record.target)).permute(2, 0, 1).contiguous()
@@ -124,39 +112,20 @@ class SyntheticBirds:
         return image.clone()
 
     def deciding_part(self, record: Record) -> Part | None:
-        """The part that tells the record's class from the nearest other class.
+        """The part that tells the record's class from the nearest other class; `None` where it is hidden.
 
-        Args:
-            record: One of the listing's.
-
-        Returns:
-            The part; `None` where it is hidden. Of several parts that tell the two apart, the first that is visible.
+        Of several parts that tell the two apart, it is the first that is visible.
         """
         visible = {part.name: part for part in record.parts}
         return next((visible[name] for name in self._deciding[record.target] if name in visible), None)
 
     def scene(self, record: Record) -> Scene:
-        """Pose, place, colours, background and leaves of a record: all but its class.
-
-        Args:
-            record: One of the listing's.
-
-        Returns:
-            The scene; depends on the seed and the record's name alone.
-        """
+        """All of a record but its class; it follows from the seed and the record's name alone."""
         split, number = record.name.split("/")
         return _scene(self.birds, split, int(number))
 
     def render(self, scene: Scene, target: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        """Paint a scene with the traits of a class, which need not be the record's.
-
-        Args:
-            scene: From [scene][].
-            target: Class index.
-
-        Returns:
-            RGB image (size, size, 3).
-        """
+        """Paint a scene with the traits of a class, which need not be the record's: RGB (size, size, 3)."""
         return paint(scene, _traits(self.codes[target]))
 
     def export(self, root: Path) -> None:
@@ -172,48 +141,41 @@ class SyntheticBirds:
             raise UsageError(f"{root} holds a data set already (images.txt); remove it or choose another folder.")
         listing = self.listing()
         folders = [f"{i:03d}.{_file_name(name)}" for i, name in enumerate(self.class_names, start=1)]
-        for folder in folders:
-            (root / "images" / folder).mkdir(parents=True, exist_ok=True)
-        images, labels, splits, boxes, locations = [], [], [], [], []
+        for folder in (*(f"images/{folder}" for folder in folders), "parts"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        lists: dict[str, list[str]] = defaultdict(list)
+        lists["classes.txt"] = [f"{i} {folder}" for i, folder in enumerate(folders, start=1)]
+        lists["parts/parts.txt"] = [f"{i} {name}" for i, name in enumerate(PARTS, start=1)]
         # CUB numbers its images class by class.
-        records = sorted(listing.train + listing.test, key=lambda record: record.target)
-        for key, record in enumerate(records, start=1):
+        for key, record in enumerate(sorted(listing.records, key=lambda record: record.target), start=1):
             path = f"{folders[record.target]}/{record.name.replace('/', '_')}.png"
             Image.fromarray(self.render(self.scene(record), record.target)).save(root / "images" / path)
-            images.append(f"{key} {path}")
-            labels.append(f"{key} {record.target + 1}")
-            splits.append(f"{key} {int(record.name.startswith('train/'))}")
-            if record.box is not None:
-                x0, y0, x1, y1 = record.box
-                boxes.append(f"{key} {x0} {y0} {x1 - x0:.2f} {y1 - y0:.2f}")
+            lists["image_class_labels.txt"].append(f"{key} {record.target + 1}")
+            lists["train_test_split.txt"].append(f"{key} {int(record.name.startswith('train/'))}")
+            assert record.box is not None
+            x0, y0, x1, y1 = record.box
+            lists["bounding_boxes.txt"].append(f"{key} {x0} {y0} {x1 - x0:.2f} {y1 - y0:.2f}")
             visible = {part.name: part for part in record.parts}
             for number, name in enumerate(PARTS, start=1):
                 part = visible.get(name)
-                locations.append(f"{key} {number} {part.x} {part.y} 1" if part else f"{key} {number} 0.0 0.0 0")
-        _write(root / "image_class_labels.txt", labels)
-        _write(root / "train_test_split.txt", splits)
-        _write(root / "classes.txt", [f"{i} {folder}" for i, folder in enumerate(folders, start=1)])
-        _write(root / "bounding_boxes.txt", boxes)
-        _write(root / "parts" / "parts.txt", [f"{i} {name}" for i, name in enumerate(PARTS, start=1)])
-        _write(root / "parts" / "part_locs.txt", locations)
-        _write(root / "images.txt", images)  # last: its presence says that the rest is complete
+                lists["parts/part_locs.txt"].append(
+                    f"{key} {number} {part.x} {part.y} 1" if part else f"{key} {number} 0.0 0.0 0"
+                )
+            lists["images.txt"].append(f"{key} {path}")  # written last: its presence says that the rest is complete
+        for name, lines in lists.items():
+            (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @lru_cache(maxsize=4)
 def _records(birds: Birds, split: str, count: int) -> tuple[Record, ...]:
     """A split's records. Laying out 1,800 scenes takes a second or two, and a process often asks for one set again."""
-    return tuple(_record(birds, split, number) for number in range(count))
-
-
-def _record(birds: Birds, split: str, number: int) -> Record:
-    target = number % birds.classes
-    scene = _scene(birds, split, number)
-    return Record(
-        name=f"{split}/{number:06d}",
-        target=target,
-        box=scene.box(_traits(class_codes()[target])),
-        parts=scene.visible_parts(),
-    )
+    records = []
+    for number in range(count):
+        target = number % birds.classes
+        scene = _scene(birds, split, number)
+        box = scene.box(_traits(class_codes()[target]))
+        records.append(Record(f"{split}/{number:06d}", target, box=box, parts=scene.visible_parts()))
+    return tuple(records)
 
 
 def _scene(birds: Birds, split: str, number: int) -> Scene:
@@ -255,14 +217,7 @@ def class_codes() -> tuple[Code, ...]:
 
 
 def class_name(code: Code) -> str:
-    """The traits in words, as in "red-crowned, two wing bars".
-
-    Args:
-        code: The class's traits.
-
-    Returns:
-        A name that no other class has.
-    """
+    """The traits in words, as in "red-crowned, two wing bars": a name that no other class has."""
     return ", ".join(filter(None, (words[value] for words, value in zip(TRAITS.values(), code, strict=True)))) or "plain"
 
 
@@ -286,8 +241,3 @@ def _traits(code: Code) -> dict[str, int]:
 
 def _file_name(class_name: str) -> str:
     return class_name.title().replace(", ", "_").replace(" ", "_")
-
-
-def _write(path: Path, lines: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

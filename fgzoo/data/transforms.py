@@ -25,36 +25,21 @@ def default_resize(image_size: int, augmentation: str) -> int:
     return image_size if augmentation == "paper" else round(image_size / CROP_SHARE)
 
 
-def training_transform(augmentation: Augmentation, image_size: int, resize: int, resize_mode: str) -> Transform:
-    """The training transform of a preset.
+def augmentation_transform(augmentation: Augmentation, image_size: int) -> Transform:
+    """What follows the resize in training.
 
     Args:
-        augmentation: `paper`: resize only. `standard`: resize, random crop. `strong`: the same and one random operation of random
+        augmentation: `paper`: the central crop. `standard`: a random crop. `strong`: the same and one random operation of random
             strength (TrivialAugment Wide, arXiv 2103.10158). Flips come later, see [flip_batch][].
         image_size: Side of the result in pixels.
-        resize: Side to resize to before the crop.
-        resize_mode: `squash` or `shortest`.
 
     Returns:
-        uint8 (3, H, W) -> uint8 (3, image_size, image_size); random choices come from torch's global generator.
-    """
-    return v2.Compose([resize_transform(resize, resize_mode), augmentation_transform(augmentation, image_size)])
-
-
-def augmentation_transform(augmentation: Augmentation, image_size: int) -> torch.nn.Module:
-    """What follows the resize in training; all its random choices are made here.
-
-    Args:
-        augmentation: As in [training_transform][].
-        image_size: Side of the result in pixels.
-
-    Returns:
-        uint8 (3, H, W), already resized -> uint8 (3, image_size, image_size).
+        uint8 (3, H, W), already resized -> uint8 (3, image_size, image_size); random choices come from torch's global generator.
     """
     if augmentation not in get_args(Augmentation):
         raise UsageError(f"data.augmentation: '{augmentation}' is none of {', '.join(get_args(Augmentation))}")
     if augmentation == "paper":
-        return evaluation_crop(image_size)
+        return v2.CenterCrop(image_size)
     crop = v2.RandomCrop(image_size)
     if augmentation == "strong":
         return v2.Compose([crop, v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)])
@@ -72,22 +57,10 @@ def evaluation_transform(image_size: int, resize: int, resize_mode: str) -> Tran
     Returns:
         uint8 (3, H, W) -> uint8 (3, image_size, image_size).
     """
-    return v2.Compose([resize_transform(resize, resize_mode), evaluation_crop(image_size)])
+    return v2.Compose([resize_transform(resize, resize_mode), v2.CenterCrop(image_size)])
 
 
-def evaluation_crop(image_size: int) -> torch.nn.Module:
-    """What follows the resize in evaluation: the central crop.
-
-    Args:
-        image_size: Side of the result in pixels.
-
-    Returns:
-        uint8 (3, H, W), already resized -> uint8 (3, image_size, image_size).
-    """
-    return v2.CenterCrop(image_size)
-
-
-def resize_transform(side: int, mode: str) -> torch.nn.Module:
+def resize_transform(side: int, mode: str) -> Transform:
     """The resize that every image passes, in training and evaluation; nothing random.
 
     Args:

@@ -24,6 +24,9 @@ class Counts(NamedTuple):
     train: int
     test: int
 
+    def __str__(self) -> str:
+        return f"{self.classes} classes, {self.train} training and {self.test} test images"
+
 
 #: Sizes of the official releases (Aircraft: variants, training and validation together).
 OFFICIAL = {
@@ -56,25 +59,19 @@ class VerifyReport:
     dataset: str
     found: Counts
     official: Counts | None
-    missing: tuple[str, ...] = ()
-    undecodable: tuple[str, ...] = ()
-    decoded: int = 0
+    missing: tuple[str, ...]
+    undecodable: tuple[str, ...]
+    decoded: int
 
     @property
-    def intact(self) -> bool:
-        """Every listed image exists, and every one that was tried could be decoded."""
-        return not self.missing and not self.undecodable
-
-    @property
-    def complete(self) -> bool:
-        """Intact, and of official size where there is one; a subset is not complete."""
-        return self.intact and self.official in (None, self.found)
+    def passed(self) -> bool:
+        """No listed image is missing or cannot be decoded, and the size is the official one, where there is one."""
+        return not self.missing and not self.undecodable and self.official in (None, self.found)
 
     def __str__(self) -> str:
-        lines = [f"{self.dataset}: {_sizes(self.found)}"]
+        lines = [f"{self.dataset}: {self.found}"]
         if self.official is not None:
-            verdict = "as published" if self.found == self.official else f"a subset or variant of {_sizes(self.official)}"
-            lines.append(verdict)
+            lines.append("as published" if self.found == self.official else f"a subset or variant of {self.official}")
         if self.missing:
             lines.append(f"{len(self.missing)} images missing: {first_five(self.missing)}")
         if self.decoded or self.undecodable:
@@ -101,21 +98,14 @@ def verify(name: str, root: Path, decode_all: bool = False) -> VerifyReport:
     if name not in _LISTS:
         raise UsageError(f"Unknown data set {name!r}; choose {', '.join(_LISTS)}.")
     listing = _LISTS[name](root)
-    missing = missing_images(listing)
     decoded, undecodable = 0, []
-    if decode_all:
-        absent = set(missing)
-        for record in (*listing.train, *listing.val, *listing.test):
-            if record.path is None or record.name in absent:
-                continue
-            try:
-                decode(record.path)
-                decoded += 1
-            except DataError as error:
-                undecodable.append(str(error))
+    for record in listing.records if decode_all else ():
+        if record.path is None or not record.path.is_file():
+            continue
+        try:
+            decode(record.path)
+            decoded += 1
+        except DataError as error:
+            undecodable.append(str(error))
     found = Counts(len(listing.class_names), len(listing.train), len(listing.test))
-    return VerifyReport(name, found, OFFICIAL.get(name), tuple(missing), tuple(undecodable), decoded)
-
-
-def _sizes(counts: Counts) -> str:
-    return f"{counts.classes} classes, {counts.train} training and {counts.test} test images"
+    return VerifyReport(name, found, OFFICIAL.get(name), tuple(missing_images(listing)), tuple(undecodable), decoded)

@@ -24,7 +24,7 @@ from fgzoo.checkpoints.run_folder import BEST, run_of
 from fgzoo.errors import CheckpointError, ExportError, UsageError
 from fgzoo.export import SUFFIXES, Format
 from fgzoo.export.graph import MEANINGS, description, evaluation_network, onnx_bytes, program_bytes, trace
-from fgzoo.export.parity import Parity, compare, pictures, read
+from fgzoo.export.parity import Parity, compare, comparison_images, read
 from fgzoo.files import atomic_write
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction.inference import ImageLike, listed, required_card
@@ -68,7 +68,7 @@ def export(
     check_request(path, form)
     size = required_card(model, "export").image_size
     _check_weights(model, form)
-    shown = pictures(model, [] if images is None else listed(images))
+    shown = comparison_images(model, [] if images is None else listed(images))
     network = evaluation_network(model)
     about = description(model, name or path.stem)
     with _quietly():
@@ -93,15 +93,11 @@ def summary(outputs: Sequence[Parity]) -> str:
     worst = {output.output: output for output in sorted(outputs, key=lambda output: output.difference / output.allowed)}
     told = [str(output) for output in outputs if output.unsteady or output is worst[output.output]]
     shown = dict.fromkeys(f"{output.images} {output.kind}" for output in outputs)
-    return f"against torch on {_listed(shown)}: {'; '.join(told)}"
+    return f"against torch on {_in_words(shown)}: {'; '.join(told)}"
 
 
 def check_request(path: Path, form: Format) -> None:
     """Refuse a file that cannot be written or has another suffix, and a form whose packages are missing.
-
-    Args:
-        path: The file.
-        form: `onnx` or `torch-export`.
 
     Raises:
         UsageError: Something of it does not fit.
@@ -115,7 +111,9 @@ def check_request(path: Path, form: Format) -> None:
         raise UsageError(f"export: {path} is a folder; give a file in it")
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if form == "onnx" and missing:
-        raise UsageError(f"export: {_listed(missing)} not installed; pip install 'fgzoo[export]', or take --format torch-export")
+        raise UsageError(
+            f"export: {_in_words(missing)} not installed; pip install 'fgzoo[export]', or take --format torch-export"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -165,7 +163,7 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _listed(things: Any) -> str:
+def _in_words(things: Any) -> str:
     """`a`, `a and b`, `a, b and c`."""
     *most, last = map(str, things)
     return f"{', '.join(most)} and {last}" if most else last

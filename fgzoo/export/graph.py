@@ -95,14 +95,7 @@ class NamedOutputs(nn.Module):
 
 
 def evaluation_network(model: FineGrainedClassifier) -> NamedOutputs:
-    """A copy of the network as it evaluates: on the CPU, in single precision, not compiled, nothing computed twice.
-
-    Args:
-        model: The model, which stays as it is.
-
-    Returns:
-        The copy.
-    """
+    """A copy of the network as it evaluates: on the CPU, in single precision, not compiled, nothing computed twice."""
     network = copy.deepcopy(model.network).cpu().float().eval()
     for module in network.modules():
         module._compiled_call_impl = None
@@ -115,14 +108,7 @@ def evaluation_network(model: FineGrainedClassifier) -> NamedOutputs:
 
 @torch.no_grad()
 def trace(network: NamedOutputs, size: int) -> ExportedProgram:
-    """The network as one graph, for any batch.
-
-    Args:
-        network: From [evaluation_network][].
-        size: Side S of the images in pixels.
-
-    Returns:
-        The program, without the lines of code it came from.
+    """The network as one graph for any batch of images of `size` pixels' side, without the lines of code it came from.
 
     Raises:
         ExportError: A size or a decision in the network depends on the batch or on what an image shows.

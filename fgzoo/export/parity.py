@@ -66,26 +66,22 @@ class Parity(NamedTuple):
 
 
 def read(path: Path, form: Format) -> Run:
-    """An exported file as a function, on the CPU.
-
-    Args:
-        path: The file, whatever its name.
-        form: `onnx`, read by onnxruntime, or `torch-export`.
-
-    Returns:
-        (B, 3, S, S) -> outputs by name.
+    """An exported file as a function on the CPU, ONNX by onnxruntime.
 
     Raises:
         ExportError: The file cannot be read.
     """
     try:
-        return _onnx_run(path) if form == "onnx" else _program_run(path)
+        if form == "onnx":
+            return _onnx_run(path)
+        with path.open("rb") as file:
+            program: Run = torch.export.load(file).module()
+        return program
     except Exception as error:  # onnxruntime raises errors of its own families, which share no base
         raise ExportError(f"export: the file that was made cannot be read: {first_line(error)}; nothing was written") from error
 
 
 def _onnx_run(path: Path) -> Run:
-    """The ONNX file, read by onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -98,13 +94,6 @@ def _onnx_run(path: Path) -> Run:
         return {name: torch.from_numpy(values) for name, values in zip(names, found, strict=True)}
 
     return run
-
-
-def _program_run(path: Path) -> Run:
-    """The program, read back from the file."""
-    with path.open("rb") as file:
-        loaded: Run = torch.export.load(file).module()
-    return loaded
 
 
 @torch.no_grad()
@@ -125,9 +114,6 @@ def compare(network: nn.Module, run: Run, shown: Iterable[Tensor], kind: str) ->
         shown: Normalised images in batches, (B, 3, S, S).
         kind: What they are, for people.
 
-    Returns:
-        The outputs' differences.
-
     Raises:
         ExportError: An answer is not finite, has another shape, or differs by more than is allowed.
     """
@@ -135,7 +121,7 @@ def compare(network: nn.Module, run: Run, shown: Iterable[Tensor], kind: str) ->
     for images in shown:
         expected, found = network(images), _answers(run, images)
         nudged = [
-            network(images + nudge * torch.randn(images.shape, generator=_seeded(n)))
+            network(images + nudge * torch.randn(images.shape, generator=torch.Generator().manual_seed(n)))
             for n in range(NUDGES)
             for nudge in (NUDGE, -NUDGE)  # whichever side of a threshold it lies on
         ]
@@ -186,7 +172,7 @@ def _judge(name: str, kind: str, distance: Tensor, moved: Tensor, largest: Tenso
     return Parity(name, kind, farthest[0], tolerance, len(steady), int((~steady).sum()), farthest[1])
 
 
-def pictures(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> dict[str, Iterable[Tensor]]:
+def comparison_images(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> dict[str, Iterable[Tensor]]:
     """What a file is compared on: random images, some of them glaring, synthetic birds, and images of one's own.
 
     Args:
@@ -222,17 +208,8 @@ def _prepared(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> Iter
 
 
 def probes(batch: int, size: int, seed: int) -> Tensor:
-    """Random normalised images: soft patches of colour under a little noise, so that maps have peaks as in photographs.
-
-    Args:
-        batch: Number of images B.
-        size: Side S in pixels.
-        seed: Seed.
-
-    Returns:
-        (B, 3, S, S).
-    """
-    generator = _seeded(seed)
+    """Random normalised images (batch, 3, size, size): soft patches of colour under a little noise, so that maps have peaks."""
+    generator = torch.Generator().manual_seed(seed)
     patches = 2 * torch.randn(batch, 3, 6, 6, generator=generator)
     soft = F.interpolate(patches, size=(size, size), mode="bilinear", align_corners=False)
     return soft + 0.2 * torch.randn(batch, 3, size, size, generator=generator)
@@ -241,10 +218,6 @@ def probes(batch: int, size: int, seed: int) -> Tensor:
 def _farthest(one: Tensor, other: Tensor) -> Tensor:
     """The largest absolute difference of every image, (B,)."""
     return (one - other).abs().flatten(1).amax(dim=1)
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def first_line(error: Exception) -> str:

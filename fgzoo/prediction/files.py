@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import itertools
 import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, TextIO, TypeVar
+from typing import Any, NamedTuple, Protocol, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fgzoo.data.folder import LITTER, SUFFIXES, find_images, natural_order
+from fgzoo.data.folder import IMAGE_SUFFIXES, LITTER, find_images, natural_order
 from fgzoo.errors import UsageError
 from fgzoo.files import atomic_write
-from fgzoo.prediction.inference import Answers, Prediction
+from fgzoo.prediction.inference import BatchValues, Prediction
 
 # ---------------------------------------------------------------------- in
 
@@ -47,19 +48,19 @@ def image_paths(arguments: Sequence[str], stdin: TextIO, verb: str = "predict") 
     Raises:
         UsageError: Folders, patterns and lists hold not one image.
     """
+    named = [name for argument in arguments for name in (_lines(stdin) if argument == "-" else [argument])]
     found: list[Path] = []
-    named: list[str] = []
-    for argument in arguments:
-        named += _lines(stdin) if argument == "-" else [argument]
     empty = 0
     for name in named:
         path = Path(name)
-        matches = _matches(name) if _is_pattern(path) else find_images(path) if path.is_dir() else [path]
+        # Brackets are common in names, so what exists is no pattern.
+        pattern = not path.exists() and glob.has_magic(name)
+        matches = _matches(name) if pattern else find_images(path) if path.is_dir() else [path]
         empty += not matches
         found += matches or [path]
     if empty == len(named):  # true of an empty list, too
         listed = ", ".join(f"'{argument}'" for argument in arguments[:3]) + (" ..." if len(arguments) > 3 else "")
-        raise UsageError(f"{verb}: no images in {listed}; files that end in {' '.join(SUFFIXES)} are looked for")
+        raise UsageError(f"{verb}: no images in {listed}; files that end in {' '.join(IMAGE_SUFFIXES)} are looked for")
     return found
 
 
@@ -72,11 +73,6 @@ def _lines(stdin: TextIO) -> list[str]:
     return [line for line in lines if line]
 
 
-def _is_pattern(path: Path) -> bool:
-    # Brackets are common in names, so what exists is no pattern.
-    return not path.exists() and glob.has_magic(str(path))
-
-
 def _matches(pattern: str) -> list[Path]:
     matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207 - which refuses absolute patterns
     found: list[Path] = []
@@ -85,7 +81,7 @@ def _matches(pattern: str) -> list[Path]:
             continue
         if match.is_dir():
             found += find_images(match)
-        elif match.suffix.lower() in SUFFIXES:
+        elif match.suffix.lower() in IMAGE_SUFFIXES:
             found.append(match)
     # `**` matches folders as well as the images in them.
     return list(dict.fromkeys(found))
@@ -173,9 +169,8 @@ def write_features(output: Path | None, paths: Sequence[Path], found: Features) 
         return
     rows = zip(names, ([f"{x:.7g}" for x in row] for row in found.values.tolist()), found.errors, strict=True)
     if output is not None and kind == ".jsonl":
-        keys = ("path", "features", "error")
-        bodies = ((name, [] if error else [float(x) for x in row], error) for name, row, error in rows)
-        _write_jsonl(output, (dict(zip(keys, body, strict=True)) for body in bodies))
+        numbers = ((name, [] if error else [float(x) for x in row], error) for name, row, error in rows)
+        _write_jsonl(output, ({"path": name, "features": row, "error": error} for name, row, error in numbers))
     else:
         header = ["path", *(f"f{index}" for index in range(found.values.shape[1])), "error"]
         _write_csv(output, header, ([name, *([""] * len(row) if error else row), error or ""] for name, row, error in rows))
@@ -185,13 +180,11 @@ def _write_csv(output: Path | None, header: list[str], rows: Iterable[list[str]]
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="surrogateescape")
-        csv.writer(sys.stdout, lineterminator="\n").writerows([header])
-        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        csv.writer(sys.stdout, lineterminator="\n").writerows(itertools.chain([header], rows))
         return
     # File names need not be valid UTF-8; their bytes come out as they are.
     with atomic_write(output) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerow(header)
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows(itertools.chain([header], rows))
 
 
 def _write_jsonl(output: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -212,7 +205,6 @@ def _cells(path: Path, prediction: Prediction, columns: int) -> list[str]:
 
 
 def _show(rows: Iterable[tuple[Path, Prediction]]) -> None:
-    """A table on the terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("image", "class", "probability", "then"):
         table.add_column(title, overflow="fold", justify="right" if title == "probability" else "left")
@@ -229,16 +221,16 @@ def _show(rows: Iterable[tuple[Path, Prediction]]) -> None:
 # ---------------------------------------------------------------------- how far
 
 
-class _Answer(Protocol):
+class _MayFail(Protocol):
     @property
     def error(self) -> str | None:
         """Why there is no answer."""
 
 
-Answer = TypeVar("Answer", bound=_Answer)
+Outcome = TypeVar("Outcome", bound=_MayFail)
 
 
-class Watch:
+class Watch(AbstractContextManager["Watch"]):
     """Counts answers and seconds; on a terminal, shows a bar.
 
     Args:
@@ -257,23 +249,20 @@ class Watch:
         columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task = self._bar.add_task(verb, total=total)
-
-    def __enter__(self) -> Self:
         self._bar.start()
         self._start = time.perf_counter()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.seconds = time.perf_counter() - self._start
         self._bar.stop()
 
-    def predictions(self, predictions: Iterable[Answer]) -> Iterator[Answer]:
+    def predictions(self, predictions: Iterable[Outcome]) -> Iterator[Outcome]:
         """Count predictions, or explanations, on their way."""
         for prediction in predictions:
             self._count(prediction.error)
             yield prediction
 
-    def features(self, batches: Iterable[Answers]) -> Features:
+    def features(self, batches: Iterable[BatchValues]) -> Features:
         """Collect the batches, NaN where there is no answer."""
         errors: list[str | None] = []
         values: list[torch.Tensor] = []

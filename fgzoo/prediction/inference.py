@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol, TypeAlias, get_args
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from fgzoo.allocator import keep_in_worker
@@ -84,8 +84,8 @@ class Prediction(NamedTuple):
     error: str | None = None
 
 
-class Answers(NamedTuple):
-    """One batch of answers.
+class BatchValues(NamedTuple):
+    """What was computed for a batch.
 
     Attributes:
         values: (G, D), on the CPU, of the images that could be read, in their order.
@@ -127,10 +127,10 @@ def classify(
     if top_k < 1:
         raise UsageError(f"predict: top_k is {top_k}; at least 1")
     names = class_names(models)
-    for answers in compute(models, images, probabilities, batch_size, tta, num_workers, precision):
-        ranked, classes = most_probable(answers.values, top_k)
+    for values, errors in compute(models, images, probabilities, batch_size, tta, num_workers, precision):
+        ranked, classes = most_probable(values, top_k)
         found = iter(zip(ranked.tolist(), classes.tolist(), strict=True))
-        for error in answers.errors:
+        for error in errors:
             yield Prediction(error=error) if error is not None else _named(*next(found), names)
 
 
@@ -141,19 +141,16 @@ def embed(
     tta: TestTime = "none",
     num_workers: int = 0,
     precision: Precision = "32-true",
-) -> Iterator[Answers]:
-    """The features of images, batch by batch, in their order.
+) -> Iterator[BatchValues]:
+    """The features of images, batch by batch, in their order; arguments as in [classify][].
 
-    Args:
-        models: One trained model; features of several have no common meaning.
-        images: See [classify][].
-        batch_size: See [classify][].
-        tta: The features are averaged over the views.
-        num_workers: See [classify][].
-        precision: See [classify][].
+    Exactly one model is given: features of several have no common meaning. They are averaged over the views.
 
     Yields:
         Features (G, D) as in [Classifier.features][].
+
+    Raises:
+        UsageError: There are several models; or as [classify][].
     """
     if len(models) != 1:
         raise UsageError(f"embed: features of {len(models)} models cannot be averaged; give one")
@@ -165,8 +162,7 @@ def embed(
 
 def probabilities(model: Classifier, images: Tensor) -> Tensor:
     """Class probabilities (B, K), in single precision whatever the network's."""
-    output = model(images)
-    return output.logits.float().softmax(dim=1)
+    return model(images).logits.float().softmax(dim=1)
 
 
 def most_probable(shares: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -188,33 +184,24 @@ def compute(
     tta: TestTime = "none",
     num_workers: int = 0,
     precision: Precision = "32-true",
-) -> Iterator[Answers]:
-    """The mean of a quantity over models and views.
+) -> Iterator[BatchValues]:
+    """The mean of a quantity ([probabilities][], [features][] or one's own) over models and views, one batch after the other.
 
-    Args:
-        models: Trained models on one device.
-        images: See [classify][].
-        quantity: [probabilities][], [features][], or a function of one's own.
-        batch_size: See [classify][].
-        tta: See [classify][].
-        num_workers: See [classify][].
-        precision: See [classify][].
-
-    Yields:
-        One batch after the other.
+    Arguments are those of [classify][].
     """
     _check_arguments(batch_size, tta, num_workers, precision)
     cards = [required_card(model) for model in models]
-    ways = [(card.image_size, card.resize, card.resize_mode) for card in cards]
-    prepare = {way: views_transform(card, tta) for way, card in zip(ways, cards, strict=True)}
-    places = [list(prepare).index(way) for way in ways]
+    # Models whose images are prepared alike share them.
+    preparations = [(card.image_size, card.resize, card.resize_mode) for card in cards]
+    prepare = {preparation: views_transform(card, tta) for preparation, card in zip(preparations, cards, strict=True)}
     device = models[0].device
     for views, errors in batches(listed(images), list(prepare.values()), batch_size, num_workers, device.type == "cuda"):
         if not views:
-            yield Answers(torch.empty(0, len(class_names(models))), errors)
+            yield BatchValues(torch.empty(0, len(class_names(models))), errors)
             continue
-        seen = [views[place] for place in places]
-        yield Answers(_mean(models, seen, quantity, mirrored=tta in ("flip", "ten-crop"), precision=precision), errors)
+        by_preparation = dict(zip(prepare, views, strict=True))
+        seen = [by_preparation[preparation] for preparation in preparations]
+        yield BatchValues(_mean(models, seen, quantity, mirrored=tta in ("flip", "ten-crop"), precision=precision), errors)
 
 
 @torch.inference_mode()
@@ -229,10 +216,9 @@ def _mean(
     device = models[0].device
     half = torch.float16 if precision == "16-mixed" else torch.bfloat16
     answers = []
-    for model, of_model in zip(models, views, strict=True):
-        of_model = of_model.to(device, non_blocking=True)
+    for model, its_views in zip(models, views, strict=True):
         with model.evaluating(), torch.autocast(device.type, half, enabled=precision != "32-true"):
-            for view in of_model.unbind(dim=1):
+            for view in its_views.to(device, non_blocking=True).unbind(dim=1):
                 images = model.normalize(view).contiguous(memory_format=torch.channels_last)
                 answers.append(quantity(model, images))
                 if mirrored:
@@ -264,13 +250,7 @@ def required_card(model: Classifier, verb: str = "predict") -> DataCard:
 
 
 def class_names(models: Sequence[Classifier]) -> list[str]:
-    """The class names that all models share.
-
-    Args:
-        models: Trained models.
-
-    Returns:
-        Names by class index.
+    """The class names, by class index, that all models share.
 
     Raises:
         CheckpointError: They differ; names the first pair.
@@ -278,14 +258,12 @@ def class_names(models: Sequence[Classifier]) -> list[str]:
     cards = [required_card(model) for model in models]
     first = cards[0].class_names
     for number, card in enumerate(cards[1:], start=2):
-        pairs = enumerate(zip_longest(first, card.class_names, fillvalue="absent"))
-        differing = [(index, one, other) for index, (one, other) in pairs if one != other]
-        if differing:
-            index, one, other = differing[0]
-            raise CheckpointError(
-                f"predict: checkpoints that answer together need the same classes; class {index} is '{one}' in the first "
-                f"({len(first)} classes) and '{other}' in number {number} ({len(card.class_names)} classes)"
-            )
+        for index, (one, other) in enumerate(zip_longest(first, card.class_names, fillvalue="absent")):
+            if one != other:
+                raise CheckpointError(
+                    f"predict: checkpoints that answer together need the same classes; class {index} is '{one}' in the first "
+                    f"({len(first)} classes) and '{other}' in number {number} ({len(card.class_names)} classes)"
+                )
     return first
 
 
@@ -303,22 +281,9 @@ def views_transform(card: DataCard, tta: TestTime = "none") -> Transform:
         uint8 (3, H, W) -> uint8 (V, 3, image_size, image_size); V is 5 for crops, else 1.
     """
     if tta in ("none", "flip"):
-        return partial(_one_view, card.transform())
-    resize = resize_transform(crop_resize(card), card.resize_mode)
-    return partial(_five_views, resize, card.image_size)
-
-
-def crop_resize(card: DataCard) -> int:
-    """Side to which images are resized before five crops: the card's own where it leaves a margin, else size / 0.875."""
-    return card.resize if card.resize > card.image_size else default_resize(card.image_size, "standard")
-
-
-def _one_view(transform: Transform, image: Tensor) -> Tensor:
-    return transform(image)[None]
-
-
-def _five_views(resize: Transform, size: int, image: Tensor) -> Tensor:
-    return torch.stack(v2.functional.five_crop(resize(image), [size, size]))
+        return v2.Compose([card.transform(), partial(torch.unsqueeze, dim=0)])
+    side = card.resize if card.resize > card.image_size else default_resize(card.image_size, "standard")
+    return v2.Compose([resize_transform(side, card.resize_mode), v2.FiveCrop(card.image_size), torch.stack])
 
 
 # ---------------------------------------------------------------------- reading
@@ -351,45 +316,39 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     return found
 
 
-class ImageViews(Dataset[tuple[list[Tensor], str | None]]):
-    """The views of each image, or the reason why there are none.
-
-    Args:
-        images: The images.
-        prepare: Transforms, see [views_transform][].
-    """
-
-    def __init__(self, images: Sequence[ImageLike], prepare: Sequence[Transform]) -> None:
-        self.images = images
-        self.prepare = prepare
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[list[Tensor], str | None]:
-        try:
-            pixels = _read(self.images[index])
-            try:
-                return [prepare(pixels) for prepare in self.prepare], None
-            except (MemoryError, RuntimeError) as error:  # sides so unequal that the resized image does not fit
-                raise DataError(f"{tuple(pixels.shape)} pixels cannot be resized: {error}") from error
-        except DataError as error:
-            return [], " ".join(str(error).split())
-
-
-def _read(image: ImageLike) -> Tensor:
-    if isinstance(image, Tensor):
-        return image.cpu()
-    return from_pillow(image) if isinstance(image, Image.Image) else decode(Path(image))
-
-
 Views: TypeAlias = tuple[list[Tensor], list[str | None]]
 
 
-def _collate(samples: list[tuple[list[Tensor], str | None]]) -> Views:
-    """Views (G, V, 3, S, S) of the images that could be read, one tensor a transform (none without any); all errors."""
-    good = [views for views, error in samples if error is None]
-    return [torch.stack(views) for views in zip(*good, strict=True)], [error for _, error in samples]
+def read_views(prepare: Sequence[Transform], images: Sequence[ImageLike]) -> Views:
+    """Read a batch of images, and make their views.
+
+    Args:
+        prepare: Transforms, see [views_transform][].
+        images: The images.
+
+    Returns:
+        The views (G, V, 3, S, S) of the images that could be read, one tensor a transform (none without any), and why the others
+        could not, `None` for those that could.
+    """
+    good: list[list[Tensor]] = []
+    errors: list[str | None] = []
+    for image in images:
+        try:
+            pixels = _pixels(image)
+            try:
+                good.append([transform(pixels) for transform in prepare])
+            except (MemoryError, RuntimeError) as error:  # sides so unequal that the resized image does not fit
+                raise DataError(f"{tuple(pixels.shape)} pixels cannot be resized: {error}") from error
+            errors.append(None)
+        except DataError as error:
+            errors.append(" ".join(str(error).split()))
+    return [torch.stack(views) for views in zip(*good, strict=True)], errors
+
+
+def _pixels(image: ImageLike) -> Tensor:
+    if isinstance(image, Tensor):
+        return image.cpu()
+    return from_pillow(image) if isinstance(image, Image.Image) else decode(Path(image))
 
 
 def batches(
@@ -411,14 +370,13 @@ def batches(
         verb: Who complains.
 
     Yields:
-        The views (G, V, 3, S, S) of the images that could be read, one tensor a transform (none without any), and why the others
-        could not, `None` for those that could.
+        What [read_views][] returns.
     """
-    loader: DataLoader[tuple[list[Tensor], str | None]] = DataLoader(
-        ImageViews(images, prepare),
+    loader: DataLoader[ImageLike] = DataLoader(
+        images,  # type: ignore[arg-type] # any sequence will do
         batch_size=batch_size,
         num_workers=min(num_workers, math.ceil(len(images) / batch_size)),
-        collate_fn=_collate,
+        collate_fn=partial(read_views, prepare),
         worker_init_fn=keep_in_worker,
         pin_memory=pinned,
         generator=torch.Generator(),  # its own, so that the caller's random numbers stay as they are

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgzoo.checkpoints.registry import SUFFIX, Entry
+from fgzoo.checkpoints.registry import SUFFIX, ZooEntry
 from fgzoo.data.card import DataCard
 from fgzoo.data.verify import OFFICIAL
 
 #: How each metric is called, and how it is shown.
-METRICS = {
+METRIC_TITLES = {
     "top1": ("top-1, %", 100), "top5": ("top-5, %", 100), "macro": ("macro accuracy, %", 100),
     "nll": ("negative log-likelihood", 1), "ece": ("calibration error (15 bins), %", 100),
 }  # fmt: skip
@@ -65,17 +65,8 @@ class Training:
     confused: Sequence[tuple[str, str, int]]
 
 
-def model_card(entry: Entry, card: DataCard, training: Training) -> str:
-    """The model card.
-
-    Args:
-        entry: The registry's entry.
-        card: The data that the weights know.
-        training: How they came to be.
-
-    Returns:
-        Markdown.
-    """
+def model_card(entry: ZooEntry, card: DataCard, training: Training) -> str:
+    """The page of a registry's entry in Markdown, of the data that its weights know, and of how they came to be."""
     sections = [
         f"# {entry.name}",
         f"{entry.method} with {entry.backbone}, {entry.classes} classes of `{entry.dataset}`, {entry.image_size} pixels.",
@@ -92,14 +83,14 @@ def model_card(entry: Entry, card: DataCard, training: Training) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _use(entry: Entry) -> str:
+def _use(entry: ZooEntry) -> str:
     return (
         f"## Use\n\n```sh\nfgzoo predict {entry.name} photos/ --output predictions.csv\nfgzoo explain {entry.name} photos/ "
         f'--output report/\n```\n\nFrom Python: `fgzoo.load("{entry.name}").predict("photo.jpg")`.'
     )
 
 
-def _data(entry: Entry, card: DataCard, training: Training) -> str:
+def _data(entry: ZooEntry, card: DataCard, training: Training) -> str:
     counts = ", ".join(f"{number} {split}" for split, number in training.images.items() if number)
     lines = [
         f"{TERMS[entry.dataset]} {entry.classes} classes; images: {counts}; fingerprint of the lists `{card.fingerprint}`.",
@@ -111,7 +102,7 @@ def _data(entry: Entry, card: DataCard, training: Training) -> str:
     return "## Training data\n\n" + "\n\n".join(lines)
 
 
-def _subset(entry: Entry, images: Mapping[str, int]) -> list[str]:
+def _subset(entry: ZooEntry, images: Mapping[str, int]) -> list[str]:
     """What must be said where the official data set has more images."""
     official = OFFICIAL.get(entry.dataset)
     train, test = sum(number for split, number in images.items() if split != "test"), images["test"]
@@ -123,7 +114,7 @@ def _subset(entry: Entry, images: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _recipe(entry: Entry, training: Training) -> str:
+def _recipe(entry: ZooEntry, training: Training) -> str:
     packages = training.environment["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "torchvision", "lightning", "timm"))
     hardware = ", ".join(training.environment["gpus"]) or training.environment["processor"]
@@ -136,10 +127,10 @@ def _recipe(entry: Entry, training: Training) -> str:
     )
 
 
-def _metrics(entry: Entry, training: Training) -> str:
+def _metrics(entry: ZooEntry, training: Training) -> str:
     lines = ["| metric, test split | this file | all runs | runs |", "|---|---|---|---|"]
     for name, numbers in entry.metrics.items():
-        title, factor = METRICS[name]
+        title, factor = METRIC_TITLES[name]
         digits = 1 if factor == 100 else 3
         every = f"{factor * numbers['mean']:.{digits}f} ± {factor * numbers['std']:.{digits}f}" if "mean" in numbers else "-"
         lines.append(f"| {title} | {factor * numbers['value']:.{digits}f} | {every} | {numbers['seeds']} |")
@@ -162,7 +153,7 @@ def _confusion(training: Training) -> str:
     return f"## Confused most often\n\n| true | predicted | test images |\n|---|---|---|\n{rows}"
 
 
-def _limits(entry: Entry) -> str:
+def _limits(entry: ZooEntry) -> str:
     top1 = entry.metrics["top1"]["value"]
     limits = [
         f'It answers with one of its {entry.classes} classes whatever the image shows; it cannot say "none of these".',
@@ -174,7 +165,7 @@ def _limits(entry: Entry) -> str:
     return "## Limits\n\n" + "\n".join(f"* {limit}" for limit in limits)
 
 
-def _citation(entry: Entry) -> str:
+def _citation(entry: ZooEntry) -> str:
     papers = [PAPERS[name] for name in (entry.method, entry.dataset) if name in PAPERS]
     if not papers:
         return ""

@@ -17,23 +17,22 @@ import yaml
 
 from fgzoo.checkpoints.download import CHECKOUT, PACKAGE
 from fgzoo.checkpoints.loading import load, read_checkpoint
-from fgzoo.checkpoints.registry import SUFFIX, Entry, add_entry, check_entry, check_name
+from fgzoo.checkpoints.registry import METRIC_NAMES, SUFFIX, ZooEntry, add_entry, check_entry, check_name
 from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS
 from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.files import file_hash
 from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.publish.model_card import METRICS as LISTED
 from fgzoo.publish.model_card import Training, model_card
 from fgzoo.training.command import run as run_training
 
-#: Where a run keeps what it cost, its data's counts and notes, and its surroundings.
+#: Where a run keeps what it cost, its data's counts and notes, and its versions and hardware.
 COST, DATA, ENVIRONMENT = "cost.json", "data.json", "environment.json"
 #: Options that concern only the machine they were typed on.
-LEFT_OUT = ("--output", "--data.num_workers", "--data.cache", "--data.cache_folder", "--trainer.default_root_dir")
+MACHINE_OPTIONS = ("--output", "--data.num_workers", "--data.cache", "--data.cache_folder", "--trainer.default_root_dir")
 #: Settings of the data that change where and how fast images are read, not what is learnt.
-OF_THE_MACHINE = ("root", "num_workers", "cache", "cache_folder", "cache_limit_gb")
+MACHINE_SETTINGS = ("root", "num_workers", "cache", "cache_folder", "cache_limit_gb")
 #: A file whose accuracy differs more from its run's recorded one holds other weights, or was scored on other images.
 TOLERANCE = 0.01
 
@@ -44,7 +43,7 @@ class Published(NamedTuple):
     file: Path
     card: Path
     registry: Path
-    entry: Entry
+    entry: ZooEntry
 
 
 def publish(
@@ -97,11 +96,10 @@ def publish(
         check_entry(entry)
         before = recorded[0] if dtype == "float16" else None
         page = output / f"{name}.md"
-        (Path(temporary) / page.name).write_text(
-            model_card(entry, model.card, _training(run, dtype, before, confused)), encoding="utf-8"
-        )
+        written = Path(temporary, page.name)
+        written.write_text(model_card(entry, model.card, _training(run, dtype, before, confused)), encoding="utf-8")
         part.replace(file)
-        (Path(temporary) / page.name).replace(page)
+        written.replace(page)
     registry = registry or output / "zoo.yaml"
     add_entry(registry, entry)
     return Published(file, page, registry, entry)
@@ -123,24 +121,29 @@ def _recorded(run: Path) -> dict[str, float]:
 
 
 def _test_metrics(row: dict[str, str]) -> dict[str, float]:
-    return {name: float(row[f"test/{name}"]) for name in LISTED}
+    return {name: float(row[f"test/{name}"]) for name in METRIC_NAMES}
 
 
 def _check_alike(run: Path, seeds: Sequence[Path]) -> None:
     """Runs that are averaged differ in their seed and nothing else that matters."""
 
-    def settings(folder: Path) -> tuple[dict[str, Any], Any, Any]:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        data = {key: value for key, value in config["data"].items() if key not in OF_THE_MACHINE}
+    def settings(config: dict[str, Any]) -> tuple[dict[str, Any], Any, Any]:
+        data = {key: value for key, value in config["data"].items() if key not in MACHINE_SETTINGS}
         model = {key: value for key, value in config["model"]["init_args"].items() if key != "backbone_weights"}
         return data, (config["model"]["class_path"], model), config["trainer"]["max_epochs"]
 
-    used = [yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["seed_everything"] for folder in (run, *seeds)]
+    first, *others = [_config(folder) for folder in (run, *seeds)]
+    used = [config["seed_everything"] for config in (first, *others)]
     if len(set(used)) < len(used):
         raise UsageError(f"publish: the runs' seeds are {', '.join(map(str, used))}; each must be another")
-    for folder in seeds:
-        if settings(folder) != settings(run):
+    for folder, config in zip(seeds, others, strict=True):
+        if settings(config) != settings(first):
             raise UsageError(f"publish: {folder} is no further seed of {run}: its data, model or epochs differ")
+
+
+def _config(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    return content
 
 
 def _store_and_score(
@@ -172,11 +175,11 @@ def _entry(
     recorded: Sequence[dict[str, float]],
     licence: str,
     sources: list[str],
-) -> Entry:
+) -> ZooEntry:
     card = model.card
     assert card is not None
     cls = type(model)
-    return Entry(
+    return ZooEntry(
         name=name,
         method=method_name(f"{cls.__module__}.{cls.__qualname__}", model.hparams),
         backbone=model.backbone,
@@ -217,13 +220,10 @@ def _command(run: Path) -> str:
     tokens = iter(_typed(run))
     for token in tokens:
         name, equals, value = token.partition("=")
-        if name in LEFT_OUT:
+        if name in (*MACHINE_OPTIONS, "--data.root"):
             if not equals:
                 next(tokens, None)
-        elif name == "--data.root":
-            if not equals:
-                next(tokens, None)
-            kept += [name, "DATA"]
+            kept += ["--data.root", "DATA"] if name == "--data.root" else []
         else:
             local = value if equals else token
             short = Path(local).name if Path(local).is_absolute() else local
@@ -232,9 +232,8 @@ def _command(run: Path) -> str:
 
 
 def _training(run: Path, dtype: str, before: dict[str, float] | None, confused: Sequence[tuple[str, str, int]]) -> Training:
-    data = json.loads((run / DATA).read_text(encoding="utf-8"))
-    cost = json.loads((run / COST).read_text(encoding="utf-8"))
-    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    data, cost, environment = (json.loads((run / name).read_text(encoding="utf-8")) for name in (DATA, COST, ENVIRONMENT))
+    config = _config(run)
     model = config["model"]["init_args"]
     settings = {
         "Seed": config["seed_everything"],
@@ -243,7 +242,6 @@ def _training(run: Path, dtype: str, before: dict[str, float] | None, confused: 
         "optimizer": f"{model['optimizer']}, {model['schedule']}, learning rate {model['lr']:g}",
         "precision": config["trainer"]["precision"],
     }
-    environment = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
     return Training(_command(run), data["images"], data["notes"], environment, cost, settings, dtype, before, confused)
 
 
@@ -255,6 +253,3 @@ def _place_of(file: Path) -> str:
     if path.is_relative_to(CHECKOUT) and (CHECKOUT / "pyproject.toml").is_file():
         return path.relative_to(CHECKOUT).as_posix()
     return path.as_uri()
-
-
-__all__ = ["Published", "publish"]

@@ -20,15 +20,6 @@ from tests.command import fgzoo, fit, weights
 from tests.small import small
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    folder = tmp_path_factory.mktemp("trained")
-    root = make_cub(folder / "data")
-    result = fit(root, "--output", folder / "run")
-    assert result.status == 0, result.err
-    return SimpleNamespace(root=root, run=folder / "run", file=folder / "run" / "checkpoints" / "last.ckpt")
-
-
 def edited(trained: SimpleNamespace, path: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
     """A copy of the checkpoint with something changed."""
     content = torch.load(trained.file, weights_only=True)
@@ -50,16 +41,9 @@ def test_a_checkpoint_carries_all_that_loading_needs(trained: SimpleNamespace) -
 
 
 def test_a_loaded_model_has_the_saved_weights(trained: SimpleNamespace) -> None:
-    torch.testing.assert_close(dict(load(trained.file).state_dict()), weights(trained.run), rtol=0, atol=0)
-
-
-def test_a_loaded_model_is_in_evaluation_mode_and_counts_as_trained(trained: SimpleNamespace) -> None:
-    model = load(trained.run)
+    model = load(trained.file)
+    torch.testing.assert_close(dict(model.state_dict()), weights(trained.run), rtol=0, atol=0)
     assert (model.training, model.trained) == (False, True)
-
-
-def test_a_loaded_model_prepares_images_as_in_training(trained: SimpleNamespace) -> None:
-    assert load(trained.run).transform(torch.zeros(3, 40, 90, dtype=torch.uint8)).shape == (3, 64, 64)
 
 
 # ---------------------------------------------------------------------- fine-tuning
@@ -120,16 +104,17 @@ def test_class_dependent_weights_are_the_classifiers(name: str, expected: int) -
 # ---------------------------------------------------------------------- what does not fit
 
 
-def test_another_method_is_named(trained: SimpleNamespace) -> None:
-    result = fit(trained.root, "--ckpt_path", trained.run, model="rra")
+@pytest.mark.parametrize(
+    ("model", "backbone", "said"),
+    [
+        ("rra", "test_efficientnet", "method is fgzoo.methods.baseline.Baseline there and fgzoo.methods.rra.RRA here"),
+        ("baseline", "test_resnet", "backbone is test_efficientnet there and test_resnet here"),
+    ],
+)
+def test_another_method_or_backbone_is_named(trained: SimpleNamespace, model: str, backbone: str, said: str) -> None:
+    result = fit(trained.root, "--ckpt_path", trained.run, "--model.backbone", backbone, model=model)
     assert result.status == 2
-    assert "method is fgzoo.methods.baseline.Baseline there and fgzoo.methods.rra.RRA here" in result.err
-
-
-def test_another_backbone_is_named(trained: SimpleNamespace) -> None:
-    result = fit(trained.root, "--ckpt_path", trained.run, "--model.backbone", "test_resnet")
-    assert result.status == 2
-    assert "backbone is test_efficientnet there and test_resnet here" in result.err
+    assert said in result.err
 
 
 def test_another_shape_of_the_method_is_named() -> None:
@@ -218,15 +203,10 @@ def foreign(trained: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monkey
     sys.modules.pop("foreign_methods", None)
 
 
-def test_a_foreign_class_is_not_imported(foreign: Path, tmp_path: Path) -> None:
+def test_a_foreign_class_is_not_imported(foreign: Path, trained: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="--trust foreign_methods"):
         load(foreign)
-    assert not (tmp_path / "canary").exists()
-
-
-def test_a_foreign_class_is_not_imported_by_the_command_line(foreign: Path, trained: SimpleNamespace, tmp_path: Path) -> None:
-    result = fgzoo("test", "--ckpt_path", foreign, "--data.root", trained.root)
-    assert result.status == 2
+    assert fgzoo("test", "--ckpt_path", foreign, "--data.root", trained.root).status == 2
     assert not (tmp_path / "canary").exists()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,34 +15,27 @@ import fgzoo
 from fgzoo.checkpoints import download
 from fgzoo.checkpoints.download import fetch_checkpoint
 from fgzoo.checkpoints.safetensors import save_safetensors
-from fgzoo.data import download as transfer
 from fgzoo.errors import CheckpointError, UsageError
 from tests import command
 from tests.checkpoints.test_registry import ENTRY
-from tests.checkpoints.test_safetensors import logits, trained
-from tests.server import CONTENT, Server, be_impatient, serving
+from tests.checkpoints.test_safetensors import logits
+from tests.server import CONTENT, Server
+from tests.small import small
 
 NAME = "baseline_tiny_birds"
 FILE = f"{NAME}.safetensors"
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    be_impatient(monkeypatch)
+def cache_and_list_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FGZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FGZOO_REGISTRY", str(tmp_path / "zoo.yaml"))
 
 
-def listed(*sources: str, content: bytes = CONTENT, base_url: str | None = None) -> Path:
+def listed(*sources: str, content: bytes = CONTENT) -> Path:
     """Put a checkpoint of this content into a list of one's own; gives its place in the cache."""
     entry = {**ENTRY, "sources": list(sources), "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    Path("zoo.yaml").write_text(yaml.safe_dump({"base_url": base_url, "checkpoints": [entry]}))
+    Path("zoo.yaml").write_text(yaml.safe_dump({"base_url": None, "checkpoints": [entry]}))
     return Path("cache/checkpoints").absolute() / FILE
 
 
@@ -86,14 +78,8 @@ def test_the_next_mirror_helps(bad: str, server: Server) -> None:
     assert bad in asked(server)
 
 
-@pytest.mark.parametrize("behaviour", ["breaks", "stalls", "no-ranges", "redirect", "flaky"])
-def test_one_address_is_enough_for(behaviour: str, server: Server) -> None:
-    listed(address(server, behaviour))
-    assert fetch_checkpoint(NAME).read_bytes() == CONTENT
-
-
 def test_a_half_left_by_one_mirror_is_gone_on_with_at_the_next(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    monkeypatch.setattr("fgzoo.data.download.ATTEMPTS", 1)
     listed(address(server, "always-breaks"), address(server, "fine"))
     assert fetch_checkpoint(NAME).read_bytes() == CONTENT
     wanted = dict(server.requests)["fine"]
@@ -177,7 +163,7 @@ def test_two_processes_fetch_once(server: Server) -> None:
 
 
 def test_load_by_name_from_a_server(server: Server, tmp_path: Path) -> None:
-    model = trained()
+    model = small()
     save_safetensors(model, tmp_path / FILE)
     server.content = (tmp_path / FILE).read_bytes()
     listed(address(server, "fine"), content=server.content)

@@ -57,7 +57,6 @@ def test_unknown_level(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("0000001 Concorde", "class 'Concorde' is unknown"),
-        ("0000001", "expected 2 columns"),
         ("0000000 F/A-18", "stands"),
     ],
 )
@@ -73,19 +72,6 @@ def test_class_listed_twice_is_refused(tmp_path: Path) -> None:
     path = make_aircraft(tmp_path) / "fgvc-aircraft-2013b" / "data" / "variants.txt"
     write_lines(path, [*open_lines(path), "F/A-18"])
     with pytest.raises(DataError, match="names a class twice"):
-        read_aircraft(tmp_path)
-
-
-def test_missing_list_is_named(tmp_path: Path) -> None:
-    (make_aircraft(tmp_path) / "fgvc-aircraft-2013b" / "data" / "images_variant_test.txt").unlink()
-    with pytest.raises(DataError, match=r"images_variant_test\.txt is missing"):
-        read_aircraft(tmp_path)
-
-
-def test_missing_images_are_counted(tmp_path: Path) -> None:
-    for path in sorted(make_aircraft(tmp_path).rglob("*.jpg"))[:6]:
-        path.unlink()
-    with pytest.raises(DataError, match="6 of 12 listed images are missing"):
         read_aircraft(tmp_path)
 
 
@@ -114,4 +100,4 @@ def test_official_lists(level: str, classes: int, official_lists: Path) -> None:
 
 
 def test_official_lists_are_complete(official_lists: Path) -> None:
-    assert verify("aircraft", official_lists).complete
+    assert verify("aircraft", official_lists).passed

@@ -14,7 +14,7 @@ from torch import Tensor
 from fgzoo import FGVCDataModule
 from fgzoo.data.dataset import collate, sample_seed
 from fgzoo.errors import CheckpointError, DataError, UsageError
-from tests.builders import make_aircraft, make_cars, make_cub, make_folder
+from tests.builders import make_aircraft, make_cars, make_cub, make_folder, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,10 @@ def test_loaders_have_a_process_for_each_core_that_is_granted(cub: Path) -> None
         os.sched_setaffinity(0, granted)
 
 
-def test_one_seed_gives_one_stream(cub: Path) -> None:
-    assert same(stream(module(cub)), stream(module(cub)))
-
-
-def test_another_seed_gives_another_stream(cub: Path) -> None:
-    assert not same(stream(module(cub)), stream(module(cub, seed=1)))
+def test_the_seed_decides_the_stream(cub: Path) -> None:
+    first = stream(module(cub))
+    assert same(stream(module(cub)), first)
+    assert not same(stream(module(cub, seed=1)), first)
 
 
 def test_the_runs_seed_is_the_default(cub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,25 +144,17 @@ def test_the_test_split_is_never_touched(cub: Path) -> None:
 
 
 def test_folds_share_the_training_split(cub: Path) -> None:
-    held_out = [names(module(cub, folds=3, fold=fold), "val") for fold in range(3)]
-    assert set.union(*held_out) == names(module(cub), "train")
-    assert sum(map(len, held_out)) == 15
+    everything, parts = names(module(cub), "train"), [module(cub, folds=3, fold=fold) for fold in range(3)]
+    assert set.union(*(names(data, "val") for data in parts)) == everything
+    assert sum(len(names(data, "val")) for data in parts) == 15
+    assert all(names(data, "train") == everything - names(data, "val") for data in parts)
 
 
-def test_a_fold_trains_on_the_others(cub: Path) -> None:
-    data = module(cub, folds=3, fold=1)
-    assert names(data, "train") == names(module(cub), "train") - names(data, "val")
-
-
-def test_val_fraction_beside_a_validation_split_is_refused(tmp_path: Path) -> None:
-    root = make_folder(tmp_path, splits=("train", "val", "test"))
-    with pytest.raises(UsageError, match="validation split of its own"):
-        module(root, "folder", val_fraction=0.5).setup()
-
-
-def test_a_validation_split_of_the_datas_own_is_used(tmp_path: Path) -> None:
+def test_a_validation_split_of_the_datas_own_is_used_and_no_other(tmp_path: Path) -> None:
     root = make_folder(tmp_path, splits=("train", "val", "test"))
     assert len(module(root, "folder").splits["val"]) == 12
+    with pytest.raises(UsageError, match="validation split of its own"):
+        module(root, "folder", val_fraction=0.5).setup()
 
 
 def test_no_test_images_is_named(tmp_path: Path) -> None:
@@ -176,18 +166,30 @@ def test_no_test_images_is_named(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- every data set
 
 
-@pytest.mark.parametrize(
-    ("name", "make"), [("cub", make_cub), ("cars", make_cars), ("aircraft", make_aircraft), ("folder", make_folder)]
-)
+MAKERS = {"cub": make_cub, "cars": make_cars, "aircraft": make_aircraft, "folder": make_folder}
+
+
+@pytest.mark.parametrize(("name", "make"), MAKERS.items())
 def test_every_data_set_gives_batches(tmp_path: Path, name: str, make: Any) -> None:
     data = module(make(tmp_path), name)
     assert data.num_classes == len(data.class_names) == 3
     assert next(iter(data.train_dataloader()))[0].shape == (4, 3, 32, 32)
 
 
-@pytest.mark.parametrize(("level", "classes"), [("variant", 4), ("family", 3), ("manufacturer", 3)])
-def test_aircraft_levels(tmp_path: Path, level: str, classes: int) -> None:
-    assert module(make_aircraft(tmp_path, classes=4), "aircraft", level=level).num_classes == classes
+@pytest.mark.parametrize("name", ["cub", "cars", "aircraft", "folder"])
+def test_every_data_set_misses_listed_images(tmp_path: Path, name: str) -> None:
+    root, csv = MAKERS[name](tmp_path), None
+    if name == "folder":  # class folders list nothing
+        photos = [path.relative_to(root) for path in root.rglob("*.jpg")]
+        csv = write_lines(root / "list.csv", ["path,label,split", *(f"{p},{p.parts[1]},{p.parts[0]}" for p in photos)])
+    for path in sorted(root.rglob("*.jpg"))[:6]:
+        path.unlink()
+    with pytest.raises(DataError, match=r"6 of (12|24) listed images are missing: .*, \.\.\."):
+        module(root, name, csv=csv).setup()
+
+
+def test_the_level_of_aircraft_is_what_classes_are(tmp_path: Path) -> None:
+    assert module(make_aircraft(tmp_path, classes=4), "aircraft", level="family").num_classes == 3
 
 
 def test_the_banner_of_aircraft_is_cut_off(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fgzoo.data.folder import natural_order, read_folder
+from fgzoo.data.folder import read_folder
 from fgzoo.data.verify import verify
 from fgzoo.errors import DataError, UsageError
 from tests.builders import make_folder, save, write_lines
@@ -57,11 +57,6 @@ def test_natural_order_of_classes_and_images(tmp_path: Path) -> None:
     listing = read_folder(tmp_path)
     assert listing.class_names == ("class 9", "class 10")
     assert names(listing.train)[:3] == ["class 9/image1.jpg", "class 9/Image2.jpg", "class 9/image10.jpg"]
-
-
-def test_decomposed_accents_have_the_same_name_and_order() -> None:
-    composed, decomposed = "\u00fc.jpg", unicodedata.normalize("NFD", "\u00fc.jpg")
-    assert natural_order(composed) == natural_order(decomposed)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -141,12 +136,6 @@ def test_class_absent_from_a_split_is_named(split: str, tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-@pytest.mark.parametrize("splits", [(), ("train",)])
-def test_single_class_is_refused(splits: tuple[str, ...], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="at least two"):
-        read_folder(make_folder(tmp_path, classes=1, splits=splits))
-
-
 def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="one folder per class"):
@@ -210,24 +199,7 @@ def test_csv_wrong_header_is_named(tmp_path: Path) -> None:
         read_folder(tmp_path, make_csv(tmp_path, header="file,class,split"))
 
 
-def test_csv_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent\.csv is missing"):
-        read_folder(tmp_path, tmp_path / "absent.csv")
-
-
-def test_csv_class_outside_training_is_named(tmp_path: Path) -> None:
-    save(tmp_path / "x.jpg")
-    with pytest.raises(DataError, match="1 classes occur in test and not in train: bird 9"):
-        read_folder(tmp_path, make_csv(tmp_path, "x.jpg,bird 9,test"))
-
-
-def test_csv_missing_images_are_counted(tmp_path: Path) -> None:
-    path = make_csv(tmp_path, *(f"absent{i}.jpg,bird 0,train" for i in range(6)))
-    with pytest.raises(DataError, match=r"6 of 14 listed images are missing: absent0\.jpg, "):
-        read_folder(tmp_path, path)
-
-
 def test_verify_knows_no_official_size(tmp_path: Path) -> None:
     report = verify("folder", make_folder(tmp_path))
     assert report.official is None
-    assert report.complete
+    assert report.passed

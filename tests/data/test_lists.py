@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fgzoo.data.lists import checked, first_five, pixel_box, read_lines, read_rows, read_table, require_same_ids
+from fgzoo.data.lists import box_from_one, checked, first_five, read_lines, read_rows, read_table, require_same_ids
 from fgzoo.data.records import Listing, Record
 from fgzoo.errors import DataError
 
@@ -84,9 +84,8 @@ def test_unknown_identifier_names_the_line(ours: bytes, theirs: bytes, tmp_path:
         require_same_ids(table, reference)
 
 
-def test_one_based_boxes_become_zero_based() -> None:
-    assert pixel_box(1, 1, 424, 240, one_based=True) == (0, 0, 424, 240)
-    assert pixel_box(4, 6, 34, 26, one_based=False) == (4, 6, 34, 26)
+def test_boxes_of_pixels_that_are_counted_from_one_start_at_zero() -> None:
+    assert box_from_one(1, 1, 424, 240) == (0, 0, 424, 240)
 
 
 def test_first_five_tells_that_there_are_more() -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from fgzoo.data.records import Record
-from fgzoo.data.split import folds, stratified_holdout
+from fgzoo.data.split import k_folds, stratified_holdout
 from fgzoo.errors import UsageError
 
 
@@ -63,7 +63,7 @@ def test_impossible_fraction(fraction: float) -> None:
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_folds_cover_everything_once(k: int) -> None:
     everything = records(7, 4, 5)
-    parts = folds(everything, k, seed=0)
+    parts = k_folds(everything, k, seed=0)
     assert len(parts) == k
     assert sorted(record.name for _, val in parts for record in val) == sorted(record.name for record in everything)
     for train, val in parts:
@@ -71,7 +71,7 @@ def test_folds_cover_everything_once(k: int) -> None:
 
 
 def test_folds_are_stratified_and_of_equal_size() -> None:
-    validation = [val for _, val in folds(records(7, 4, 5), 3, seed=0)]
+    validation = [val for _, val in k_folds(records(7, 4, 5), 3, seed=0)]
     assert sorted(map(len, validation)) == [5, 5, 6]
     for target, size in enumerate((7, 4, 5)):
         counts = [per_class(val).get(target, 0) for val in validation]
@@ -81,16 +81,16 @@ def test_folds_are_stratified_and_of_equal_size() -> None:
 
 def test_folds_do_not_depend_on_the_order_given() -> None:
     everything = records(7, 4)
-    mirrored = folds(everything[::-1], 3, 0)
-    assert [set(val) for _, val in mirrored] == [set(val) for _, val in folds(everything, 3, 0)]
+    mirrored = k_folds(everything[::-1], 3, 0)
+    assert [set(val) for _, val in mirrored] == [set(val) for _, val in k_folds(everything, 3, 0)]
 
 
 @pytest.mark.parametrize("k", [0, 1, 12])
 def test_impossible_number_of_folds(k: int) -> None:
     with pytest.raises(UsageError, match="11 images cannot be cut"):
-        folds(records(7, 4), k, 0)
+        k_folds(records(7, 4), k, 0)
 
 
 def test_class_of_one_image_has_no_folds() -> None:
     with pytest.raises(UsageError, match="Class 1 has a single image"):
-        folds(records(7, 1), 2, 0)
+        k_folds(records(7, 1), 2, 0)

@@ -30,8 +30,8 @@ from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction import files as prediction_files
 from fgzoo.prediction import inference as prediction
 from tests import command
-from tests.builders import encode, make_cub, picture, save
-from tests.command import Result, fgzoo, fit
+from tests.builders import encode, picture, save
+from tests.command import Result, fgzoo
 from tests.small import CARD, NAMES, small
 
 ON_CPU = ("--device", "cpu", "--num-workers", 0)
@@ -40,16 +40,6 @@ ON_CPU = ("--device", "cpu", "--num-workers", 0)
 @pytest.fixture(scope="module")
 def model() -> FineGrainedClassifier:
     return small()
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A run of an epoch on three classes, and its images."""
-    folder = tmp_path_factory.mktemp("trained")
-    root = make_cub(folder / "data")
-    result = fit(root, "--output", folder / "run")
-    assert result.status == 0, result.err
-    return SimpleNamespace(root=root, run=folder / "run", file=folder / "run" / "checkpoints" / "last.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +102,10 @@ def test_a_row_has_ranked_classes_and_probabilities(trained: SimpleNamespace, ph
     assert row["error"] == ""
 
 
-def test_top_k_is_clipped_to_the_number_of_classes(trained: SimpleNamespace, photos: list[Path]) -> None:
-    result = predict(trained, photos[0], "--top-k", 50)
-    assert list(rows(result)[0]) == list(rows(predict(trained, photos[0], "--top-k", 3))[0])
+def test_top_k_names_no_more_and_is_clipped_to_the_number_of_classes(trained: SimpleNamespace, photos: list[Path]) -> None:
+    one, three, many = (list(rows(predict(trained, photos[0], "--top-k", count))[0]) for count in (1, 3, 50))
+    assert one == ["path", "class_1", "probability_1", "error"]
+    assert many == three
 
 
 def test_of_equally_probable_classes_the_first_comes_first() -> None:
@@ -123,10 +114,6 @@ def test_of_equally_probable_classes_the_first_comes_first() -> None:
     assert torch.equal(ranked, shares.gather(1, classes))
     assert classes.tolist() == [[*range(2, 120, 3), *range(1, 31, 3)]] * 8
     assert torch.equal(classes[:, 0], shares.argmax(dim=1))
-
-
-def test_top_k_names_no_more(trained: SimpleNamespace, photos: list[Path]) -> None:
-    assert list(rows(predict(trained, photos[0], "--top-k", 1))[0]) == ["path", "class_1", "probability_1", "error"]
 
 
 def test_csv_and_jsonl_agree(trained: SimpleNamespace, photos: list[Path], tmp_path: Path) -> None:
@@ -236,12 +223,6 @@ BAD: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: None,
     "folder": lambda path: path.mkdir(),
 }
-ODD = {
-    "gray": lambda: picture(0).convert("L"),
-    "CMYK": lambda: picture(0).convert("CMYK"),
-    "one pixel": lambda: picture(0).crop((0, 0, 1, 1)),
-    "a line": lambda: picture(0, width=5000, height=4).crop((0, 0, 5000, 1)),
-}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -255,20 +236,6 @@ def test_a_bad_file_is_a_row_with_its_error(trained: SimpleNamespace, photos: li
     assert middle["class_1"] == middle["probability_1"] == ""
     assert first["error"] == last["error"] == ""
     assert "1 could not be read" in result.err
-
-
-@pytest.mark.parametrize("kind", ODD)
-def test_an_odd_picture_is_read(model: FineGrainedClassifier, tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "odd.jpg"
-    path.write_bytes(encode(ODD[kind]()))
-    (found,) = model.predict(path)
-    assert found.error is None
-    assert sum(found.probabilities) == pytest.approx(1, abs=1e-5)
-
-
-def test_an_image_with_transparency_is_read(model: FineGrainedClassifier, tmp_path: Path) -> None:
-    picture(0).convert("RGBA").save(tmp_path / "odd.png")
-    assert model.predict(tmp_path / "odd.png")[0].error is None
 
 
 @pytest.mark.parametrize("output", ["p.csv", "p.jsonl", None])
@@ -302,8 +269,7 @@ def test_a_picture_too_large_for_its_resize_is_a_row(model: FineGrainedClassifie
     def fails(image: Tensor) -> Tensor:
         raise RuntimeError("not enough memory")
 
-    views = prediction.ImageViews(photos[:1], [fails])
-    assert "cannot be resized: not enough memory" in str(views[0][1])
+    assert "cannot be resized: not enough memory" in str(prediction.read_views([fails], photos[:1])[1])
 
 
 # ---------------------------------------------------------------------- wrong usage
@@ -661,18 +627,14 @@ def test_features_of_bad_files_alone_are_status_1(trained: SimpleNamespace, tmp_
 # ---------------------------------------------------------------------- loader processes
 
 
-class Killed(prediction.ImageViews):
-    """The kernel's way with a process that takes too much memory."""
-
-    def __getitem__(self, index: int) -> tuple[list[Tensor], str | None]:
-        if get_worker_info() is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(index)
-
-
 def test_a_loader_process_that_is_killed_is_named(
     model: FineGrainedClassifier, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "ImageViews", Killed)
+    def killed(*_: object) -> None:
+        """The kernel's way with a process that takes too much memory."""
+        assert get_worker_info() is not None
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(prediction, "read_views", killed)
     with pytest.raises(TrainingError, match="loader process ended by itself"):
         model.predict(photos, batch_size=3, num_workers=1)
