@@ -394,7 +394,6 @@ class Blind(Backbone):
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.levels = [Level(8, 16)]
-        self._still = ()
         self.scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, images: Tensor) -> list[Tensor]:
