@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from fgzoo.errors import UsageError
+from fgzoo.methods.training_stages import TrainingStage, stage_at
 from fgzoo.nn.backbone import Backbone
+
+#: The name under which methods import it.
+Stage = TrainingStage
 
 Schedule = Literal["cosine", "step", "one_cycle", "constant"]
 
@@ -19,95 +21,6 @@ Schedule = Literal["cosine", "step", "one_cycle", "constant"]
 ONE_CYCLE_RISE = 0.3
 ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = 1 / 25e4
-
-
-class Stage(NamedTuple):
-    """A part of the run with learning rates of its own.
-
-    Every parameter group exists from the start and nothing is switched but numbers: what torch's DistributedDataParallel and a
-    resumed optimiser rely on. A factor of zero freezes: the group's gradients are dropped before the step (so that momentum and
-    weight decay leave it alone, too), it is in evaluation mode, and a frozen backbone builds no graph. A backbone that any stage
-    freezes normalises by its running statistics in all of them, so that its function is the one that was learnt on.
-
-    Attributes:
-        name: What it is called in logs.
-        share: Share of the run, in (0, 1]; the shares of all stages sum to one.
-        rates: Further factors of the learning rate by name of the parameter group; 1 where none is given.
-    """
-
-    name: str
-    share: float
-    rates: dict[str, float] = {}  # noqa: RUF012 - a NamedTuple's default; nobody writes into it
-
-    def rate(self, group: str) -> float:
-        """The factor of a parameter group, whose name is that of its module, with or without a part after a slash."""
-        return self.rates.get(group.partition("/")[0], 1.0)
-
-
-def stage_ends(stages: Sequence[Stage], total: int, per_epoch: float) -> list[int]:
-    """The batch at which each stage ends.
-
-    A boundary is rounded to a whole epoch where every stage keeps at least one; shorter runs are divided by batches.
-
-    Args:
-        stages: The stages in order.
-        total: Batches of the whole run.
-        per_epoch: Batches of an epoch.
-
-    Returns:
-        As many batches as there are stages; the last is `total`.
-
-    Raises:
-        UsageError: The shares do not sum to one, or one is not positive.
-    """
-    if any(stage.share <= 0 for stage in stages) or not math.isclose(sum(stage.share for stage in stages), 1.0):
-        shown = ", ".join(f"{stage.name} {stage.share:g}" for stage in stages)
-        raise UsageError(f"model: the shares of the training stages must be positive and sum to 1, not {shown}")
-    unit = per_epoch if total >= len(stages) * per_epoch else 1.0
-    units = total / unit
-    ends: list[int] = []
-    share = 0.0
-    for done, stage in enumerate(stages, start=1):
-        share += stage.share
-        ends.append(round(unit * min(max(round(share * units), done), units - (len(stages) - done))))
-    return [*ends[:-1], total]
-
-
-def stage_at(ends: Sequence[int], batch: int) -> int:
-    """The stage that a batch belongs to; batches after the end count to the last.
-
-    Args:
-        ends: See [stage_ends][].
-        batch: Batches done before it.
-
-    Returns:
-        From 0.
-    """
-    return min(bisect_right(ends, batch), len(ends) - 1)
-
-
-def staged_factor(
-    stages: Sequence[Stage], ends: Sequence[int], group: str, factor_over: Callable[[int], Callable[[int], float]]
-) -> Callable[[int], float]:
-    """The learning rate's factor of a group over all stages: the schedule starts anew in each.
-
-    Args:
-        stages: The stages in order.
-        ends: See [stage_ends][].
-        group: Name of the parameter group.
-        factor_over: Number of batches -> schedule over that many batches.
-
-    Returns:
-        batch -> factor of the peak learning rate.
-    """
-    starts = [0, *ends[:-1]]
-    schedules = [factor_over(end - start) for start, end in zip(starts, ends, strict=True)]
-
-    def factor(batch: int) -> float:
-        index = stage_at(ends, batch)
-        return stages[index].rate(group) * schedules[index](batch - starts[index])
-
-    return factor
 
 
 def schedule_factor(
@@ -158,13 +71,32 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 def staged_schedule(
     optimizer: torch.optim.Optimizer,
-    stages: Sequence[Stage],
+    stages: Sequence[TrainingStage],
     ends: Sequence[int],
     factor_over: Callable[[int], Callable[[int], float]],
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule of every parameter group, see [staged_factor][], advanced every batch."""
-    factors = [staged_factor(stages, ends, group["name"], factor_over) for group in optimizer.param_groups]
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+    """The schedule of every parameter group, advanced every batch; it starts anew in each stage.
+
+    Args:
+        optimizer: The optimiser over the groups.
+        stages: The stages in order.
+        ends: See [stage_ends][fgzoo.methods.training_stages.stage_ends].
+        factor_over: Number of batches -> schedule over that many batches.
+
+    Returns:
+        The scheduler.
+    """
+    starts = [0, *ends[:-1]]
+    schedules = [factor_over(end - start) for start, end in zip(starts, ends, strict=True)]
+
+    def factor_of(group: str) -> Callable[[int], float]:
+        def factor(batch: int) -> float:
+            index = stage_at(ends, batch)
+            return stages[index].rate(group) * schedules[index](batch - starts[index])
+
+        return factor
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor_of(group["name"]) for group in optimizer.param_groups])
 
 
 def make_optimizer(

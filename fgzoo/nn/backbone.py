@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -86,8 +87,8 @@ class Backbone(nn.Module):
         self.name = name
         self.model = _create(name, pretrained and weights is None, output_stride)
         config = self.model.pretrained_cfg
-        self.mean: tuple[float, ...] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
-        self.std: tuple[float, ...] = tuple(config.get("std", (0.229, 0.224, 0.225)))
+        self.mean: tuple[float, ...] = tuple(config.get("mean", IMAGENET_DEFAULT_MEAN))
+        self.std: tuple[float, ...] = tuple(config.get("std", IMAGENET_DEFAULT_STD))
         self.frozen = False
         self.recomputes = False
         self._recomputes_at_once = False

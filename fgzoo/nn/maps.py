@@ -25,6 +25,12 @@ def pixel_centers(count: int, like: Tensor) -> Tensor:
     return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
 
 
+def grid_of(images: Tensor, stride: int) -> tuple[int, int]:
+    """Height and width of a map of images (..., H, W) at a stride, rounded up."""
+    height, width = images.shape[-2:]
+    return -(-height // stride), -(-width // stride)
+
+
 def class_activation_map(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
     r"""Class activation map of a linear classifier over global average pooling.
 

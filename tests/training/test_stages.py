@@ -12,8 +12,7 @@ from torch import Tensor
 
 from fgzoo.checkpoints.loading import load
 from fgzoo.errors import UsageError
-from fgzoo.methods.optimization import Stage, stage_ends
-from fgzoo.methods.stages import Stages
+from fgzoo.methods.training_stages import EnterStages, TrainingStage, stage_ends
 from tests.builders import make_cub
 from tests.command import fgzoo, fit, metrics, weights
 from tests.training.toys import Staged, StagedNetwork, loader, make, trainer
@@ -35,14 +34,14 @@ from tests.training.toys import Staged, StagedNetwork, loader, make, trainer
     ],
 )
 def test_stage_ends(shares: tuple[float, ...], total: int, per_epoch: float, expected: list[int]) -> None:
-    stages = [Stage(str(number), share) for number, share in enumerate(shares)]
+    stages = [TrainingStage(str(number), share) for number, share in enumerate(shares)]
     assert stage_ends(stages, total, per_epoch) == expected
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.4), (1.5, -0.5), (0.0, 1.0)])
 def test_shares_that_do_not_make_a_run_are_named(shares: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="shares of the training stages"):
-        stage_ends([Stage("one", shares[0]), Stage("two", shares[1])], 100, 10)
+        stage_ends([TrainingStage("one", shares[0]), TrainingStage("two", shares[1])], 100, 10)
 
 
 # ---------------------------------------------------------------------- a run of 12 batches, stage 0 the first 4
@@ -104,7 +103,7 @@ def test_the_last_stage_begins_with_the_function_that_was_learnt_on() -> None:
     # Batches of other statistics than the network's would change it, where batch-norms followed the mode.
     model = make(Staged)
     images = 3 + 2 * torch.randn(2, 3, 64, 64)
-    stages = Stages()
+    stages = EnterStages()
     with torch.no_grad():
         stages.enter(model, 0)
         learnt_on = model.train().network.backbone(images)[-1]
