@@ -5,7 +5,6 @@ Everything lies in the frame that the network saw: the image after the weights' 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fgzoo.errors import UsageError
+from fgzoo.errors import UsageError, did_you_mean
 from fgzoo.interpret.metrics import grad_cam
 from fgzoo.nn.backbone import Backbone
 from fgzoo.prediction.inference import ImageLike, batches, check_reading, listed, most_probable, required_card, views_transform
@@ -99,8 +98,7 @@ def class_index(names: Sequence[str], name: str) -> int:
     """
     if name in names:
         return list(names).index(name)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"; did you mean '{near[0]}'?" if near else f"; there are {len(names)}, the first is '{names[0]}'"
+    hint = did_you_mean(name, names, cutoff=0.4) or f"; there are {len(names)}, the first is '{names[0]}'"
     raise UsageError(f"explain: no class '{name}' in this checkpoint{hint}")
 
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from fgzoo.errors import UsageError
+from fgzoo.errors import UsageError, did_you_mean
 
 FOLDER = Path(__file__).parent
 
@@ -67,9 +66,8 @@ def find_recipe(said: str) -> list[Path]:
     packaged = recipe_files()
     if said in packaged:
         return packaged[said]
-    near = difflib.get_close_matches(said, packaged, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "`fgzoo list recipes` names the packaged ones"
-    raise UsageError(f"--config: no file and no packaged recipe '{said}'; {hint}")
+    hint = did_you_mean(said, packaged) or "; `fgzoo list recipes` names the packaged ones"
+    raise UsageError(f"--config: no file and no packaged recipe '{said}'{hint}")
 
 
 def read_recipe(said: str) -> dict[str, Any]:

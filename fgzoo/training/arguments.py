@@ -18,7 +18,7 @@ from fgzoo.checkpoints.run_folder import CONFIG, find_checkpoint, newest_run, ru
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods import BUILT_IN, available, import_path, method_name
 from fgzoo.recipes import PRESETS, find_recipe, merge, read_config, read_recipe, recipe_files
-from fgzoo.training.messages import MisconfiguredError
+from fgzoo.training.messages import NO_METHOD, MisconfiguredError
 
 #: What `fgzoo fit` runs when nothing is said.
 DEFAULT_RECIPE = "birds/rra"
@@ -238,7 +238,7 @@ def check_one_method(config: Namespace, configs: Iterable[str]) -> None:
         UsageError: A recipe or config file names another method than the one that is to run.
     """
     if config.model is None:
-        raise UsageError("--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra")
+        raise UsageError(NO_METHOD)
     for said in configs:
         model = None if said.startswith("{") else read_recipe(said).get("model")
         named = model.get("class_path") if isinstance(model, dict) else None
