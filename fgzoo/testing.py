@@ -25,6 +25,7 @@ from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.training_stages import EnterStages
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.output import MethodOutput
+from fgzoo.nn.statistics import batch_norms, fresh_statistics
 
 #: Classes of the models that the checks make; small, and no power of two.
 NUM_CLASSES = 5
@@ -80,16 +81,8 @@ def example_batch(size: tuple[int, int] = (64, 64), batch: int = 4, seed: int = 
 
 def evaluation_mode(model: FineGrainedClassifier) -> FineGrainedClassifier:
     """The model in evaluation mode, its batch-norm statistics those of a batch, as after some training."""
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the average of all batches since
-    images, targets, keys = example_batch((96, 96), batch=8, seed=7)
-    with torch.no_grad():
-        model.train()(images, targets, keys)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    with torch.no_grad(), fresh_statistics(batch_norms(model)):
+        model.train()(*example_batch((96, 96), batch=8, seed=7))
     return model.eval()
 
 

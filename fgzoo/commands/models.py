@@ -24,9 +24,6 @@ def load_models(checkpoints: Sequence[str], trust: Sequence[str], device: torch.
         checkpoints: Files, runs' folders, names of the zoo, `last` or `best`.
         trust: Packages whose classes they may name.
         device: Where they go.
-
-    Returns:
-        The models.
     """
     from fgzoo.checkpoints.loading import load
 

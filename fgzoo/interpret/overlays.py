@@ -58,10 +58,7 @@ def attention_picture(
     figure = Figure(figsize=(1.65 * (steps + 1) + 2.2, 1.75 * count + 0.4), layout="constrained")
     axes = figure.subplots(count, steps + 1, squeeze=False)
     for row in range(count):
-        shown = [
-            images[row].permute(1, 2, 0).cpu().numpy(),
-            *(overlay(images[row], maps[row, s]) for s in range(steps)),
-        ]
+        shown = [images[row].permute(1, 2, 0).cpu().numpy(), *(overlay(images[row], maps[row, s]) for s in range(steps))]
         for column, picture in enumerate(shown):
             cell = axes[row][column]
             cell.imshow(picture)
@@ -73,12 +70,7 @@ def attention_picture(
             mark = None if marks is None else marks[row]
             if mark is not None:
                 cell.plot(
-                    *mark,
-                    marker="o",
-                    markersize=13,
-                    markerfacecolor="none",
-                    markeredgecolor="#35c2ff",
-                    markeredgewidth=1.4,
+                    *mark, marker="o", markersize=13, markerfacecolor="none", markeredgecolor="#35c2ff", markeredgewidth=1.4
                 )
         axes[row][0].set_ylabel(captions[row], fontsize=8, rotation=0, ha="right", va="center")
     path.parent.mkdir(parents=True, exist_ok=True)

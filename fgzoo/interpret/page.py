@@ -100,15 +100,7 @@ def _map_uri(attention: Tensor) -> str:
 
 
 def data_uri(picture: Image.Image, quality: int) -> str:
-    """A picture as a data URI: WebP, or JPEG where Pillow lacks WebP.
-
-    Args:
-        picture: RGB or grey.
-        quality: From 0 to 100.
-
-    Returns:
-        The URI.
-    """
+    """A picture, RGB or grey, as a data URI: WebP of a quality from 0 to 100, or JPEG where Pillow lacks WebP."""
     kind = "webp" if features.check("webp") else "jpeg"
     stream = io.BytesIO()
     picture.save(stream, kind, quality=quality)
@@ -165,15 +157,7 @@ def _facts(model: FineGrainedClassifier, checkpoint: str) -> dict[str, str]:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Put values where a template says `{{name}}`; what is put in is not looked at again.
-
-    Args:
-        template: The text.
-        values: Values by name; a name without a value stays.
-
-    Returns:
-        The filled text.
-    """
+    """Put values where a template says `{{name}}`; what is put in is not looked at again, a name without a value stays."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values.get(match[1], match[0]), template)
 
 

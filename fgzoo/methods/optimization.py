@@ -82,9 +82,6 @@ def staged_schedule(
         stages: The stages in order.
         ends: See [stage_ends][fgzoo.methods.training_stages.stage_ends].
         factor_over: Number of batches -> schedule over that many batches.
-
-    Returns:
-        The scheduler.
     """
     starts = [0, *ends[:-1]]
     schedules = [factor_over(end - start) for start, end in zip(starts, ends, strict=True)]
@@ -102,31 +99,12 @@ def staged_schedule(
 def make_optimizer(
     groups: list[dict[str, Any]], name: Literal["sgd", "adamw"], lr: float, momentum: float, fused: bool
 ) -> torch.optim.Optimizer:
-    """The optimiser over parameter groups.
-
-    Args:
-        groups: See [parameter_groups][].
-        name: `sgd` or `adamw`.
-        lr: Peak learning rate of groups that have none of their own.
-        momentum: Momentum of `sgd`.
-        fused: Whether `adamw` may take a step for all parameters at once.
-
-    Returns:
-        The optimiser.
-    """
+    """The optimiser over [parameter_groups][]; `fused`: `adamw` may take a step for all parameters at once."""
     if name == "sgd":
         # Its fused step fails where a group's parameters had their first gradients at different steps, as those of a method
         # with stages or several steps a batch do.
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     return torch.optim.AdamW(groups, lr=lr, fused=fused)
-
-
-def batch_factor(optimizer: Literal["sgd", "adamw"], times: float) -> float:
-    """By what learning rates change with a batch that is so many times the one that they are meant for.
-
-    Source: in proportion with `sgd` (arXiv 1706.02677), by the square root with `adamw` (arXiv 2205.10287).
-    """
-    return times if optimizer == "sgd" else math.sqrt(times)
 
 
 def parameter_groups(

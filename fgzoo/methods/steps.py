@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods.arguments import HasArguments
 from fgzoo.methods.evaluation import Evaluation
-from fgzoo.methods.optimization import batch_factor, make_optimizer, schedule_factor, staged_schedule
+from fgzoo.methods.optimization import make_optimizer, schedule_factor, staged_schedule
 from fgzoo.methods.ranks import Ranks
 from fgzoo.methods.training_stages import EnterStages, TrainingStage, stage_at, stage_ends
 from fgzoo.nn.output import MethodOutput
@@ -198,7 +199,7 @@ class LightningSteps(HasArguments):
         if meant_for is None or size is None:
             return 1.0
         batch = size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return batch_factor(self.arguments.optimizer, batch / meant_for)
+        return batch / meant_for if self.arguments.optimizer == "sgd" else math.sqrt(batch / meant_for)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients' norm, where that is asked for; those of what stands still are gone by now."""
