@@ -14,7 +14,7 @@ from fgzoo.checkpoints.loading import load
 from fgzoo.errors import UsageError
 from fgzoo.methods.training_stages import EnterStages, TrainingStage, stage_ends
 from tests.builders import make_cub
-from tests.command import fgzoo, fit, metrics, weights
+from tests.command import breaking_off, fgzoo, fit, metrics, weights
 from tests.training.toys import Staged, StagedNetwork, loader, make, trainer
 
 # ---------------------------------------------------------------------- boundaries
@@ -210,22 +210,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(root=root, run=folder / "run")
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize(("epoch", "batch"), [(1, 0), (1, 1), (2, 1)])
 def test_a_resume_on_either_side_of_a_boundary_ends_in_the_same_bits(
-    whole: SimpleNamespace, tmp_path: Path, epoch: int, monkeypatch: pytest.MonkeyPatch
+    whole: SimpleNamespace, tmp_path: Path, epoch: int, batch: int
 ) -> None:
-    step = Staged.training_step
-
-    def breaking_step(self: Staged, batch: Any, batch_idx: int) -> Tensor:
-        # After the first epoch, stage 0, is saved; in the middle of an epoch; or just before the end.
-        if self.current_epoch == epoch and batch_idx == 1 and epoch > 0:
-            raise KeyboardInterrupt
-        if self.current_epoch == 1 and batch_idx == 0 and epoch == 0:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Staged, "training_step", breaking_step)
+    # After the first epoch, stage 0, is saved; in the middle of an epoch; or just before the end.
+    with breaking_off(Staged, epoch, batch):
         broken = fit(whole.root, "--output", tmp_path / "run", *STAGED, model="tests.training.toys.Staged", epochs=EPOCHS)
     assert broken.status == 130
     assert fgzoo("fit", "--resume", tmp_path / "run").status == 0
