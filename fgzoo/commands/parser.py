@@ -29,12 +29,7 @@ _empty_parser = partial(ArgumentParser, exit_on_error=False, allow_abbrev=False)
 
 
 def run(function: Verb | Mapping[str, Verb], arguments: Sequence[str], program: str) -> int:
-    """Call a function with what was typed.
-
-    Args:
-        function: Does the work; or several by the word that chooses one.
-        arguments: What was typed after the verb.
-        program: What was typed before, e.g. `fgzoo predict`.
+    """Call a function, or the one of several that the first word chooses, with what was typed after a program's name.
 
     Returns:
         The exit status that the function returned.

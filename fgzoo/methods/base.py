@@ -370,9 +370,8 @@ class FineGrainedClassifier(LightningSteps):
         """
         rows: list[Tensor] = []
         for answers in embed([self], images, batch_size, tta, num_workers):
-            for error in answers.errors:
-                if error is not None:
-                    raise DataError(f"embed: {error}")
+            for error in filter(None, answers.errors):
+                raise DataError(f"embed: {error}")
             rows.append(answers.values)
         return torch.cat(rows) if rows else torch.empty(0, 0)
 
@@ -385,15 +384,14 @@ class FineGrainedClassifier(LightningSteps):
 
     def setup(self, stage: str) -> None:
         """Learn what data this is, and say what cannot be frozen."""
-        backbones = self._backbones()
-        if stage == "fit" and self.arguments.freeze_norm != "none" and not any(backbone.frozen_norms for backbone in backbones):
+        frozen = any(backbone.frozen_norms for backbone in self._backbones())
+        if stage == "fit" and self.arguments.freeze_norm != "none" and not frozen:
             rank_zero_warn(f"model.freeze_norm: '{self.backbone}' has no batch-norms, so there is nothing to freeze")
         card = self._of_data("card")
-        if card is None:
-            return
-        if self.card is not None and stage != "fit":
-            self.card.check_classes(card)
-        self.card = card
+        if card is not None:
+            if self.card is not None and stage != "fit":
+                self.card.check_classes(card)
+            self.card = card
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything into the checkpoint that loading needs besides the weights."""

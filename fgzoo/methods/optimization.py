@@ -114,8 +114,7 @@ def parameter_groups(
 
     Args:
         network: The network.
-        factors: Factors of `lr` by submodule, see
-            [learning_rates][fgzoo.methods.base.FineGrainedClassifier.learning_rates].
+        factors: Factors of `lr` by submodule, see [learning_rates][fgzoo.methods.base.FineGrainedClassifier.learning_rates].
         lr: Peak learning rate.
         weight_decay: Weight decay of weights.
         layer_decay: Factor of a backbone's rate from each layer to the one below; `None`: one rate for all.
@@ -139,22 +138,17 @@ def parameter_groups(
 
 
 def split_decay(named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of one learning rate: weights that decay; norms and biases (one dimension or none) that do not.
+    """At most two groups of one peak learning rate: weights that decay; norms and biases (one dimension or none) that do not.
 
     Args:
         named: Parameters by name; frozen ones are left out.
         name: Name of the groups, shown by learning-rate monitors.
         lr: Peak learning rate.
         weight_decay: Weight decay of the first group.
-
-    Returns:
-        At most two optimiser groups, empty ones left out.
     """
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for _, parameter in named:
-        if parameter.requires_grad:
-            (spared if parameter.ndim <= 1 else decayed).append(parameter)
+    learnt = [parameter for _, parameter in named if parameter.requires_grad]
+    decayed = [parameter for parameter in learnt if parameter.ndim > 1]
+    spared = [parameter for parameter in learnt if parameter.ndim <= 1]
     groups = [
         {"params": decayed, "lr": lr, "weight_decay": weight_decay, "name": name},
         {"params": spared, "lr": lr, "weight_decay": 0.0, "name": f"{name}/norm+bias"},
@@ -163,27 +157,11 @@ def split_decay(named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float,
 
 
 def layer_decay_groups(backbone: Backbone, name: str, lr: float, weight_decay: float, decay: float) -> list[dict[str, Any]]:
-    """Groups of a backbone whose learning rate falls by `decay` from each layer to the one below it.
-
-    Args:
-        backbone: The backbone; timm knows its layers.
-        name: Name of the groups.
-        lr: Learning rate of the deepest layer.
-        weight_decay: Weight decay; norms and biases have none.
-        decay: Factor from layer to layer, e.g. 0.75.
-
-    Returns:
-        Optimiser groups.
-    """
+    """Groups of a backbone whose learning rate is `lr` at the deepest layer and falls by `decay` to each layer below."""
     from timm.optim import param_groups_layer_decay
 
     groups = param_groups_layer_decay(backbone.model, weight_decay=weight_decay, layer_decay=decay)
     return [
-        {
-            "params": group["params"],
-            "lr": lr * group["lr_scale"],
-            "weight_decay": group["weight_decay"],
-            "name": f"{name}/{index}",
-        }
-        for index, group in enumerate(groups)
+        {"params": g["params"], "lr": lr * g["lr_scale"], "weight_decay": g["weight_decay"], "name": f"{name}/{index}"}
+        for index, g in enumerate(groups)
     ]

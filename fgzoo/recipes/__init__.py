@@ -71,13 +71,7 @@ def find_recipe(said: str) -> list[Path]:
 
 
 def read_recipe(said: str) -> dict[str, Any]:
-    """What `--config` comes to.
-
-    Args:
-        said: See [find_recipe][].
-
-    Returns:
-        Settings by section.
+    """The settings, by section, that `--config` comes to, see [find_recipe][].
 
     Raises:
         UsageError: There is no such file and no such recipe, or the file holds no settings.
@@ -98,13 +92,7 @@ def merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The content of a config file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Settings by name.
+    """The settings in a config file, by section.
 
     Raises:
         UsageError: It is no YAML, or holds no settings.

@@ -114,10 +114,7 @@ def expand_presets(arguments: Sequence[str]) -> list[str]:
 
 
 def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
-    """The settings that arguments come to, recipes included, defaults not.
-
-    Args:
-        arguments: What follows a verb, as [expand_presets][] gives it.
+    """The settings that arguments as [expand_presets][] gives them come to, recipes included, defaults not.
 
     Returns:
         Settings by section, as in a recipe; of `--model NAME` it has the name as `class_path`.
@@ -222,10 +219,6 @@ def _value(arguments: Iterable[str], *options: str) -> str | None:
 
 def check_one_method(config: Namespace, configs: Iterable[str]) -> None:
     """Refuse a mixture of two methods: `--model X` after a recipe of Y would keep Y's arguments.
-
-    Args:
-        config: The parsed arguments of a verb.
-        configs: What `--config` was given.
 
     Raises:
         UsageError: A recipe or config file names another method than the one that is to run.

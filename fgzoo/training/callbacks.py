@@ -26,11 +26,7 @@ from fgzoo.training.run_logger import run_loggers
 
 
 class ReproducibleSteps(Callback):
-    """Seeds every step from (seed, step), so that dropout and mixing are the same in a run that was interrupted.
-
-    Args:
-        seed: The run's seed.
-    """
+    """Seeds every step from (seed, step), so that dropout and mixing are the same in a run that was interrupted."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -85,10 +81,8 @@ class RunRecord(Callback):
         skipped = data.skipped() if hasattr(data, "skipped") else []
         if skipped:
             write_json(self.folder / "skipped.json", skipped)
-            warnings.warn(
-                f"{len(skipped)} training images cannot be read and are skipped, e.g. {', '.join(skipped[:3])}",
-                stacklevel=2,
-            )
+            shown = ", ".join(skipped[:3])
+            warnings.warn(f"{len(skipped)} training images cannot be read and are skipped, e.g. {shown}", stacklevel=2)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what training cost, and report on the validation split, where there is one."""
@@ -127,9 +121,6 @@ class ImageScores(Callback):
     """Writes what every image of a split was given, in the order of the split, see [write_probabilities][].
 
     Of the test split after `test`, of the validation split after `validate` and after the last epoch's validation in `fit`.
-
-    Args:
-        folder: The run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -220,11 +211,7 @@ def checkpoints(folder: Path, validates: bool) -> list[Callback]:
 
 
 class EpochLines(Callback):
-    """A plain line an epoch, for logs and pipes, where a progress bar would be noise.
-
-    Args:
-        console: Where to print.
-    """
+    """A plain line an epoch, for logs and pipes, where a progress bar would be noise."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

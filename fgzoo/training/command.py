@@ -40,13 +40,7 @@ RUN_VARIABLE = "FGZOO_RUN_FOLDER"
 
 
 class TrainingCLI(LightningCLI):
-    """Lightning's command line over the data module and any method.
-
-    Args:
-        verb: `fit`, `validate` or `test`.
-        arguments: What was typed after the verb.
-        console: Where to say what was done.
-    """
+    """Lightning's command line over the data module and any method; `console` is where it says what was done."""
 
     def __init__(self, verb: str, arguments: list[str], console: Console) -> None:
         self.verb = verb

@@ -34,9 +34,6 @@ def explain_parser_error(message: str, options: Iterable[str], arguments: Iterab
         message: What jsonargparse said; often a tree of alternatives.
         options: Valid option names, without dashes.
         arguments: Valid arguments of the methods.
-
-    Returns:
-        One line.
     """
     options, arguments = list(options), list(arguments)
     if found := re.search(r"unrecognized arguments: -*([\w.]+)|does not accept option '([^']+)'", message):
