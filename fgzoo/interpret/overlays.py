@@ -9,15 +9,17 @@ import numpy as np
 from matplotlib import colormaps
 from torch import Tensor
 
+#: The colours of a map's values.
+COLOURS = colormaps["inferno"]
 
-def overlay(image: Tensor, attention: Tensor, strength: float = 0.6, colormap: str = "inferno") -> np.ndarray:
+
+def overlay(image: Tensor, attention: Tensor, strength: float = 0.6) -> np.ndarray:
     """Blend one map over one image: where the map is zero the image is grey and dim, where it is one it is coloured.
 
     Args:
         image: (3, H, W) uint8.
         attention: (H, W) in [0, 1].
         strength: Share of the map's colour where it is largest.
-        colormap: Name of a matplotlib colour map.
 
     Returns:
         (H, W, 3) floats in [0, 1].
@@ -25,7 +27,7 @@ def overlay(image: Tensor, attention: Tensor, strength: float = 0.6, colormap: s
     picture = image.permute(1, 2, 0).cpu().numpy().astype(np.float32) / 255
     weight = attention.cpu().numpy()[..., None]
     grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.6
-    heat = colormaps[colormap](attention.cpu().numpy())[..., :3]
+    heat = COLOURS(attention.cpu().numpy())[..., :3]
     mixed = (1 - weight) * grey + weight * picture
     blended: np.ndarray = np.clip((1 - strength * weight) * mixed + strength * weight * heat, 0, 1)
     return blended

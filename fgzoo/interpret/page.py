@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image, features
 from torch import Tensor
 
 from fgzoo.files import atomic_write
 from fgzoo.interpret.explanation import Explanation
+from fgzoo.interpret.overlays import COLOURS
 from fgzoo.methods import method_name
 from fgzoo.prediction.inference import required_card
 from fgzoo.version import __version__
@@ -109,8 +109,7 @@ def data_uri(picture: Image.Image, quality: int) -> str:
 
 def _colours() -> str:
     """The 256 colours of maps, six hexadecimal digits each."""
-    table = (255 * colormaps["inferno"](np.arange(256))[:, :3]).round().astype(np.uint8)
-    return table.tobytes().hex()
+    return (255 * COLOURS(np.arange(256))[:, :3]).round().astype(np.uint8).tobytes().hex()
 
 
 def _write_data(file: TextIO, name: str, value: object) -> None:
