@@ -79,16 +79,7 @@ def demo(
 
 
 def baselines(result: Result, output: Path, more: list[str] | None) -> list[Result]:
-    """Plain fine-tuning for as many epochs as a method, and, where that is more, for as long.
-
-    Args:
-        result: The method's.
-        output: Folder of everything the demo makes.
-        more: Further arguments of every `fgzoo fit`.
-
-    Returns:
-        One result or two.
-    """
+    """Plain fine-tuning for as many epochs as a method, and, where that is more, for as long."""
     epochs = result.epochs
     equal = train("baseline", output / "baseline", epochs, more)
     # What an epoch costs is the difference of two runs of different length: starting up costs, too.
@@ -101,17 +92,7 @@ def baselines(result: Result, output: Path, more: list[str] | None) -> list[Resu
 
 
 def train(method: str, folder: Path, epochs: int | None, more: list[str] | None) -> Result:
-    """Run `fgzoo fit` and `fgzoo test`, and read what they wrote.
-
-    Args:
-        method: Name of a recipe for the birds.
-        folder: The run's folder.
-        epochs: Epochs, where they are not the recipe's.
-        more: Further arguments of `fgzoo fit`.
-
-    Returns:
-        The result.
-    """
+    """Run `fgzoo fit` and `fgzoo test` into a run's folder, and read what they wrote."""
     seconds = fit(method, folder, epochs, more)
     _check(fgzoo(["test", "--ckpt_path", str(folder)]))
     with (folder / "metrics.csv").open(newline="") as file:
@@ -122,17 +103,7 @@ def train(method: str, folder: Path, epochs: int | None, more: list[str] | None)
 
 
 def fit(method: str, folder: Path, epochs: int | None, more: list[str] | None) -> float:
-    """Run `fgzoo fit`.
-
-    Args:
-        method: Name of a recipe for the birds.
-        folder: The run's folder.
-        epochs: Epochs, where they are not the recipe's.
-        more: Further arguments.
-
-    Returns:
-        Seconds it took.
-    """
+    """Run `fgzoo fit` into a run's folder, and say how many seconds it took; `epochs` where they are not the recipe's."""
     arguments = ["fit", "--config", f"birds/{method}", "--output", str(folder), *(more or [])]
     arguments += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
     started = time.perf_counter()
@@ -141,16 +112,7 @@ def fit(method: str, folder: Path, epochs: int | None, more: list[str] | None) -
 
 
 def explain(run: Path, path: Path, pictures: int) -> Path:
-    """Draw the maps of a trained run over test images, the part that decides each image's class circled.
-
-    Args:
-        run: The run's folder.
-        path: Where to write the PNG.
-        pictures: Number of images.
-
-    Returns:
-        The PNG.
-    """
+    """Draw the maps of a trained run over some test images into a PNG, the part that decides each image's class circled."""
     model = load(run)
     assert model.card is not None
     data = data_of(run)
@@ -174,29 +136,14 @@ def explain(run: Path, path: Path, pictures: int) -> Path:
 
 
 def of_many_classes(records: Sequence[Record], count: int) -> list[Record]:
-    """Some records, their classes evenly spread over all.
-
-    Args:
-        records: What to choose from.
-        count: How many.
-
-    Returns:
-        As many as were asked for, or all there are.
-    """
+    """Some records, their classes evenly spread over all; `count` of them, or all there are."""
     ordered = sorted(records, key=lambda record: record.target)
     count = min(count, len(ordered))
     return [ordered[index * len(ordered) // count] for index in range(count)]
 
 
 def data_of(run: Path) -> FGVCDataModule:
-    """The birds that a run was trained on.
-
-    Args:
-        run: The run's folder.
-
-    Returns:
-        A data module with the same birds.
-    """
+    """A data module with the birds that a run was trained on."""
     settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["data"]
     return FGVCDataModule(**{**settings, "birds": Birds(**settings["birds"])})
 

@@ -22,9 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from fgzoo.checkpoints.loading import load, read_checkpoint
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.methods.stages import Stages
+from fgzoo.methods.training_stages import EnterStages
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.output import MethodOutput
+from fgzoo.nn.statistics import batch_norms, fresh_statistics
 
 #: Classes of the models that the checks make; small, and no power of two.
 NUM_CLASSES = 5
@@ -80,17 +81,30 @@ def example_batch(size: tuple[int, int] = (64, 64), batch: int = 4, seed: int = 
 
 def evaluation_mode(model: FineGrainedClassifier) -> FineGrainedClassifier:
     """The model in evaluation mode, its batch-norm statistics those of a batch, as after some training."""
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the average of all batches since
-    images, targets, keys = example_batch((96, 96), batch=8, seed=7)
-    with torch.no_grad():
-        model.train()(images, targets, keys)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    with torch.no_grad(), fresh_statistics(batch_norms(model)):
+        model.train()(*example_batch((96, 96), batch=8, seed=7))
     return model.eval()
+
+
+# ---------------------------------------------------------------------- what several checks ask
+
+
+def _finite_loss(model: FineGrainedClassifier, images: Tensor, targets: Tensor, keys: Tensor) -> Tensor:
+    """The loss of a training pass; all its terms are finite."""
+    terms = model.train().loss(model(images, targets, keys), targets)
+    for name, term in terms.items():
+        assert torch.isfinite(term), f"loss term {name} is {float(term)}"
+    return torch.stack([term.float() for term in terms.values()]).sum()
+
+
+def _require_finite_gradients(model: FineGrainedClassifier) -> None:
+    broken = [name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    assert not broken, f"gradient not finite at {broken[:3]}"
+
+
+def _require_close(logits: Tensor, expected: Tensor) -> None:
+    worst = float((logits - expected).abs().max())
+    assert worst <= 1e-4 * max(1.0, float(expected.abs().max())), f"logits differ by {worst}"
 
 
 # ---------------------------------------------------------------------- the checks
@@ -123,10 +137,8 @@ def check_finite(make: Make) -> None:
     """All results and losses are finite, on noise, on constant and on extreme images, in training and in evaluation."""
     images, targets, keys = example_batch(batch=4)
     images[1], images[2], images[3] = 0.0, 5.0, -5.0
-    model = make().train()
-    output = model(images, targets, keys)
-    for name, term in model.loss(output, targets).items():
-        assert torch.isfinite(term), f"loss term {name} is {float(term)}"
+    model = make()
+    _finite_loss(model, images, targets, keys)
     model = evaluation_mode(model)
     with torch.no_grad():
         output = model(images)
@@ -174,8 +186,7 @@ def check_batch_independence(make: Make) -> None:
     with torch.no_grad():
         together = model(images).logits
         alone = torch.cat([model(image[None]).logits for image in images])
-    worst = float((together - alone).abs().max())
-    assert worst <= 1e-4 * max(1.0, float(together.abs().max())), f"logits differ by {worst}"
+    _require_close(alone, together)
 
 
 def check_learns(make: Make) -> None:
@@ -212,7 +223,7 @@ def check_statistics_move(make: Make) -> None:
     norms = {name: module for name, module in model.network.named_modules() if isinstance(module, batch_norm)}
     before = {name: copy.deepcopy(dict(norm.named_buffers())) for name, norm in norms.items()}
     trained: set[str] = set()
-    stages = Stages()
+    stages = EnterStages()
     for stage in range(len(model.stages())):
         stages.enter(model, stage)
         trained.update(name for name, norm in norms.items() if norm.training and norm.running_mean is not None)
@@ -297,12 +308,9 @@ def check_float16(make: Make) -> None:
 
 
 def _check_half(model: FineGrainedClassifier, dtype: torch.dtype, images: Tensor, targets: Tensor, keys: Tensor) -> None:
-    model.train()
     with torch.autocast("cpu", dtype):
-        terms = model.loss(model(images, targets, keys), targets)
-    for name, term in terms.items():
-        assert torch.isfinite(term), f"loss term {name} is {float(term)}"
-    torch.stack([term.float() for term in terms.values()]).sum().backward()
+        loss = _finite_loss(model, images, targets, keys)
+    loss.backward()
     _require_finite_gradients(model)
 
 
@@ -313,22 +321,13 @@ def check_zero_features(make: Make) -> None:
         if isinstance(module, Backbone):
             module.register_forward_hook(lambda *call: [0.0 * level for level in call[-1]])
     images, targets, keys = example_batch()
-    model.train()
-    terms = model.loss(model(images, targets, keys), targets)
-    for name, term in terms.items():
-        assert torch.isfinite(term), f"loss term {name} is {float(term)}"
-    torch.stack(list(terms.values())).sum().backward()
+    _finite_loss(model, images, targets, keys).backward()
     _require_finite_gradients(model)
     model.eval()
     with torch.no_grad():
         output = model(images)
     assert torch.isfinite(output.logits).all(), "logits are not finite"
     assert torch.isfinite(output.attention).all(), "attention is not finite"
-
-
-def _require_finite_gradients(model: FineGrainedClassifier) -> None:
-    broken = [name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
-    assert not broken, f"gradient not finite at {broken[:3]}"
 
 
 def check_batch_of_one(make: Make) -> None:
@@ -354,9 +353,7 @@ def check_exports(make: Make) -> None:
     images, _, _ = example_batch(batch=2)
     with torch.no_grad():
         program = torch.export.export(network, (images,))
-        expected, exported = network(images).logits, program.module()(images).logits
-    worst = float((expected - exported).abs().max())
-    assert worst <= 1e-4 * max(1.0, float(expected.abs().max())), f"logits differ by {worst}"
+        _require_close(program.module()(images).logits, network(images).logits)
 
 
 def check_one_graph(make: Make) -> None:
@@ -365,10 +362,7 @@ def check_one_graph(make: Make) -> None:
     images, targets, keys = example_batch()
     with torch.no_grad():
         torch._dynamo.reset()
-        expected = model(images).logits
-        found = torch.compile(model.network, backend="eager", fullgraph=True)(images).logits
-    worst = float((found - expected).abs().max())
-    assert worst <= 1e-4 * max(1.0, float(expected.abs().max())), f"logits differ by {worst}"
+        _require_close(torch.compile(model.network, backend="eager", fullgraph=True)(images).logits, model(images).logits)
     torch._dynamo.reset()
     trained = torch.compile(model.network.train(), backend="eager", fullgraph=True)(images, targets, keys)
     assert trained.logits.shape == (len(images), NUM_CLASSES), f"logits {tuple(trained.logits.shape)}"
@@ -409,26 +403,7 @@ def check_trains_and_reloads(make: Make) -> None:
 
 #: Every check by name. A test suite may run them one by one.
 CHECKS: dict[str, Callable[[Make], None]] = {
-    check.__name__.removeprefix("check_"): check
-    for check in (
-        check_shapes,
-        check_finite,
-        check_maps_in_range,
-        check_every_gradient,
-        check_groups_cover,
-        check_batch_independence,
-        check_learns,
-        check_statistics_move,
-        check_deterministic,
-        check_keys_decide,
-        check_inference_mode,
-        check_explains_in_training,
-        check_bfloat16,
-        check_float16,
-        check_zero_features,
-        check_batch_of_one,
-        check_exports,
-        check_one_graph,
-        check_trains_and_reloads,
-    )
+    name.removeprefix("check_"): check
+    for name, check in dict(globals()).items()
+    if name.startswith("check_") and check is not check_method
 }

@@ -6,9 +6,11 @@ import contextlib
 import csv
 import io
 import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 
 from fgzoo.cli import main
@@ -48,6 +50,21 @@ def fit(root: Path, *arguments: object, model: str = "baseline", epochs: int = 1
     """Train on a data set in CUB's format."""
     what = ("--config", "cub", "--model", model, "--data.root", root, "--trainer.max_epochs", epochs)
     return fgzoo("fit", *what, *NETWORK, *IMAGES, *MACHINE, *arguments, cwd=cwd)
+
+
+@contextlib.contextmanager
+def breaking_off(method: type[Any], epoch: int, batch: int, error: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
+    """Trainings of a method break off before a batch of an epoch, both counted from 0."""
+    step = method.training_step
+
+    def breaking_step(self: Any, images: Any, batch_idx: int) -> Any:
+        if (self.current_epoch, batch_idx) == (epoch, batch):
+            raise error
+        return step(self, images, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "training_step", breaking_step)
+        yield
 
 
 def metrics(run: Path) -> list[dict[str, str]]:

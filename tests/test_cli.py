@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import fgzoo as package
 from fgzoo import FGVCDataModule, create_model, load
 from fgzoo.checkpoints.run_folder import PROBABILITIES
 from fgzoo.errors import UntrainedError
+from fgzoo.methods import available, installed
 from fgzoo.recipes import list_recipes
 from tests.builders import make_cub
 from tests.command import MACHINE, fgzoo, fit, metrics
@@ -326,17 +328,35 @@ def test_list_as_json_names_methods_recipes_and_data_sets() -> None:
     assert set(found["datasets"]) == {"birds", "cub", "cars", "aircraft", "folder"}
 
 
-def test_a_method_of_an_installed_package_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installed package that declares two methods, the name of one being taken."""
     declared = tmp_path / "elsewhere-1.0.dist-info"
     declared.mkdir()
     (declared / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
     (declared / "entry_points.txt").write_text("[fgzoo.methods]\nplain = elsewhere:Plain\nrra = elsewhere:Plain\n")
     (tmp_path / "elsewhere.py").write_text("from fgzoo.methods.baseline import Baseline\n\n\nclass Plain(Baseline):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
+    installed.cache_clear()
+    yield
+    installed.cache_clear()
+
+
+@pytest.mark.usefixtures("plug_in")
+def test_a_method_of_an_installed_package_goes_by_its_name() -> None:
     found = json.loads(fgzoo("list", "methods", "--json").out)["methods"]
     assert found["plain"] == "elsewhere.Plain"
     assert found["rra"] == "fgzoo.methods.rra.RRA"
     assert resolved("--config", "cub", "--model", "plain")["model"]["class_path"] == "elsewhere.Plain"
+
+
+@pytest.mark.usefixtures("plug_in")
+def test_what_is_installed_is_read_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("fgzoo.methods.entry_points", lambda group: calls.append(group) or [])
+    assert available() == available()
+    assert "plain" not in available()
+    assert calls == ["fgzoo.methods"]
 
 
 def test_list_takes_a_pattern() -> None:

@@ -134,7 +134,7 @@ def test_testing_never_skips(tmp_path: Path) -> None:
     assert f"test image 1, '{name}'" in result.err
 
 
-# ---------------------------------------------------------------------- surroundings
+# ---------------------------------------------------------------------- the process and its folders
 
 
 def test_pretrained_weights_that_cannot_be_fetched() -> None:

@@ -18,16 +18,7 @@ RUNS = Path("runs")
 
 
 def load_models(checkpoints: Sequence[str], trust: Sequence[str], device: torch.device) -> list[FineGrainedClassifier]:
-    """The models of checkpoints, on a device.
-
-    Args:
-        checkpoints: Files, runs' folders, names of the zoo, `last` or `best`.
-        trust: Packages whose classes they may name.
-        device: Where they go.
-
-    Returns:
-        The models.
-    """
+    """The models of checkpoints (files, runs' folders, names of the zoo, `last` or `best`), on a device."""
     from fgzoo.checkpoints.loading import load
 
     paths = [find_checkpoint(said, RUNS) for said in checkpoints]

@@ -13,6 +13,7 @@ import inspect
 import re
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -24,14 +25,11 @@ from fgzoo.errors import UsageError
 
 Verb = Callable[..., int]
 
+_empty_parser = partial(ArgumentParser, exit_on_error=False, allow_abbrev=False)
+
 
 def run(function: Verb | Mapping[str, Verb], arguments: Sequence[str], program: str) -> int:
-    """Call a function with what was typed.
-
-    Args:
-        function: Does the work; or several by the word that chooses one.
-        arguments: What was typed after the verb.
-        program: What was typed before, e.g. `fgzoo predict`.
+    """Call a function, or the one of several that the first word chooses, with what was typed after a program's name.
 
     Returns:
         The exit status that the function returned.
@@ -49,18 +47,10 @@ def run(function: Verb | Mapping[str, Verb], arguments: Sequence[str], program: 
 
 
 def function_parser(function: Verb, program: str) -> ArgumentParser:
-    """The parser of a function's arguments.
-
-    Args:
-        function: With annotated and documented parameters.
-        program: What is typed before the arguments.
-
-    Returns:
-        The parser.
-    """
+    """The parser of a function with annotated and documented parameters; `program` is what is typed before them."""
     text = parse_docstring(inspect.getdoc(function) or "")
     helps = {parameter.arg_name: parameter.description for parameter in text.params}
-    parser = _Parser(prog=program, description=text.short_description, epilog=text.long_description)
+    parser = _empty_parser(prog=program, description=text.short_description, epilog=text.long_description)
     types = get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
         option, settings = _argument(parameter, types[name])
@@ -68,14 +58,9 @@ def function_parser(function: Verb, program: str) -> ArgumentParser:
     return parser
 
 
-class _Parser(ArgumentParser):
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(exit_on_error=False, allow_abbrev=False, **settings)
-
-
 def _choice_parser(functions: Mapping[str, Verb], program: str) -> ArgumentParser:
     shown = "; ".join(f"{name}: {parse_docstring(inspect.getdoc(f) or '').short_description}" for name, f in functions.items())
-    parser = _Parser(prog=program)
+    parser = _empty_parser(prog=program)
     parser.add_argument("action", choices=list(functions), help=shown)
     return parser
 

@@ -5,7 +5,6 @@ Everything lies in the frame that the network saw: the image after the weights' 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fgzoo.errors import UsageError
+from fgzoo.errors import UsageError, did_you_mean
 from fgzoo.interpret.metrics import grad_cam
 from fgzoo.nn.backbone import Backbone
 from fgzoo.prediction.inference import ImageLike, batches, check_reading, listed, most_probable, required_card, views_transform
@@ -79,28 +78,19 @@ def explain(
     check_reading(batch_size, num_workers, "explain")
     card = required_card(model, "explain")
     target = None if explained is None else class_index(card.class_names, explained)
-    prepare = [views_transform(card)]
-    read = batches(listed(images), prepare, batch_size, num_workers, model.device.type == "cuda", "explain")
+    read = batches(listed(images), [views_transform(card)], batch_size, num_workers, model.device.type == "cuda", "explain")
     return (one for views, errors in read for one in _explanations(model, views, errors, top_k, target))
 
 
 def class_index(names: Sequence[str], name: str) -> int:
-    """Which class a name means.
-
-    Args:
-        names: Class names by index.
-        name: One of them.
-
-    Returns:
-        Its index.
+    """The index of a class among all names.
 
     Raises:
         UsageError: There is no such class; names the nearest.
     """
     if name in names:
         return list(names).index(name)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"; did you mean '{near[0]}'?" if near else f"; there are {len(names)}, the first is '{names[0]}'"
+    hint = did_you_mean(name, names, cutoff=0.4) or f"; there are {len(names)}, the first is '{names[0]}'"
     raise UsageError(f"explain: no class '{name}' in this checkpoint{hint}")
 
 
@@ -128,12 +118,11 @@ def _batch(model: FineGrainedClassifier, pixels: Tensor, top_k: int, target: int
     ranked, order = (found.tolist() for found in most_probable(shares, top_k))
     explanations = []
     for index, (pixel, place) in enumerate(zip(pixels, classes.tolist(), strict=True)):
-        cam = None if cams is None else cams[index]
         if not torch.isfinite(shares[index]).all() or not torch.isfinite(maps[index]).all():
             explanations.append(Explanation(error="the network's answer is not finite; nothing can be drawn"))
             continue
         answer = tuple(known[rank] for rank in order[index]), tuple(ranked[index]), known[place], float(shares[index, place])
-        explanations.append(Explanation(*answer, pixel, maps[index], names, cam))
+        explanations.append(Explanation(*answer, pixel, maps[index], names, None if cams is None else cams[index]))
     return explanations
 
 

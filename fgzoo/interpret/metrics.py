@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -189,18 +189,7 @@ def deletion(
 ) -> Curve:
     """Start from the image and replace its pixels by the reference's, the map's largest first; the smaller the area, the better.
 
-    Otherwise as [insertion][]. Source: arXiv 1806.07421, section 3.3.
-
-    Args:
-        scores: The network.
-        images: (B, C, H, W).
-        maps: (B, H, W).
-        classes: (B,), the class that the maps explain.
-        steps: N, in how many equal steps all pixels are changed.
-        reference: `zero` (the mean colour of normalised images), `blur`, or (B, C, H, W).
-
-    Returns:
-        The curve.
+    Otherwise as [insertion][], arguments included. Source: arXiv 1806.07421, section 3.3.
     """
     return _perturbation_curve(scores, images, _reference(images, reference), maps, classes, steps)
 
@@ -286,8 +275,8 @@ def occlusion_map(
         shown[top : top + window, left : left + window] = True
     maps = []
     with torch.no_grad():
-        whole = scores(images).gather(1, classes[:, None])[:, 0]
-        for image, target, score in zip(images, classes.tolist(), whole, strict=True):
+        unhidden = scores(images).gather(1, classes[:, None])[:, 0]
+        for image, target, score in zip(images, classes.tolist(), unhidden, strict=True):
             parts = windows.split(batch_size)
             hidden = torch.cat([scores(image.masked_fill(part[:, None], fill))[:, target] for part in parts])
             maps.append(torch.einsum("n,nhw->hw", score - hidden, windows.to(hidden.dtype)))
@@ -329,13 +318,9 @@ def grad_cam(scores: Scores, layer: nn.Module, images: Tensor, classes: Tensor) 
         features.append(last.detach().requires_grad_())
         return features[0] if isinstance(output, Tensor) else [*output[:-1], features[0]]
 
-    handle = layer.register_forward_hook(tap)
-    try:
-        with torch.enable_grad():
-            chosen = scores(images).gather(1, classes[:, None]).sum()
+    with layer.register_forward_hook(tap), torch.enable_grad():
+        chosen = scores(images).gather(1, classes[:, None]).sum()
         (gradient,) = torch.autograd.grad(chosen, features)
-    finally:
-        handle.remove()
     cam = torch.einsum("bc,bchw->bhw", gradient.mean(dim=(2, 3)), features[0].detach())
     enlarged = F.interpolate(normalize_map(cam)[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)
     return enlarged[:, 0]
@@ -416,12 +401,10 @@ def layers_from_top(network: nn.Module, run: Callable[[], object]) -> list[nn.Mo
         called[module] = None
 
     layers = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
-    handles = [layer.register_forward_hook(note) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_hook(note))
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return [layer for layer in layers if layer not in called] + list(reversed(called))
 
 

@@ -9,15 +9,17 @@ import numpy as np
 from matplotlib import colormaps
 from torch import Tensor
 
+#: The colours of a map's values.
+COLOURS = colormaps["inferno"]
 
-def overlay(image: Tensor, attention: Tensor, strength: float = 0.6, colormap: str = "inferno") -> np.ndarray:
+
+def overlay(image: Tensor, attention: Tensor, strength: float = 0.6) -> np.ndarray:
     """Blend one map over one image: where the map is zero the image is grey and dim, where it is one it is coloured.
 
     Args:
         image: (3, H, W) uint8.
         attention: (H, W) in [0, 1].
         strength: Share of the map's colour where it is largest.
-        colormap: Name of a matplotlib colour map.
 
     Returns:
         (H, W, 3) floats in [0, 1].
@@ -25,7 +27,7 @@ def overlay(image: Tensor, attention: Tensor, strength: float = 0.6, colormap: s
     picture = image.permute(1, 2, 0).cpu().numpy().astype(np.float32) / 255
     weight = attention.cpu().numpy()[..., None]
     grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.6
-    heat = colormaps[colormap](attention.cpu().numpy())[..., :3]
+    heat = COLOURS(attention.cpu().numpy())[..., :3]
     mixed = (1 - weight) * grey + weight * picture
     blended: np.ndarray = np.clip((1 - strength * weight) * mixed + strength * weight * heat, 0, 1)
     return blended
@@ -58,10 +60,7 @@ def attention_picture(
     figure = Figure(figsize=(1.65 * (steps + 1) + 2.2, 1.75 * count + 0.4), layout="constrained")
     axes = figure.subplots(count, steps + 1, squeeze=False)
     for row in range(count):
-        shown = [
-            images[row].permute(1, 2, 0).cpu().numpy(),
-            *(overlay(images[row], maps[row, s]) for s in range(steps)),
-        ]
+        shown = [images[row].permute(1, 2, 0).cpu().numpy(), *(overlay(images[row], maps[row, s]) for s in range(steps))]
         for column, picture in enumerate(shown):
             cell = axes[row][column]
             cell.imshow(picture)
@@ -73,12 +72,7 @@ def attention_picture(
             mark = None if marks is None else marks[row]
             if mark is not None:
                 cell.plot(
-                    *mark,
-                    marker="o",
-                    markersize=13,
-                    markerfacecolor="none",
-                    markeredgecolor="#35c2ff",
-                    markeredgewidth=1.4,
+                    *mark, marker="o", markersize=13, markerfacecolor="none", markeredgecolor="#35c2ff", markeredgewidth=1.4
                 )
         axes[row][0].set_ylabel(captions[row], fontsize=8, rotation=0, ha="right", va="center")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image, features
 from torch import Tensor
 
 from fgzoo.files import atomic_write
 from fgzoo.interpret.explanation import Explanation
+from fgzoo.interpret.overlays import COLOURS
 from fgzoo.methods import method_name
 from fgzoo.prediction.inference import required_card
 from fgzoo.version import __version__
@@ -100,15 +100,7 @@ def _map_uri(attention: Tensor) -> str:
 
 
 def data_uri(picture: Image.Image, quality: int) -> str:
-    """A picture as a data URI: WebP, or JPEG where Pillow lacks WebP.
-
-    Args:
-        picture: RGB or grey.
-        quality: From 0 to 100.
-
-    Returns:
-        The URI.
-    """
+    """A picture, RGB or grey, as a data URI: WebP of a quality from 0 to 100, or JPEG where Pillow lacks WebP."""
     kind = "webp" if features.check("webp") else "jpeg"
     stream = io.BytesIO()
     picture.save(stream, kind, quality=quality)
@@ -117,8 +109,7 @@ def data_uri(picture: Image.Image, quality: int) -> str:
 
 def _colours() -> str:
     """The 256 colours of maps, six hexadecimal digits each."""
-    table = (255 * colormaps["inferno"](np.arange(256))[:, :3]).round().astype(np.uint8)
-    return table.tobytes().hex()
+    return (255 * COLOURS(np.arange(256))[:, :3]).round().astype(np.uint8).tobytes().hex()
 
 
 def _write_data(file: TextIO, name: str, value: object) -> None:
@@ -165,15 +156,7 @@ def _facts(model: FineGrainedClassifier, checkpoint: str) -> dict[str, str]:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Put values where a template says `{{name}}`; what is put in is not looked at again.
-
-    Args:
-        template: The text.
-        values: Values by name; a name without a value stays.
-
-    Returns:
-        The filled text.
-    """
+    """Put values where a template says `{{name}}`; what is put in is not looked at again, a name without a value stays."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values.get(match[1], match[0]), template)
 
 

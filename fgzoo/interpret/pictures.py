@@ -25,15 +25,12 @@ COLUMNS = 6
 
 
 def write_pictures(folder: Path, paths: Sequence[Path], explanations: Iterable[Explanation]) -> Iterator[Explanation]:
-    """Write the PNG files of explanations while they come, and pass them on.
+    """Write the PNG files of explanations while they come, in a folder for each image that could be read, and pass them on.
 
     Args:
-        folder: Where to make a folder for each image that could be read.
+        folder: Where these folders are made.
         paths: The images.
         explanations: One an image.
-
-    Yields:
-        The explanations, when their files are written.
     """
     for number, (path, found) in enumerate(zip(paths, explanations, strict=True), start=1):
         if found.error is None:
@@ -44,16 +41,7 @@ def write_pictures(folder: Path, paths: Sequence[Path], explanations: Iterable[E
 
 
 def folder_name(number: int, count: int, path: Path) -> str:
-    """The name of an image's folder: its number, and what every file system takes of its name.
-
-    Args:
-        number: The image's place, from 1.
-        count: How many images there are.
-        path: The image.
-
-    Returns:
-        For example `007_grey_bird`.
-    """
+    """The name of the folder of one of `count` images: its number, from 1, and what every file system takes of its name."""
     return f"{number:0{max(3, len(str(count)))}d}_{safe(path.stem)}"
 
 
@@ -63,14 +51,7 @@ def safe(name: str) -> str:
 
 
 def tiles(found: Explanation) -> list[tuple[str, Image.Image]]:
-    """The pictures of one explanation with their names: the image, its maps over it, Grad-CAM over it.
-
-    Args:
-        found: The explanation of an image that could be read.
-
-    Returns:
-        Names and pictures, all of the size that the network saw.
-    """
+    """Names and pictures of one explanation, all of the size that the network saw: the image, its maps over it, Grad-CAM."""
     shown = [("image", Image.fromarray(found.image.permute(1, 2, 0).numpy()))]
     shown += [(name, drawn(found.image, own)) for name, own in zip(found.names, found.maps, strict=True)]
     return shown if found.cam is None else [*shown, ("Grad-CAM", drawn(found.image, found.cam))]
@@ -82,15 +63,7 @@ def drawn(image: Tensor, attention: Tensor) -> Image.Image:
 
 
 def sheet(title: str, pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """All pictures of an image on one, with their names below a title.
-
-    Args:
-        title: One or more lines.
-        pictures: Names and pictures.
-
-    Returns:
-        The sheet.
-    """
+    """All pictures of an image on one, with their names, below a title of one or more lines."""
     font = ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 14)
     lines = title.splitlines()
     columns = min(COLUMNS, len(pictures))

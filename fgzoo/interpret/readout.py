@@ -6,6 +6,7 @@ must find again. Our measure.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -13,12 +14,12 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgzoo.errors import UsageError
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.evidence import EvidenceHead
+from fgzoo.nn.statistics import batch_norms, fresh_statistics
 
 #: Ridge penalties that cross-validation chooses from, and into how many parts it divides the images.
 PENALTIES = tuple(10.0**exponent for exponent in range(-1, 6))
@@ -119,13 +120,10 @@ def classifier_inputs(model: FineGrainedClassifier, images: Tensor, classifiers:
         read[module].append(pooled.unflatten(0, (len(images), -1)).mean(dim=1))
 
     classifiers = list(classifiers)
-    handles = [module.register_forward_pre_hook(note) for module in classifiers]
-    try:
-        with model.evaluating():
-            model.network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks, model.evaluating():
+        for module in classifiers:
+            hooks.enter_context(module.register_forward_pre_hook(note))
+        model.network(images)
     return torch.cat([torch.stack(read[module]).mean(dim=0) for module in classifiers], dim=1)
 
 
@@ -138,17 +136,13 @@ def calibrate(model: FineGrainedClassifier, batches: Iterable[Tensor]) -> None:
         batches: (B, 3, H, W) each, normalised.
     """
     inside = {module for backbone in model.network.modules() if isinstance(backbone, Backbone) for module in backbone.modules()}
-    norms = [module for module in model.network.modules() if isinstance(module, _BatchNorm) and module not in inside]
-    momenta = [norm.momentum for norm in norms]
+    norms = [norm for norm in batch_norms(model.network) if norm not in inside]
     model.eval()
     for norm in norms:
-        norm.reset_running_stats()
         norm.train()
-        norm.momentum = None  # the average of all batches
-    for images in batches if norms else ():
-        model.network(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    with fresh_statistics(norms):
+        for images in batches if norms else ():
+            model.network(images)
     model.eval()
 
 
@@ -177,17 +171,7 @@ def ridge_accuracy(train: Tensor, train_targets: Tensor, held_out: Tensor, targe
 
 
 def ridge_predictions(train: Tensor, train_targets: Tensor, others: Tensor, classes: int) -> Tensor:
-    """What ridge classifiers with each of the penalties make of other images, (P, M).
-
-    Args:
-        train: (N, C), float64.
-        train_targets: (N,) classes.
-        others: (M, C).
-        classes: K.
-
-    Returns:
-        Classes by penalty.
-    """
+    """What ridge classifiers with each of the P penalties make of M other images: their classes, (P, M)."""
     mean, deviation = train.mean(dim=0), train.std(dim=0).clamp_min(1e-12)
     x, others = (train - mean) / deviation, (others - mean) / deviation
     y = F.one_hot(train_targets, classes).double()

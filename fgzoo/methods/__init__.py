@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import importlib
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgzoo.errors import UsageError
+from fgzoo.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier as FineGrainedClassifier
@@ -75,10 +75,13 @@ def available() -> dict[str, tuple[str, dict[str, Any]]]:
     Returns:
         Name -> (class path, fixed arguments). An entry point can neither replace a built-in method nor fix arguments.
     """
-    found: dict[str, tuple[str, dict[str, Any]]] = {
-        point.name: (point.value.replace(":", "."), {}) for point in entry_points(group="fgzoo.methods")
-    }
-    return {**found, **BUILT_IN}
+    return {**{name: (path, {}) for name, path in installed().items()}, **BUILT_IN}
+
+
+@functools.cache
+def installed() -> dict[str, str]:
+    """Class paths by name of what installed packages declare, read once a process; `installed.cache_clear()` reads anew."""
+    return {point.name: point.value.replace(":", ".") for point in entry_points(group="fgzoo.methods")}
 
 
 def method_name(path: str, arguments: Mapping[str, Any]) -> str:
@@ -120,9 +123,7 @@ def find_method(name: str) -> tuple[type[FineGrainedClassifier], dict[str, Any]]
             return import_path(name), {}
         except (ImportError, AttributeError) as error:
             raise UsageError(f"model: '{name}' cannot be imported ({error})") from error
-    near = difflib.get_close_matches(name, methods, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise UsageError(f"model: no method '{name}'{hint} Known: {', '.join(methods)}")
+    raise UsageError(f"model: no method '{name}'{did_you_mean(name, methods)} Known: {', '.join(methods)}")
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import lightning as L
 from lightning.pytorch.utilities.parsing import AttributeDict, collect_init_args
 
+from fgzoo.errors import UsageError
+
 Built = TypeVar("Built")
+
+
+def require_choice(name: str, value: str, choices: Any) -> None:
+    """Refuse an argument that is none of a `Literal`'s values.
+
+    Raises:
+        UsageError: Names the argument and its values.
+    """
+    if value not in get_args(choices):
+        raise UsageError(f"model.{name}: '{value}' is none of {', '.join(get_args(choices))}")
 
 
 class BuildsNetwork(type):

@@ -5,7 +5,7 @@ A method overrides at most [build_network][FineGrainedClassifier.build_network],
 [features][FineGrainedClassifier.features]. One that trains in stages declares them in [stages][FineGrainedClassifier.stages],
 one that takes several optimiser steps a batch in [steps_per_batch][FineGrainedClassifier.steps_per_batch] and
 [training_outputs][FineGrainedClassifier.training_outputs]. What is done with all that stands beside: arguments in `arguments.py`,
-training and scoring in `steps.py`, with `optimization.py`, `evaluation.py` and the callbacks of `stages.py` and `ranks.py`.
+training and scoring in `steps.py`, with `optimization.py`, `evaluation.py` `training_stages.py` and `ranks.py`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from fgzoo.data.card import DataCard
 from fgzoo.errors import DataError, UntrainedError, UsageError
-from fgzoo.methods.optimization import Schedule, Stage, parameter_groups
+from fgzoo.methods.arguments import require_choice
+from fgzoo.methods.optimization import Schedule, parameter_groups
 from fgzoo.methods.steps import LightningSteps
+from fgzoo.methods.training_stages import TrainingStage
 from fgzoo.nn.backbone import Backbone, FreezeNorm
 from fgzoo.nn.output import MethodOutput
 from fgzoo.prediction import TestTime
@@ -105,8 +108,7 @@ class FineGrainedClassifier(LightningSteps):
         output_stride: int | None = None,
     ) -> None:
         super().__init__(num_classes)
-        if freeze_norm not in get_args(FreezeNorm):
-            raise UsageError(f"model.freeze_norm: '{freeze_norm}' is none of {', '.join(get_args(FreezeNorm))}")
+        require_choice("freeze_norm", freeze_norm, FreezeNorm)
         if num_classes < 2:
             raise UsageError(f"model.num_classes: {num_classes}; a classifier needs at least 2 classes")
         if not 0 <= label_smoothing < 1:
@@ -171,7 +173,7 @@ class FineGrainedClassifier(LightningSteps):
         backbones = (name for name, module in self.network.named_modules() if isinstance(module, Backbone))
         return dict.fromkeys(backbones, self.arguments.backbone_lr_factor)
 
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[TrainingStage, ...]:
         """The stages of a run, one after the other in one `fit`; by default a single one.
 
         A network that computes differently by stage has an integer attribute `stage`, which is set before every training batch
@@ -180,7 +182,7 @@ class FineGrainedClassifier(LightningSteps):
         Returns:
             The stages in order.
         """
-        return (Stage("train", 1.0),)
+        return (TrainingStage("train", 1.0),)
 
     @property
     def steps_per_batch(self) -> int:
@@ -368,32 +370,28 @@ class FineGrainedClassifier(LightningSteps):
         """
         rows: list[Tensor] = []
         for answers in embed([self], images, batch_size, tta, num_workers):
-            for error in answers.errors:
-                if error is not None:
-                    raise DataError(f"embed: {error}")
+            for error in filter(None, answers.errors):
+                raise DataError(f"embed: {error}")
             rows.append(answers.values)
         return torch.cat(rows) if rows else torch.empty(0, 0)
 
     def image_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of RGB / 255 that the (first) backbone's weights were trained with."""
-        for module in self.network.modules():
-            if isinstance(module, Backbone):
-                return module.mean, module.std
-        return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        backbones = self._backbones()
+        return (backbones[0].mean, backbones[0].std) if backbones else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
     # ------------------------------------------------------------------ what belongs to the weights
 
     def setup(self, stage: str) -> None:
         """Learn what data this is, and say what cannot be frozen."""
-        backbones = self._backbones()
-        if stage == "fit" and self.arguments.freeze_norm != "none" and not any(backbone.frozen_norms for backbone in backbones):
+        frozen = any(backbone.frozen_norms for backbone in self._backbones())
+        if stage == "fit" and self.arguments.freeze_norm != "none" and not frozen:
             rank_zero_warn(f"model.freeze_norm: '{self.backbone}' has no batch-norms, so there is nothing to freeze")
         card = self._of_data("card")
-        if card is None:
-            return
-        if self.card is not None and stage != "fit":
-            self.card.check_classes(card)
-        self.card = card
+        if card is not None:
+            if self.card is not None and stage != "fit":
+                self.card.check_classes(card)
+            self.card = card
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything into the checkpoint that loading needs besides the weights."""
@@ -412,10 +410,10 @@ class FineGrainedClassifier(LightningSteps):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what the checkpoint knows of its data."""
-        data = checkpoint.get("fgzoo", {}).get("data")
-        if data is not None:
-            self.card = DataCard(**data)
-        stage = checkpoint.get("fgzoo", {}).get("stage")
+        about = checkpoint.get("fgzoo", {})
+        if about.get("data") is not None:
+            self.card = DataCard(**about["data"])
+        stage = about.get("stage")
         if stage is not None:
             setattr(self.network, "stage", stage)  # noqa: B010 - modules type their attributes as tensors
         self.trained = True

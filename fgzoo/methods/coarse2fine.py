@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from fgzoo.errors import UsageError
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.methods.optimization import Stage
+from fgzoo.methods.training_stages import TrainingStage
 from fgzoo.nn.attention_pooling import (
     AttentionInit,
     AttentionMaps,
@@ -48,7 +48,7 @@ from fgzoo.nn.attention_pooling import (
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.crops import attention_boxes, attention_drop, crop_boxes
 from fgzoo.nn.inverse_mapping import InverseMapping, box_region, soft_boxes, soft_crop
-from fgzoo.nn.maps import normalize_map
+from fgzoo.nn.maps import grid_of, normalize_map
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.randomness import draw_uniform
 
@@ -140,7 +140,8 @@ class Coarse2FineNetwork(nn.Module):
         finer = self.stage == 1 and self.decoder is not None
         heads = {"coarse" if finer else "raw": raw.logits}
         extra = {"log_map_similarity": map_similarity(raw.maps)}
-        attention = _maps_and_mean(raw.maps)
+        maps = raw.maps.detach()
+        attention = normalize_map(torch.cat([maps, maps.mean(dim=1, keepdim=True)], dim=1))
         if not finer or self.keep_views:
             views, of_views = self._crop_drop(images, raw, targets, keys) if self.training else self._crop(images, raw)
             heads, extra = heads | views, extra | of_views
@@ -212,7 +213,9 @@ class Coarse2FineNetwork(nn.Module):
             boxes = soft_boxes(mask)
             # The crop does not change with the mask's scale: what shall be small is the box, in shares of the image.
             seen, kept = soft_crop(images, boxes), (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).mean()
-        return self.classify(seen).logits, kept, _on_one_grid([raw.maps, mask], images)
+        grid = grid_of(images, ATTENTION_STRIDE)
+        resized = [F.interpolate(x.detach().float(), grid, mode="bilinear", align_corners=False) for x in (raw.maps, mask)]
+        return self.classify(seen).logits, kept, normalize_map(torch.cat(resized, dim=1))
 
 
 def log_mean_probability(heads: dict[str, Tensor]) -> Tensor:
@@ -223,17 +226,6 @@ def log_mean_probability(heads: dict[str, Tensor]) -> Tensor:
 
 def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
     return bounds[0] + (bounds[1] - bounds[0]) * uniform
-
-
-def _maps_and_mean(maps: Tensor) -> Tensor:
-    maps = maps.detach()
-    return normalize_map(torch.cat([maps, maps.mean(dim=1, keepdim=True)], dim=1))
-
-
-def _on_one_grid(maps: list[Tensor], images: Tensor) -> Tensor:
-    height, width = (math.ceil(side / ATTENTION_STRIDE) for side in images.shape[-2:])
-    resized = [F.interpolate(x.detach().float(), size=(height, width), mode="bilinear", align_corners=False) for x in maps]
-    return normalize_map(torch.cat(resized, dim=1))
 
 
 class Coarse2Fine(FineGrainedClassifier):
@@ -371,14 +363,14 @@ class Coarse2Fine(FineGrainedClassifier):
         }
         return rates if given.fine == "none" else rates | {"decoder": given.decoder_lr_factor}
 
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[TrainingStage, ...]:
         """WS-DAN, beside which the inverse mapping learns; then coarse and fine."""
         given = self.arguments
         if given.fine == "none":
             return super().stages()
         rates = {"backbone": given.fine_backbone_rate, "attention": given.fine_head_rate, "classifier": given.fine_head_rate}
         parent = {} if given.region_weight > 0 else {"decoder": 0.0}
-        return Stage("parent", 1 - given.fine_share, parent), Stage("fine", given.fine_share, rates)
+        return TrainingStage("parent", 1 - given.fine_share, parent), TrainingStage("fine", given.fine_share, rates)
 
     def map_names(self, count: int) -> list[str]:
         """The attention maps, then the mask, or their mean where there is no fine pass (yet)."""

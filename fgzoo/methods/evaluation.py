@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
@@ -18,15 +20,26 @@ class Evaluation(nn.Module):
         num_classes: K.
 
     Attributes:
-        metrics: See [evaluation_metrics][].
+        metrics: The protocol's: `top1`, `top5` (the best of min(5, K)), `macro` (mean accuracy over classes), `nll` (nats) and
+            `ece` (expected calibration error, 15 bins), all but `nll` as fractions of one.
         confusion: Counts (K, K), true classes in rows.
         heads: The accuracy of each head by name, where there are several.
     """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.metrics = evaluation_metrics(num_classes)
-        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED, validate_args=False)
+        counted: dict[str, Any] = {"num_classes": num_classes, "ignore_index": IGNORED, "validate_args": False}
+        self.metrics = MetricCollection(
+            {
+                "top1": MulticlassAccuracy(**counted, average="micro"),
+                "top5": MulticlassAccuracy(**counted, average="micro", top_k=min(5, num_classes)),
+                "macro": MulticlassAccuracy(**counted, average="macro"),
+                "nll": NegativeLogLikelihood(),
+                "ece": MulticlassCalibrationError(**counted, n_bins=15, norm="l1"),
+            },
+            compute_groups=False,
+        )
+        self.confusion = MulticlassConfusionMatrix(**counted)
         self.heads: dict[str, MeanMetric] = {}
 
     def update(self, output: MethodOutput, targets: Tensor) -> None:
@@ -54,30 +67,6 @@ class Evaluation(nn.Module):
         self.metrics.reset()
         self.confusion.reset()
         self.heads.clear()
-
-
-def evaluation_metrics(num_classes: int) -> MetricCollection:
-    """The protocol's metrics over logits (N, K) and classes (N,).
-
-    Args:
-        num_classes: K.
-
-    Returns:
-        `top1`, `top5` (the best of min(5, K)), `macro` (mean accuracy over classes), `nll` (nats) and `ece` (expected
-        calibration error, 15 bins), all but `nll` as fractions of one. Samples of the class [IGNORED][] do not count.
-    """
-    return MetricCollection(
-        {
-            "top1": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED, validate_args=False),
-            "top5": MulticlassAccuracy(
-                num_classes, average="micro", top_k=min(5, num_classes), ignore_index=IGNORED, validate_args=False
-            ),
-            "macro": MulticlassAccuracy(num_classes, average="macro", ignore_index=IGNORED, validate_args=False),
-            "nll": NegativeLogLikelihood(),
-            "ece": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", ignore_index=IGNORED, validate_args=False),
-        },
-        compute_groups=False,
-    )
 
 
 class NegativeLogLikelihood(MeanMetric):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from fgzoo.errors import UsageError
+from fgzoo.methods.training_stages import TrainingStage, stage_at
 from fgzoo.nn.backbone import Backbone
+
+#: The name under which methods import it.
+Stage = TrainingStage
 
 Schedule = Literal["cosine", "step", "one_cycle", "constant"]
 
@@ -19,95 +21,6 @@ Schedule = Literal["cosine", "step", "one_cycle", "constant"]
 ONE_CYCLE_RISE = 0.3
 ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = 1 / 25e4
-
-
-class Stage(NamedTuple):
-    """A part of the run with learning rates of its own.
-
-    Every parameter group exists from the start and nothing is switched but numbers: what torch's DistributedDataParallel and a
-    resumed optimiser rely on. A factor of zero freezes: the group's gradients are dropped before the step (so that momentum and
-    weight decay leave it alone, too), it is in evaluation mode, and a frozen backbone builds no graph. A backbone that any stage
-    freezes normalises by its running statistics in all of them, so that its function is the one that was learnt on.
-
-    Attributes:
-        name: What it is called in logs.
-        share: Share of the run, in (0, 1]; the shares of all stages sum to one.
-        rates: Further factors of the learning rate by name of the parameter group; 1 where none is given.
-    """
-
-    name: str
-    share: float
-    rates: dict[str, float] = {}  # noqa: RUF012 - a NamedTuple's default; nobody writes into it
-
-    def rate(self, group: str) -> float:
-        """The factor of a parameter group, whose name is that of its module, with or without a part after a slash."""
-        return self.rates.get(group.partition("/")[0], 1.0)
-
-
-def stage_ends(stages: Sequence[Stage], total: int, per_epoch: float) -> list[int]:
-    """The batch at which each stage ends.
-
-    A boundary is rounded to a whole epoch where every stage keeps at least one; shorter runs are divided by batches.
-
-    Args:
-        stages: The stages in order.
-        total: Batches of the whole run.
-        per_epoch: Batches of an epoch.
-
-    Returns:
-        As many batches as there are stages; the last is `total`.
-
-    Raises:
-        UsageError: The shares do not sum to one, or one is not positive.
-    """
-    if any(stage.share <= 0 for stage in stages) or not math.isclose(sum(stage.share for stage in stages), 1.0):
-        shown = ", ".join(f"{stage.name} {stage.share:g}" for stage in stages)
-        raise UsageError(f"model: the shares of the training stages must be positive and sum to 1, not {shown}")
-    unit = per_epoch if total >= len(stages) * per_epoch else 1.0
-    units = total / unit
-    ends: list[int] = []
-    share = 0.0
-    for done, stage in enumerate(stages, start=1):
-        share += stage.share
-        ends.append(round(unit * min(max(round(share * units), done), units - (len(stages) - done))))
-    return [*ends[:-1], total]
-
-
-def stage_at(ends: Sequence[int], batch: int) -> int:
-    """The stage that a batch belongs to; batches after the end count to the last.
-
-    Args:
-        ends: See [stage_ends][].
-        batch: Batches done before it.
-
-    Returns:
-        From 0.
-    """
-    return min(bisect_right(ends, batch), len(ends) - 1)
-
-
-def staged_factor(
-    stages: Sequence[Stage], ends: Sequence[int], group: str, factor_over: Callable[[int], Callable[[int], float]]
-) -> Callable[[int], float]:
-    """The learning rate's factor of a group over all stages: the schedule starts anew in each.
-
-    Args:
-        stages: The stages in order.
-        ends: See [stage_ends][].
-        group: Name of the parameter group.
-        factor_over: Number of batches -> schedule over that many batches.
-
-    Returns:
-        batch -> factor of the peak learning rate.
-    """
-    starts = [0, *ends[:-1]]
-    schedules = [factor_over(end - start) for start, end in zip(starts, ends, strict=True)]
-
-    def factor(batch: int) -> float:
-        index = stage_at(ends, batch)
-        return stages[index].rate(group) * schedules[index](batch - starts[index])
-
-    return factor
 
 
 def schedule_factor(
@@ -158,43 +71,40 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 def staged_schedule(
     optimizer: torch.optim.Optimizer,
-    stages: Sequence[Stage],
+    stages: Sequence[TrainingStage],
     ends: Sequence[int],
     factor_over: Callable[[int], Callable[[int], float]],
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule of every parameter group, see [staged_factor][], advanced every batch."""
-    factors = [staged_factor(stages, ends, group["name"], factor_over) for group in optimizer.param_groups]
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+    """The schedule of every parameter group, advanced every batch; it starts anew in each stage.
+
+    Args:
+        optimizer: The optimiser over the groups.
+        stages: The stages in order.
+        ends: See [stage_ends][fgzoo.methods.training_stages.stage_ends].
+        factor_over: Number of batches -> schedule over that many batches.
+    """
+    starts = [0, *ends[:-1]]
+    schedules = [factor_over(end - start) for start, end in zip(starts, ends, strict=True)]
+
+    def factor_of(group: str) -> Callable[[int], float]:
+        def factor(batch: int) -> float:
+            index = stage_at(ends, batch)
+            return stages[index].rate(group) * schedules[index](batch - starts[index])
+
+        return factor
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor_of(group["name"]) for group in optimizer.param_groups])
 
 
 def make_optimizer(
     groups: list[dict[str, Any]], name: Literal["sgd", "adamw"], lr: float, momentum: float, fused: bool
 ) -> torch.optim.Optimizer:
-    """The optimiser over parameter groups.
-
-    Args:
-        groups: See [parameter_groups][].
-        name: `sgd` or `adamw`.
-        lr: Peak learning rate of groups that have none of their own.
-        momentum: Momentum of `sgd`.
-        fused: Whether `adamw` may take a step for all parameters at once.
-
-    Returns:
-        The optimiser.
-    """
+    """The optimiser over [parameter_groups][]; `fused`: `adamw` may take a step for all parameters at once."""
     if name == "sgd":
         # Its fused step fails where a group's parameters had their first gradients at different steps, as those of a method
         # with stages or several steps a batch do.
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     return torch.optim.AdamW(groups, lr=lr, fused=fused)
-
-
-def batch_factor(optimizer: Literal["sgd", "adamw"], times: float) -> float:
-    """By what learning rates change with a batch that is so many times the one that they are meant for.
-
-    Source: in proportion with `sgd` (arXiv 1706.02677), by the square root with `adamw` (arXiv 2205.10287).
-    """
-    return times if optimizer == "sgd" else math.sqrt(times)
 
 
 def parameter_groups(
@@ -204,8 +114,7 @@ def parameter_groups(
 
     Args:
         network: The network.
-        factors: Factors of `lr` by submodule, see
-            [learning_rates][fgzoo.methods.base.FineGrainedClassifier.learning_rates].
+        factors: Factors of `lr` by submodule, see [learning_rates][fgzoo.methods.base.FineGrainedClassifier.learning_rates].
         lr: Peak learning rate.
         weight_decay: Weight decay of weights.
         layer_decay: Factor of a backbone's rate from each layer to the one below; `None`: one rate for all.
@@ -229,22 +138,17 @@ def parameter_groups(
 
 
 def split_decay(named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of one learning rate: weights that decay; norms and biases (one dimension or none) that do not.
+    """At most two groups of one peak learning rate: weights that decay; norms and biases (one dimension or none) that do not.
 
     Args:
         named: Parameters by name; frozen ones are left out.
         name: Name of the groups, shown by learning-rate monitors.
         lr: Peak learning rate.
         weight_decay: Weight decay of the first group.
-
-    Returns:
-        At most two optimiser groups, empty ones left out.
     """
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for _, parameter in named:
-        if parameter.requires_grad:
-            (spared if parameter.ndim <= 1 else decayed).append(parameter)
+    learnt = [parameter for _, parameter in named if parameter.requires_grad]
+    decayed = [parameter for parameter in learnt if parameter.ndim > 1]
+    spared = [parameter for parameter in learnt if parameter.ndim <= 1]
     groups = [
         {"params": decayed, "lr": lr, "weight_decay": weight_decay, "name": name},
         {"params": spared, "lr": lr, "weight_decay": 0.0, "name": f"{name}/norm+bias"},
@@ -253,27 +157,11 @@ def split_decay(named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float,
 
 
 def layer_decay_groups(backbone: Backbone, name: str, lr: float, weight_decay: float, decay: float) -> list[dict[str, Any]]:
-    """Groups of a backbone whose learning rate falls by `decay` from each layer to the one below it.
-
-    Args:
-        backbone: The backbone; timm knows its layers.
-        name: Name of the groups.
-        lr: Learning rate of the deepest layer.
-        weight_decay: Weight decay; norms and biases have none.
-        decay: Factor from layer to layer, e.g. 0.75.
-
-    Returns:
-        Optimiser groups.
-    """
+    """Groups of a backbone whose learning rate is `lr` at the deepest layer and falls by `decay` to each layer below."""
     from timm.optim import param_groups_layer_decay
 
     groups = param_groups_layer_decay(backbone.model, weight_decay=weight_decay, layer_decay=decay)
     return [
-        {
-            "params": group["params"],
-            "lr": lr * group["lr_scale"],
-            "weight_decay": group["weight_decay"],
-            "name": f"{name}/{index}",
-        }
-        for index, group in enumerate(groups)
+        {"params": g["params"], "lr": lr * g["lr_scale"], "weight_decay": g["weight_decay"], "name": f"{name}/{index}"}
+        for index, g in enumerate(groups)
     ]

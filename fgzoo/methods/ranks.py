@@ -11,7 +11,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fgzoo.methods.optimization import stage_at
 from fgzoo.nn.backbone import reached_by
 
 
@@ -42,7 +41,7 @@ class Ranks(Callback):
         """Let the loss reach every parameter, some of them times zero."""
         if trainer.world_size == 1:
             return
-        place = (stage_at(pl_module.stage_ends, trainer.global_step), self.step)
+        place = (pl_module.training_stage, self.step)
         self.step += 1
         if place not in self.unreached:
             reached = reached_by(loss)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,12 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgzoo.errors import DataError, UsageError
+from fgzoo.methods.arguments import require_choice
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.attention import TemporalAttention
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.crops import activation_boxes, center_boxes, crop_boxes, paste_boxes, random_boxes
 from fgzoo.nn.initialization import LayerInit, orthogonal_layers
-from fgzoo.nn.maps import class_activation_map, normalize_map
+from fgzoo.nn.maps import class_activation_map, grid_of, normalize_map
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.randomness import draw_uniform, keyed_uniform
 from fgzoo.nn.recurrent import RepeatedInputLSTM
@@ -241,11 +242,11 @@ class RRANetwork(nn.Module):
     def _global_map(self, images: Tensor, maps: Tensor, logits: Tensor, targets: Tensor | None) -> Tensor:
         explained = logits.argmax(dim=1) if targets is None or self.training else targets
         cam = class_activation_map(maps, self.global_stream.classifier.weight, explained)
-        return F.interpolate(cam[:, None], size=_attention_size(images), mode="bilinear", align_corners=False)
+        return F.interpolate(cam[:, None], size=grid_of(images, ATTENTION_STRIDE), mode="bilinear", align_corners=False)
 
     def _local_map(self, images: Tensor, patch_maps: Tensor, boxes: Tensor) -> Tensor:
         energy = normalize_map(patch_maps.detach().mean(dim=1)).unflatten(0, boxes.shape[:2])
-        return normalize_map(paste_boxes(energy[:, :, None], boxes, _attention_size(images)).mean(dim=1))
+        return normalize_map(paste_boxes(energy[:, :, None], boxes, grid_of(images, ATTENTION_STRIDE)).mean(dim=1))
 
 
 class RRA(FineGrainedClassifier):
@@ -316,8 +317,7 @@ class RRA(FineGrainedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
-        if init not in get_args(LayerInit):
-            raise UsageError(f"model.init: '{init}' is none of {', '.join(get_args(LayerInit))}")
+        require_choice("init", init, LayerInit)
         if steps < 1:
             raise UsageError(f"model.steps: {steps}; the recursion needs at least one step")
         if global_width < 0:
@@ -336,16 +336,12 @@ class RRA(FineGrainedClassifier):
         given = self.arguments
         global_backbone = self.make_backbone()
         local_backbone = self.make_backbone(max_stride=given.local_stride) if given.local else None
-        global_stream = self.build(GlobalStream, channels=global_backbone.levels[-1].channels)
-        local_stream = None
-        if local_backbone is not None:
-            local_stream = self.build(LocalStream, channels=local_backbone.levels[-1].channels)
         return self.build(
             RRANetwork,
             global_backbone=global_backbone,
-            global_stream=global_stream,
+            global_stream=self.build(GlobalStream, channels=global_backbone.levels[-1].channels),
             local_backbone=local_backbone,
-            local_stream=local_stream,
+            local_stream=None if local_backbone is None else self.build(LocalStream, channels=local_backbone.levels[-1].channels),
         )
 
     def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
@@ -496,8 +492,3 @@ def linear_classifier(width: int, num_classes: int) -> nn.Linear:
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _attention_size(images: Tensor) -> tuple[int, int]:
-    height, width = images.shape[-2:]
-    return -(-height // ATTENTION_STRIDE), -(-width // ATTENTION_STRIDE)

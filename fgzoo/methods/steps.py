@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -18,9 +19,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods.arguments import HasArguments
 from fgzoo.methods.evaluation import Evaluation
-from fgzoo.methods.optimization import Stage, batch_factor, make_optimizer, schedule_factor, stage_ends, staged_schedule
+from fgzoo.methods.optimization import make_optimizer, schedule_factor, staged_schedule
 from fgzoo.methods.ranks import Ranks
-from fgzoo.methods.stages import Stages
+from fgzoo.methods.training_stages import EnterStages, TrainingStage, stage_at, stage_ends
 from fgzoo.nn.output import MethodOutput
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -45,7 +46,7 @@ class LightningSteps(HasArguments):
     network: nn.Module
     normalize: Callable[[Tensor], Tensor]
     loss: Callable[[MethodOutput, Tensor], dict[str, Tensor]]
-    stages: Callable[[], tuple[Stage, ...]]
+    stages: Callable[[], tuple[TrainingStage, ...]]
     parameter_groups: Callable[[], list[dict[str, Any]]]
     training_outputs: Callable[[Tensor, Tensor, Tensor], Iterator[MethodOutput]]
 
@@ -61,10 +62,15 @@ class LightningSteps(HasArguments):
         self.evaluation = Evaluation(num_classes)
         self.stage_ends: list[int] = []
 
+    @property
+    def training_stage(self) -> int:
+        """The stage that the current batch belongs to, from 0."""
+        return stage_at(self.stage_ends, self.global_step)
+
     def on_fit_start(self) -> None:
         """Refuse to train without the callbacks that the steps need."""
         present: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, Stages) for callback in present):
+        if not any(isinstance(callback, EnterStages) for callback in present):
             raise UsageError(
                 f"{type(self).__name__}.configure_callbacks: add to what super().configure_callbacks() returns, without which no "
                 "stage is entered"
@@ -133,17 +139,12 @@ class LightningSteps(HasArguments):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Collect the metrics of a batch, and hand on what single images were given: `logits`, `targets` and `index`."""
-        return self._evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Collect the metrics of a batch, and hand on what single images were given: `logits`, `targets` and `index`."""
-        return self._evaluate(batch)
-
-    def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
         images, targets, index = self._prepare(batch)
         output = self(images, None, self.sample_keys(index))
         self.evaluation.update(output, targets)
         return {"logits": output.logits.float(), "targets": targets, "index": index}
+
+    test_step = validation_step
 
     def on_validation_epoch_start(self) -> None:
         """Forget the counts of earlier rounds; refuse to score what was never trained, unless it is being trained."""
@@ -165,14 +166,11 @@ class LightningSteps(HasArguments):
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/...`."""
-        self._log_evaluation("val")
+        self.log_dict({f"val/{name}": value for name, value in self.evaluation.compute().items()})
 
     def on_test_epoch_end(self) -> None:
         """Log `test/...`."""
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, split: str) -> None:
-        self.log_dict({f"{split}/{name}": value for name, value in self.evaluation.compute().items()}, prog_bar=False)
+        self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().items()})
 
     def configure_optimizers(self) -> Any:
         """The optimiser over [parameter_groups][], and its schedule, advanced every batch."""
@@ -201,7 +199,7 @@ class LightningSteps(HasArguments):
         if meant_for is None or size is None:
             return 1.0
         batch = size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return batch_factor(self.arguments.optimizer, batch / meant_for)
+        return batch / meant_for if self.arguments.optimizer == "sgd" else math.sqrt(batch / meant_for)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients' norm, where that is asked for; those of what stands still are gone by now."""
@@ -218,7 +216,7 @@ class LightningSteps(HasArguments):
         if not self.automatic_optimization:
             self._check_trainer()
         # After the average, which takes the weights' place in validation: ranks agree on what is validated.
-        return [*average, Stages(), Ranks()]
+        return [*average, EnterStages(), Ranks()]
 
     def _check_trainer(self) -> None:
         """Refuse what Lightning cannot do where a batch takes several optimiser steps."""
@@ -246,8 +244,7 @@ class LightningSteps(HasArguments):
         seed = self._of_data("seed")
         if seed is None:
             seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        epoch = self.current_epoch
-        return torch.stack([torch.full_like(index, seed), torch.full_like(index, epoch), index], dim=1)
+        return torch.stack([torch.full_like(index, seed), torch.full_like(index, self.current_epoch), index], dim=1)
 
     def _of_data(self, name: str, default: Any = None) -> Any:
         """What the trainer's data module knows or does, where there is one that does."""

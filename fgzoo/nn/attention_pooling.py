@@ -145,13 +145,10 @@ class ClassCenters(nn.Module):
             pooled = pooled.to(self.centers.dtype)
             distance = (pooled - F.normalize(self.centers[targets], dim=1)).square().sum(dim=1).mean()
             if self.training:
-                self._move(all_ranks(pooled.detach()), all_ranks(targets))
+                pooled, targets = all_ranks(pooled.detach()), all_ranks(targets)
+                step = pooled - F.normalize(self.centers[targets], dim=1)
+                self.centers.index_add_(0, targets, step, alpha=self.rate)
         return distance
-
-    @torch.no_grad()
-    def _move(self, pooled: Tensor, targets: Tensor) -> None:
-        step = pooled - F.normalize(self.centers[targets], dim=1)
-        self.centers.index_add_(0, targets, step, alpha=self.rate)
 
 
 def all_ranks(x: Tensor) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -70,6 +70,9 @@ class Backbone(nn.Module):
         CheckpointError: The weight file cannot be read or belongs to another network.
     """
 
+    #: What is in evaluation mode always.
+    _always_evaluating: tuple[nn.Module, ...] = ()
+
     def __init__(
         self,
         name: str,
@@ -84,37 +87,35 @@ class Backbone(nn.Module):
         self.name = name
         self.model = _create(name, pretrained and weights is None, output_stride)
         config = self.model.pretrained_cfg
-        self.mean: tuple[float, ...] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
-        self.std: tuple[float, ...] = tuple(config.get("std", (0.229, 0.224, 0.225)))
+        self.mean: tuple[float, ...] = tuple(config.get("mean", IMAGENET_DEFAULT_MEAN))
+        self.std: tuple[float, ...] = tuple(config.get("std", IMAGENET_DEFAULT_STD))
         self.frozen = False
         self.recomputes = False
-        self._recomputes_whole = False
+        self._recomputes_at_once = False
         self.frozen_norms = 0
-        self._held: contextlib.ExitStack | None = None
-        #: What is in evaluation mode always.
-        self._still: tuple[nn.Module, ...] = ()
+        self._statistics_hold: contextlib.ExitStack | None = None
         #: Tokens, or maps with channels last: their maps come from forward_intermediates, after the final norm.
         self._reshaped = hasattr(self.model, "num_prefix_tokens") or getattr(self.model, "output_fmt", "NCHW") == "NHWC"
 
-        stages = [Level(info["num_chs"], info["reduction"]) for info in self.model.feature_info]
-        last = len(stages) - 1
-        if not 0 <= freeze <= len(stages):
-            raise UsageError(f"model.freeze: {freeze}; '{name}' has {len(stages)} levels")
+        levels = [Level(info["num_chs"], info["reduction"]) for info in self.model.feature_info]
+        last = len(levels) - 1
+        if not 0 <= freeze <= len(levels):
+            raise UsageError(f"model.freeze: {freeze}; '{name}' has {len(levels)} levels")
         if max_stride is not None:
-            last = max((i for i, stage in enumerate(stages) if stage.stride <= max_stride), default=last)
-        self._whole = last == len(stages) - 1
+            last = max((i for i, level in enumerate(levels) if level.stride <= max_stride), default=last)
+        self._uncut = last == len(levels) - 1
         self._indices = list(range(last + 1))
         full_keys = set(self.model.state_dict())
         # Where forward_features goes beyond the deepest stage (mobilenetv2's conv_head), timm counts that layer to the head.
-        extended = self._whole and not self._reshaped and self.model.num_features != stages[-1].channels
+        extended = self._uncut and not self._reshaped and self.model.num_features != levels[-1].channels
         features = self.model.num_features
-        self.model.prune_intermediate_layers(self._indices, prune_norm=not self._whole, prune_head=not extended)
+        self.model.prune_intermediate_layers(self._indices, prune_norm=not self._uncut, prune_head=not extended)
         if extended:
             self.model.reset_classifier(0)
-        self.levels = stages[: last + 1]
-        self.stage_channels: int = stages[last].channels
-        if self._whole and not self._reshaped:
-            self.levels[-1] = Level(features, stages[-1].stride)
+        self.levels = levels[: last + 1]
+        self.stage_channels: int = levels[last].channels
+        if self._uncut and not self._reshaped:
+            self.levels[-1] = Level(features, levels[-1].stride)
         if weights is not None:
             _load_weights(self.model, Path(weights), name, full_keys)
         if freeze:
@@ -137,16 +138,14 @@ class Backbone(nn.Module):
         run: set[nn.Module] = set()
         training = self.model.training
         self.model.eval()
-        handles = [module.register_forward_hook(lambda module, *_: run.add(module)) for module in self.model.modules()]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for module in self.model.modules():
+                hooks.enter_context(module.register_forward_hook(lambda module, *_: run.add(module)))
             maps = self.model.forward_intermediates(
                 self._example(), indices=self._indices[:depth], norm=False, stop_early=True, intermediates_only=True
             )
-        finally:
-            for handle in handles:
-                handle.remove()
         self.model.train(training)
-        if depth == len(self.levels) and self._whole:  # with what lies beyond the deepest stage
+        if depth == len(self.levels) and self._uncut:  # with what lies beyond the deepest stage
             run = set(self.model.modules())
             reached: set[Tensor] = set(self.model.parameters())
         else:
@@ -156,7 +155,9 @@ class Backbone(nn.Module):
         freeze_batch_norms(self.model, affine=False, inside=run)
         self._fold()
         # A module that runs deeper, too, has parameters or modules of its own there.
-        self._still = tuple(module for module in self.model.modules() if module in run and not _learns(module))
+        self._always_evaluating = tuple(
+            module for module in self.model.modules() if module in run and not any(p.requires_grad for p in module.parameters())
+        )
 
     def _fold(self) -> None:
         training = self.model.training
@@ -173,7 +174,7 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Backbone:
         """Training or evaluation mode, but for what stands still."""
         super().train(mode)
-        for module in self._still:
+        for module in self._always_evaluating:
             module.training = False
         return self
 
@@ -184,7 +185,7 @@ class Backbone(nn.Module):
                 return self._levels_of(images, depth)
         if not self.recomputes:
             return self._levels_of(images, depth)
-        if self._recomputes_whole and self.training and torch.is_grad_enabled():
+        if self._recomputes_at_once and self.training and torch.is_grad_enabled():
             maps: list[Tensor] = checkpoint(self._levels_of, images, depth, use_reentrant=False)
         else:
             maps = self._levels_of(images, depth)
@@ -204,27 +205,27 @@ class Backbone(nn.Module):
         try:
             self.model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError):
-            self._recomputes_whole = True
+            self._recomputes_at_once = True
 
     def _hold_statistics(self, _: Tensor) -> None:
         """A gradient has come back to the backbone: until the end of this backward pass, batch-norms do not move."""
-        if self._held is None:
-            self._held = contextlib.ExitStack()
-            self._held.enter_context(still_statistics(self.model))
+        if self._statistics_hold is None:
+            self._statistics_hold = contextlib.ExitStack()
+            self._statistics_hold.enter_context(still_statistics(self.model))
             torch.autograd.Variable._execution_engine.queue_callback(self._release_statistics)
 
     def _release_statistics(self) -> None:
-        if self._held is not None:
-            self._held.close()
-        self._held = None
+        assert self._statistics_hold is not None
+        self._statistics_hold.close()
+        self._statistics_hold = None
 
     def _levels_of(self, images: Tensor, depth: int | None) -> list[Tensor]:
         stops_early = depth is not None and depth < len(self.levels)
-        if stops_early or not self._whole:
+        if stops_early or not self._uncut:
             maps: list[Tensor] = self.model.forward_intermediates(
                 images,
                 indices=self._indices[:depth],
-                norm=self._reshaped and self._whole,
+                norm=self._reshaped and self._uncut,
                 stop_early=True,
                 output_fmt="NCHW",
                 intermediates_only=True,
@@ -232,10 +233,6 @@ class Backbone(nn.Module):
             return maps
         final, maps = self.model.forward_intermediates(images, indices=self._indices, norm=self._reshaped, output_fmt="NCHW")
         return maps if self._reshaped else [*maps[:-1], final]
-
-
-def _learns(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def reached_by(*tensors: Tensor) -> set[Tensor]:
@@ -292,13 +289,13 @@ def _create(name: str, pretrained: bool, output_stride: int | None) -> Any:
     return model
 
 
-def _load_weights(model: nn.Module, path: Path, name: str, full_keys: Sequence[str] | set[str]) -> None:
+def _load_weights(model: nn.Module, path: Path, name: str, full_keys: set[str]) -> None:
     """Load a file into a pruned network; what the full network has and the pruned one lacks may lie in the file."""
     state = read_weights(path)
     own = model.state_dict()
     # A counter that most exporters leave out; timm's networks do not use it.
     missing = sorted(key for key in set(own) - set(state) if not key.endswith("num_batches_tracked"))
-    foreign = sorted(set(state) - set(own) - set(full_keys))
+    foreign = sorted(set(state) - set(own) - full_keys)
     shapes = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
     for what, keys in (("lacks", missing), ("has unknown", foreign), ("has other shapes for", shapes)):
         if keys:

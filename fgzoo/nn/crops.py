@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from fgzoo.nn.maps import pixel_centers
+
 #: Pixels this close, in shares of the map's range, are equal: enlarging a map rounds what is equal apart.
 TIE = 1e-5
 
@@ -53,10 +55,7 @@ def activation_boxes(features: Tensor, num_boxes: int, percentile: float = 0.95,
     mask = (flat > floor + tie) & (flat >= flat.topk(kept, dim=2).values[:, :, -1:] - tie)
     # A constant map need not be constant when it is enlarged.
     constant = (chosen.amin(dim=(2, 3)) == chosen.amax(dim=(2, 3)))[:, :, None] | (floor == peak)
-    mask = (mask | constant).view(batch, num_boxes, height, width)
-    x0, x1 = _extent(mask.any(dim=2))
-    y0, y1 = _extent(mask.any(dim=3))
-    return torch.stack([x0 / width, y0 / height, x1 / width, y1 / height], dim=-1)
+    return _bounds((mask | constant).view(batch, num_boxes, height, width))
 
 
 def _strongest(features: Tensor, count: int) -> Tensor:
@@ -71,13 +70,17 @@ def _strongest(features: Tensor, count: int) -> Tensor:
     return torch.cat(chosen, dim=1)
 
 
-def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First occupied position and the position after the last one, along the last dimension of a boolean tensor."""
-    length = occupied.shape[-1]
-    position = torch.arange(length, device=occupied.device)
-    first = torch.where(occupied, position, length - 1).amin(dim=-1)
-    last = torch.where(occupied, position, 0).amax(dim=-1)
-    return first.float(), last.float() + 1
+def _bounds(mask: Tensor) -> Tensor:
+    """The relative boxes round what is true in masks (..., h, w): (..., 4)."""
+    edges = []
+    for occupied in (mask.any(dim=-2), mask.any(dim=-1)):  # along x, along y
+        length = occupied.shape[-1]
+        position = torch.arange(length, device=mask.device)
+        first = torch.where(occupied, position, length - 1).amin(dim=-1)
+        last = torch.where(occupied, position, 0).amax(dim=-1)
+        edges.append((first.float() / length, (last.float() + 1) / length))
+    (x0, x1), (y0, y1) = edges
+    return torch.stack([x0, y0, x1, y1], dim=-1)
 
 
 def center_boxes(batch: int, num_boxes: int, like: Tensor, side: float = 0.5) -> Tensor:
@@ -145,14 +148,10 @@ def paste_boxes(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     batch, count, steps, map_height, map_width = maps.shape
     boxes = boxes.to(maps.dtype).flatten(0, 1)
-    y = (torch.arange(size[0], device=maps.device, dtype=maps.dtype) + 0.5) / size[0]
-    x = (torch.arange(size[1], device=maps.device, dtype=maps.dtype) + 0.5) / size[1]
-    u = (x[None] - boxes[:, 0:1]) / (boxes[:, 2:3] - boxes[:, 0:1])
-    v = (y[None] - boxes[:, 1:2]) / (boxes[:, 3:4] - boxes[:, 1:2])
-    grid = torch.stack(
-        [u[:, None, :].expand(-1, size[0], -1), v[:, :, None].expand(-1, -1, size[1])],
-        dim=-1,
-    )
+    y, x = (pixel_centers(side, maps) for side in size)
+    u = (x - boxes[:, 0:1]) / (boxes[:, 2:3] - boxes[:, 0:1])
+    v = (y - boxes[:, 1:2]) / (boxes[:, 3:4] - boxes[:, 1:2])
+    grid = torch.stack(torch.broadcast_tensors(u[:, None, :], v[:, :, None]), dim=-1)
     inside = ((grid >= 0) & (grid <= 1)).all(dim=-1)
     flat = maps.reshape(batch * count, steps, map_height, map_width)
     pasted = F.grid_sample(flat, grid * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False)
@@ -173,13 +172,8 @@ def attention_boxes(maps: Tensor, theta: Tensor, padding: float = 0.1, size: tup
     Returns:
         (B, 1, 4), relative; the whole image where a map is zero.
     """
-    region = _region(maps, theta, size or (4 * maps.shape[-2], 4 * maps.shape[-1]))
-    height, width = region.shape[-2:]
-    x0, x1 = _extent(region.any(dim=1))
-    y0, y1 = _extent(region.any(dim=2))
-    low = torch.stack([x0 / width, y0 / height], dim=-1) - padding
-    high = torch.stack([x1 / width, y1 / height], dim=-1) + padding
-    return torch.cat([low, high], dim=-1).clamp(0, 1)[:, None]
+    boxes = _bounds(_region(maps, theta, size or (4 * maps.shape[-2], 4 * maps.shape[-1])))
+    return torch.cat([boxes[:, :2] - padding, boxes[:, 2:] + padding], dim=-1).clamp(0, 1)[:, None]
 
 
 def attention_drop(images: Tensor, maps: Tensor, theta: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ step, and the memory of one activation a layer.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -66,24 +67,22 @@ class FrozenBatchNorm(nn.Module):
             x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return self.act(self.drop(x))
 
-    def affine_map(self) -> tuple[Tensor, Tensor]:
-        """The map as a scale and a shift of each channel, (C,) each, with gradients to what is learnt."""
-        scale = (self.running_var + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -self.running_mean * scale
-        return scale, shift if self.bias is None else shift + self.bias
-
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"{len(self.running_mean)}, eps={self.eps}, folded={self.folded}"
 
 
 def folded_weights(conv: nn.Conv2d, norm: FrozenBatchNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does both."""
-    scale, shift = norm.affine_map()
-    weight = conv.weight * scale[:, None, None, None]
-    return weight, shift if conv.bias is None else shift + conv.bias * scale
+    """Weight and bias of the convolution that does both, with gradients to what is learnt of either."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    return conv.weight * scale[:, None, None, None], shift
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -158,19 +157,15 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> int:
 def _pairs(model: nn.Module, run: Callable[[], Any]) -> list[tuple[nn.Module, FrozenBatchNorm]]:
     """Convolutions and the frozen batch-norms that alone read what they give, each of which runs exactly once."""
     watch = _Watch()
-    handles = []
-    for module in model.modules():
-        if type(module) in FOLDABLE:
-            handles.append(module.register_forward_hook(watch.convolved))
-        elif isinstance(module, FrozenBatchNorm) and not module.folded:
-            handles.append(module.register_forward_pre_hook(watch.normalises))
-            handles.append(module.register_forward_hook(watch.normalised))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in model.modules():
+            if type(module) in FOLDABLE:
+                hooks.enter_context(module.register_forward_hook(watch.convolved))
+            elif isinstance(module, FrozenBatchNorm) and not module.folded:
+                hooks.enter_context(module.register_forward_pre_hook(watch.normalises))
+                hooks.enter_context(module.register_forward_hook(watch.normalised))
         with torch.no_grad(), watch:
             watch.read(run())
-    finally:
-        for handle in handles:
-            handle.remove()
     once = [pair for pair in watch.pairs if watch.calls[pair[0]] == 1 == watch.calls[pair[1]]]
     return [(conv, norm) for conv, norm in once if not watch.read_elsewhere & {id(watch.given[conv])}]
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fgzoo.nn.maps import pixel_centers
+
 
 class InverseMapping(nn.Module):
     """Attended feature maps -> where in the image the information is: a soft mask.
@@ -73,7 +75,7 @@ def soft_boxes(mask: Tensor, scale: float = 3**0.5, eps: float = 1e-6) -> Tensor
     sides = []
     for profile in (weight.sum(dim=1), weight.sum(dim=2)):  # along x, along y
         length = profile.shape[1]
-        position = (torch.arange(length, device=mask.device, dtype=mask.dtype) + 0.5) / length
+        position = pixel_centers(length, mask)
         share = profile / profile.sum(dim=1, keepdim=True)
         mean = (share * position).sum(dim=1)
         variance = (share * (position - mean[:, None]).square()).sum(dim=1) + 1 / (12 * length**2)
@@ -92,9 +94,7 @@ def box_region(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (B, 1, H, W), boolean.
     """
-    height, width = size
-    x = (torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5) / width
-    y = (torch.arange(height, device=boxes.device, dtype=boxes.dtype) + 0.5) / height
+    y, x = (pixel_centers(side, boxes) for side in size)
     columns = (x >= boxes[:, 0:1]) & (x < boxes[:, 2:3])
     rows = (y >= boxes[:, 1:2]) & (y < boxes[:, 3:4])
     return (rows[:, :, None] & columns[:, None, :])[:, None]
@@ -110,11 +110,9 @@ def soft_crop(images: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W); mean colour where a box lies outside the image.
     """
-    height, width = images.shape[-2:]
     boxes = boxes.to(images.dtype)
-    x = (torch.arange(width, device=images.device, dtype=images.dtype) + 0.5) / width
-    y = (torch.arange(height, device=images.device, dtype=images.dtype) + 0.5) / height
+    y, x = (pixel_centers(side, images) for side in images.shape[-2:])
     u = boxes[:, 0:1] + x * (boxes[:, 2:3] - boxes[:, 0:1])
     v = boxes[:, 1:2] + y * (boxes[:, 3:4] - boxes[:, 1:2])
-    grid = torch.stack([u[:, None, :].expand(-1, height, -1), v[:, :, None].expand(-1, -1, width)], dim=-1)
+    grid = torch.stack(torch.broadcast_tensors(u[:, None, :], v[:, :, None]), dim=-1)
     return F.grid_sample(images, grid * 2 - 1, mode="bilinear", padding_mode="zeros", align_corners=False)

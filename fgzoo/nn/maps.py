@@ -1,4 +1,4 @@
-"""Attention maps: normalisation and class activation maps."""
+"""Attention maps: normalisation, class activation maps, and where their pixels lie."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ def normalize_map(maps: Tensor, eps: float = 1e-6) -> Tensor:
     """
     maps = maps.float().clamp_min(0)
     return maps / maps.amax(dim=(-2, -1), keepdim=True).clamp_min(eps)
+
+
+def pixel_centers(count: int, like: Tensor) -> Tensor:
+    """Where the centres of `count` pixels lie along a side of length one, (count,), of the type and on the device of `like`."""
+    return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
+
+
+def grid_of(images: Tensor, stride: int) -> tuple[int, int]:
+    """Height and width of a map of images (..., H, W) at a stride, rounded up."""
+    height, width = images.shape[-2:]
+    return -(-height // stride), -(-width // stride)
 
 
 def class_activation_map(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from fgzoo.errors import UsageError
+from fgzoo.errors import UsageError, did_you_mean
 
 FOLDER = Path(__file__).parent
 
@@ -67,19 +66,12 @@ def find_recipe(said: str) -> list[Path]:
     packaged = recipe_files()
     if said in packaged:
         return packaged[said]
-    near = difflib.get_close_matches(said, packaged, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "`fgzoo list recipes` names the packaged ones"
-    raise UsageError(f"--config: no file and no packaged recipe '{said}'; {hint}")
+    hint = did_you_mean(said, packaged) or "; `fgzoo list recipes` names the packaged ones"
+    raise UsageError(f"--config: no file and no packaged recipe '{said}'{hint}")
 
 
 def read_recipe(said: str) -> dict[str, Any]:
-    """What `--config` comes to.
-
-    Args:
-        said: See [find_recipe][].
-
-    Returns:
-        Settings by section.
+    """The settings, by section, that `--config` comes to, see [find_recipe][].
 
     Raises:
         UsageError: There is no such file and no such recipe, or the file holds no settings.
@@ -100,13 +92,7 @@ def merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The content of a config file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Settings by name.
+    """The settings in a config file, by section.
 
     Raises:
         UsageError: It is no YAML, or holds no settings.

@@ -18,7 +18,7 @@ from fgzoo.checkpoints.run_folder import CONFIG, find_checkpoint, newest_run, ru
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods import BUILT_IN, available, import_path, method_name
 from fgzoo.recipes import PRESETS, find_recipe, merge, read_config, read_recipe, recipe_files
-from fgzoo.training.messages import MisconfiguredError
+from fgzoo.training.messages import NO_METHOD, MisconfiguredError
 
 #: What `fgzoo fit` runs when nothing is said.
 DEFAULT_RECIPE = "birds/rra"
@@ -41,16 +41,8 @@ class RecipeFile(ActionConfigFile):
                 raise MisconfiguredError(path, str(error)) from error
 
 
-def complete(verb: str, arguments: list[str]) -> list[str]:
-    """Put in front what the arguments imply: a run's own config, a checkpoint's own arguments, or the default recipe.
-
-    Args:
-        verb: The verb.
-        arguments: What followed it.
-
-    Returns:
-        Complete arguments for the parser.
-    """
+def with_implied(verb: str, arguments: list[str]) -> list[str]:
+    """Put in front what a verb's arguments imply: a run's own config, a checkpoint's own arguments, or the default recipe."""
     arguments = expand_method_names(arguments)
     if any(token.partition("=")[0] in ("--model.num_classes", "--model.init_args.num_classes") for token in arguments):
         raise UsageError("--model.num_classes: the data says how many classes there are; leave it away")
@@ -65,19 +57,20 @@ def complete(verb: str, arguments: list[str]) -> list[str]:
         if not (folder / CONFIG).is_file():
             raise UsageError(f"--resume: {folder} is no run's folder (it holds no {CONFIG})")
         return ["--config", str(folder / CONFIG), *arguments]
-    said = _value(arguments, "--ckpt_path")
-    if said is not None and not configured:
-        path = find_checkpoint(said, Path(_value(arguments, "--trainer.default_root_dir") or "runs"))
-        # The checkpoint's own run may have been a fine-tuning that did reset its head.
-        return ["--config", config_of(path, values_of(arguments, "--trust")), "--reset_head", "false", *arguments]
     if configured:
         return expand_presets(arguments)
+    base = Path(_value(arguments, "--trainer.default_root_dir") or "runs")
+    said = _value(arguments, "--ckpt_path")
+    if said is not None:
+        path = find_checkpoint(said, base)
+        # The checkpoint's own run may have been a fine-tuning that did reset its head.
+        return ["--config", config_of(path, values_of(arguments, "--trust")), "--reset_head", "false", *arguments]
     if verb != "fit":
-        run_folder = newest_run(Path(_value(arguments, "--trainer.default_root_dir") or "runs"))
+        run_folder = newest_run(base)
         if run_folder is None:
             raise UntrainedError(
                 f"{verb}: there is no trained run below runs, and an untrained model would score by chance; train one by "
-                f"`fgzoo fit`, or give --ckpt_path"
+                "`fgzoo fit`, or give --ckpt_path"
             )
         return ["--config", str(run_folder / CONFIG), "--ckpt_path", str(run_folder), *arguments]
     return expand_presets(["--config", DEFAULT_RECIPE, *arguments])
@@ -121,10 +114,7 @@ def expand_presets(arguments: Sequence[str]) -> list[str]:
 
 
 def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
-    """The settings that arguments come to, recipes included, defaults not.
-
-    Args:
-        arguments: What follows a verb, as [expand_presets][] gives it.
+    """The settings that arguments as [expand_presets][] gives them come to, recipes included, defaults not.
 
     Returns:
         Settings by section, as in a recipe; of `--model NAME` it has the name as `class_path`.
@@ -230,15 +220,11 @@ def _value(arguments: Iterable[str], *options: str) -> str | None:
 def check_one_method(config: Namespace, configs: Iterable[str]) -> None:
     """Refuse a mixture of two methods: `--model X` after a recipe of Y would keep Y's arguments.
 
-    Args:
-        config: The parsed arguments of a verb.
-        configs: What `--config` was given.
-
     Raises:
         UsageError: A recipe or config file names another method than the one that is to run.
     """
     if config.model is None:
-        raise UsageError("--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra")
+        raise UsageError(NO_METHOD)
     for said in configs:
         model = None if said.startswith("{") else read_recipe(said).get("model")
         named = model.get("class_path") if isinstance(model, dict) else None
@@ -248,6 +234,5 @@ def check_one_method(config: Namespace, configs: Iterable[str]) -> None:
         if theirs is not mine:
             raise UsageError(
                 f"--model: {mine.__name__} is asked for, but {said} sets up {theirs.__name__}, whose arguments would be kept; "
-                "use the "
-                f"data's own recipe with it: --config {config.data.name} --model {mine.__module__}.{mine.__name__}"
+                f"use the data's own recipe with it: --config {config.data.name} --model {mine.__module__}.{mine.__name__}"
             )

@@ -22,15 +22,11 @@ from fgzoo.files import write_json
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.training.environment import environment, peak_memory
 from fgzoo.training.report import write_probabilities, write_report
-from fgzoo.training.run_logger import RunLogger
+from fgzoo.training.run_logger import run_loggers
 
 
 class ReproducibleSteps(Callback):
-    """Seeds every step from (seed, step), so that dropout and mixing are the same in a run that was interrupted.
-
-    Args:
-        seed: The run's seed.
-    """
+    """Seeds every step from (seed, step), so that dropout and mixing are the same in a run that was interrupted."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -76,21 +72,17 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop the rows of metrics.csv that a resumed run does again (its epoch is not known any earlier)."""
         self.first_epoch = trainer.current_epoch
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
-                logger.forget_from(trainer.current_epoch)
+        for logger in run_loggers(trainer):
+            logger.forget_from(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say how many images were skipped, once an epoch."""
-        skipped = (
-            trainer.datamodule.skipped() if hasattr(trainer, "datamodule") and hasattr(trainer.datamodule, "skipped") else []
-        )
+        data: Any = getattr(trainer, "datamodule", None)
+        skipped = data.skipped() if hasattr(data, "skipped") else []
         if skipped:
             write_json(self.folder / "skipped.json", skipped)
-            warnings.warn(
-                f"{len(skipped)} training images cannot be read and are skipped, e.g. {', '.join(skipped[:3])}",
-                stacklevel=2,
-            )
+            shown = ", ".join(skipped[:3])
+            warnings.warn(f"{len(skipped)} training images cannot be read and are skipped, e.g. {shown}", stacklevel=2)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what training cost, and report on the validation split, where there is one."""
@@ -129,9 +121,6 @@ class ImageScores(Callback):
     """Writes what every image of a split was given, in the order of the split, see [write_probabilities][].
 
     Of the test split after `test`, of the validation split after `validate` and after the last epoch's validation in `fit`.
-
-    Args:
-        folder: The run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -140,66 +129,51 @@ class ImageScores(Callback):
         self.logits = torch.empty(0)
         self.seen = torch.empty(0)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make room for every image of the test split."""
-        self._begin(trainer, pl_module, "test")
-
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make room for every image of the validation split, if this is the round that counts."""
-        if _validates_last(trainer):
-            self._begin(trainer, pl_module, "val")
-
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Put a batch where its images are in the split."""
-        self._keep(outputs)
+        """Make room for every image of the split, if this is the round that counts."""
+        if _scores_count(trainer):
+            assert isinstance(pl_module, FineGrainedClassifier)
+            self.records = trainer.datamodule.splits[_scored_split(trainer)]  # type: ignore[attr-defined]
+            self.logits = torch.zeros(len(self.records), pl_module.num_classes, device=pl_module.device)
+            self.seen = torch.zeros(len(self.records), device=pl_module.device)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Put a batch where its images are in the split."""
-        if _validates_last(trainer):
-            self._keep(outputs)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the test split's file."""
-        self._write(trainer, "test")
+        # A step of somebody's own may hand on nothing.
+        if _scores_count(trainer) and outputs is not None:
+            # What only fills a process up has no place.
+            counts = outputs["targets"] != IGNORED
+            index = outputs["index"][counts]
+            self.logits[index] = outputs["logits"][counts]
+            self.seen[index] = 1
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the validation split's file."""
-        if _validates_last(trainer):
-            self._write(trainer, "val")
-
-    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
-        assert isinstance(pl_module, FineGrainedClassifier)
-        self.records = trainer.datamodule.splits[split]  # type: ignore[attr-defined]
-        self.logits = torch.zeros(len(self.records), pl_module.num_classes, device=pl_module.device)
-        self.seen = torch.zeros(len(self.records), device=pl_module.device)
-
-    def _keep(self, outputs: Any) -> None:
-        if outputs is None:  # a step of somebody's own, which hands on nothing
+        """Write the split's file."""
+        if not _scores_count(trainer):
             return
-        # What only fills a process up has no place.
-        counts = outputs["targets"] != IGNORED
-        index = outputs["index"][counts]
-        self.logits[index] = outputs["logits"][counts]
-        self.seen[index] = 1
-
-    def _write(self, trainer: L.Trainer, split: str) -> None:
         # Each image has been in one of the processes, and is zero in the others.
         logits = trainer.strategy.reduce(self.logits, reduce_op="sum").cpu()
         seen = trainer.strategy.reduce(self.seen, reduce_op="sum").cpu() > 0
         if trainer.is_global_zero and seen.any():
             records = [record for record, there in zip(self.records, seen.tolist(), strict=True) if there]
             targets = torch.tensor([record.target for record in records])
-            names = [record.name for record in records]
-            write_probabilities(self.folder / PROBABILITIES[split], logits[seen], targets, names)
+            path = self.folder / PROBABILITIES[_scored_split(trainer)]
+            write_probabilities(path, logits[seen], targets, [record.name for record in records])
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
 
 
-def _validates_last(trainer: L.Trainer) -> bool:
-    """Whether the validation that runs is one that was asked for, or that of a training's last epoch."""
-    if trainer.state.fn == TrainerFn.VALIDATING:
+def _scored_split(trainer: L.Trainer) -> str:
+    return "test" if trainer.state.fn == TrainerFn.TESTING else "val"
+
+
+def _scores_count(trainer: L.Trainer) -> bool:
+    """Whether this round of scoring was asked for, or is the validation of a training's last epoch."""
+    if trainer.state.fn != TrainerFn.FITTING:
         return True
     return not trainer.sanity_checking and trainer.current_epoch + 1 == trainer.max_epochs
 
@@ -222,22 +196,13 @@ class LastCheckpoint(ModelCheckpoint):
             for name, value in trainer.logged_metrics.items()
             if name.startswith("train/") and value is not self._earlier.get(name)
         }
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
-                logger.log_metrics({**values, "epoch": float(trainer.current_epoch)}, step=trainer.global_step - 1)
+        for logger in run_loggers(trainer):
+            logger.log_metrics({**values, "epoch": float(trainer.current_epoch)}, step=trainer.global_step - 1)
         super().on_train_epoch_end(trainer, pl_module)
 
 
 def checkpoints(folder: Path, validates: bool) -> list[Callback]:
-    """The run's checkpoints: the last epoch's, and the best one where something is held out to judge it on.
-
-    Args:
-        folder: The run's folder.
-        validates: Whether there is a validation split.
-
-    Returns:
-        One or two checkpoint callbacks.
-    """
+    """The run's checkpoints: the last epoch's, and the best one where something is held out to judge it on."""
     where: dict[str, Any] = {"dirpath": folder / LAST.parent, "save_top_k": 1, "enable_version_counter": False}
     last = LastCheckpoint(filename=LAST.stem, save_on_train_epoch_end=True, **where)
     # Straight after validation: the last checkpoint, saved after it, then holds the best score so far, for resuming.
@@ -246,11 +211,7 @@ def checkpoints(folder: Path, validates: bool) -> list[Callback]:
 
 
 class EpochLines(Callback):
-    """A plain line an epoch, for logs and pipes, where a progress bar would be noise.
-
-    Args:
-        console: Where to print.
-    """
+    """A plain line an epoch, for logs and pipes, where a progress bar would be noise."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -15,7 +15,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -30,24 +29,18 @@ from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.training.arguments import RecipeFile, check_one_method, complete, values_of
+from fgzoo.training.arguments import RecipeFile, check_one_method, values_of, with_implied
 from fgzoo.training.callbacks import EpochLines, ImageScores, ReproducibleSteps, RunRecord, checkpoints
 from fgzoo.training.faults import EndOnSigterm, FiniteLoss, WholeCheckpoints, name_dead_worker
 from fgzoo.training.messages import MisconfiguredError, explain_parser_error, file_that_says, get_parameter_names
-from fgzoo.training.run_logger import RunLogger
+from fgzoo.training.run_logger import RunLogger, run_loggers
 
 #: Tells the other processes of a run, which Lightning starts by the same command line, where its folder is.
 RUN_VARIABLE = "FGZOO_RUN_FOLDER"
 
 
 class TrainingCLI(LightningCLI):
-    """Lightning's command line over the data module and any method.
-
-    Args:
-        verb: `fit`, `validate` or `test`.
-        arguments: What was typed after the verb.
-        console: Where to say what was done.
-    """
+    """Lightning's command line over the data module and any method; `console` is where it says what was done."""
 
     def __init__(self, verb: str, arguments: list[str], console: Console) -> None:
         self.verb = verb
@@ -73,7 +66,7 @@ class TrainingCLI(LightningCLI):
                     "enable_model_summary": False,
                 },
                 parser_kwargs={"prog": "fgzoo", "exit_on_error": False},
-                args=[verb, *complete(verb, arguments)],
+                args=[verb, *with_implied(verb, arguments)],
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
@@ -117,6 +110,7 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and say in one line what is wrong."""
+        configs = values_of(args, "--config", "-c")
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, MisconfiguredError) as error:
@@ -124,13 +118,14 @@ class TrainingCLI(LightningCLI):
             options = [option.lstrip("-") for action in actions for option in action.option_strings]
             methods = [import_path(path) for path, _ in available().values()]
             names = {name for method in methods for name in get_parameter_names(method)}
-            message = error.message if isinstance(error, MisconfiguredError) else str(error)
-            line = explain_parser_error(message, options, names)
-            file = (
-                error.path if isinstance(error, MisconfiguredError) else file_that_says(line, values_of(args, "--config", "-c"))
-            )
+            file: str | Path | None
+            if isinstance(error, MisconfiguredError):
+                file, line = error.path, explain_parser_error(error.message, options, names)
+            else:
+                line = explain_parser_error(str(error), options, names)
+                file = file_that_says(line, configs)
             raise UsageError(line if file is None else f"{file}: {line}") from error
-        check_one_method(self.config[self.verb], values_of(args, "--config", "-c"))
+        check_one_method(self.config[self.verb], configs)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would put a checkpoint's arguments over those that were given; here what is given holds."""
@@ -147,24 +142,32 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.verb]
         method = str(config.model.class_path).rpartition(".")[2].lower()
         base = Path(config.trainer.default_root_dir or "runs")
+        runs = base / f"{config.data.name}-{method}"
+        if self.verb == "fit" and config.resume:
+            self.run_folder = Path(config.resume)
+            # A run that was stopped in its first epoch begins again.
+            self.resuming = (self.run_folder / LAST).is_file()
+            self.checkpoint = self.run_folder / LAST if self.resuming else None
+            return
+        if config.ckpt_path:
+            self.checkpoint = find_checkpoint(config.ckpt_path, base)
         if self.verb == "fit":
-            if config.ckpt_path and not config.resume:
-                self.checkpoint = find_checkpoint(config.ckpt_path, base)
-            if config.resume:
-                self.run_folder = Path(config.resume)
-                # A run that was stopped in its first epoch begins again.
-                self.resuming = (self.run_folder / LAST).is_file()
-                self.checkpoint = self.run_folder / LAST if self.resuming else None
-                return
             given = config.output or os.environ.get(RUN_VARIABLE)
-            self.run_folder = Path(given) if given else self._claim(base / f"{config.data.name}-{method}")
+            self.run_folder = Path(given) if given else self._claim(runs)
             if not os.environ.get(RUN_VARIABLE):
                 check_new(self.run_folder)
             os.environ[RUN_VARIABLE] = str(self.run_folder)
             return
-        self.checkpoint = self._scored_checkpoint(config, base, method)
+        if self.checkpoint is None:
+            newest = newest_run(runs)
+            if newest is None:
+                raise UntrainedError(
+                    f"{self.verb}: no trained {method} for '{config.data.name}' below {base}, and an untrained one would score "
+                    "by chance; train it by `fgzoo fit`, or give --ckpt_path"
+                )
+            self.checkpoint = newest / LAST
         own = run_of(self.checkpoint)
-        self.run_folder = Path(config.output) if config.output else own or self._claim(base / f"{config.data.name}-{method}")
+        self.run_folder = Path(config.output) if config.output else own or self._claim(runs)
 
     def _claim(self, base: Path) -> Path:
         """A new run's folder below this one, which the first process makes."""
@@ -179,19 +182,6 @@ class TrainingCLI(LightningCLI):
         with contextlib.suppress(OSError):  # not empty, so neither is what it lies in
             for path in self.claimed:
                 path.rmdir()
-
-    def _scored_checkpoint(self, config: Namespace, base: Path, method: str) -> Path:
-        """The checkpoint that `validate` or `test` is about."""
-        if config.ckpt_path:
-            return find_checkpoint(config.ckpt_path, base)
-        run = newest_run(base / f"{config.data.name}-{method}")
-        if run is None:
-            raise UntrainedError(
-                f"{self.verb}: no trained {method} for '{config.data.name}' below {base}, and an untrained one would score by "
-                "chance; "
-                f"train it by `fgzoo fit`, or give --ckpt_path"
-            )
-        return run / LAST
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer, and load the weights that were asked for."""
@@ -211,9 +201,8 @@ class TrainingCLI(LightningCLI):
         elif self.checkpoint is not None:
             reset = self.verb == "fit" and config.reset_head
             checkpoint = load_weights(self.model, self.checkpoint, reset_head=reset)
-            for logger in self.trainer.loggers if self.verb != "fit" else []:
-                if isinstance(logger, RunLogger):
-                    logger.place = int(checkpoint.get("epoch", 0)), max(0, int(checkpoint.get("global_step", 0)) - 1)
+            for logger in run_loggers(self.trainer) if self.verb != "fit" else []:
+                logger.place = int(checkpoint.get("epoch", 0)), max(0, int(checkpoint.get("global_step", 0)) - 1)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with this run's logger and callbacks."""
@@ -228,18 +217,16 @@ class TrainingCLI(LightningCLI):
             settings.output = settings.resume = None
             text = self._parser("fit").dump(settings, skip_unset=False, skip_link_targets=False)
             text = f"# {self.typed}\n{text}"
+        fits, keeps = self.verb == "fit", not self.dry
         callbacks: list[Callback] = [
-            *([] if self.dry else [RunRecord(self.run_folder, text)]),
+            *([RunRecord(self.run_folder, text)] if keeps else []),
             ReproducibleSteps(self.datamodule.seed),
             RichProgressBar() if self.console.is_terminal else EpochLines(self.console),
+            *([FiniteLoss(), EndOnSigterm()] if fits else []),
+            *([ImageScores(self.run_folder)] if keeps else []),
+            *(checkpoints(self.run_folder, validates) if fits and keeps else []),
         ]
-        if self.verb == "fit":
-            callbacks += [FiniteLoss(), EndOnSigterm()]
-        if not self.dry:
-            callbacks.append(ImageScores(self.run_folder))
-        if self.verb == "fit" and not self.dry:
-            callbacks += checkpoints(self.run_folder, validates)
-        if self.verb == "fit" and not validates:
+        if fits and not validates:
             kwargs["limit_val_batches"] = 0
         if SLURMEnvironment.detect():
             # Its own requeueing saves in mid-epoch, from where a run cannot be continued to the bit.
@@ -248,10 +235,10 @@ class TrainingCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
         try:
             trainer = super().instantiate_trainer(
-                logger=False if self.dry else [RunLogger(self.run_folder), *others],
+                logger=[RunLogger(self.run_folder), *others] if keeps else False,
                 callbacks=[*(config.get("callbacks") or []), *callbacks],
                 enable_progress_bar=self.console.is_terminal,
-                enable_checkpointing=self.verb == "fit" and not self.dry,
+                enable_checkpointing=fits and keeps,
                 **kwargs,
             )
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -316,11 +303,7 @@ class TrainingCLI(LightningCLI):
 
 
 def run(verb: str, arguments: list[str]) -> int:
-    """Run a training verb.
-
-    Args:
-        verb: `fit`, `validate` or `test`.
-        arguments: What followed it on the command line.
+    """Run a training verb, `fit`, `validate` or `test`, with what followed it on the command line.
 
     Returns:
         The exit status.
@@ -341,7 +324,7 @@ def run(verb: str, arguments: list[str]) -> int:
     return 0
 
 
-# ---------------------------------------------------------------------- surroundings
+# ---------------------------------------------------------------------- the process
 
 
 def import_methods() -> None:

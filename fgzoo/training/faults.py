@@ -144,15 +144,7 @@ class EndOnSigterm(Callback):
 
 
 def name_dead_worker(error: RuntimeError, data: FGVCDataModule) -> TrainingError | None:
-    """What a loader's worker was reading when it died.
-
-    Args:
-        error: What the loader raised.
-        data: The data module whose loader it is.
-
-    Returns:
-        The error to raise instead; `None` where this is about something else.
-    """
+    """The error to raise instead of a loader's: what its worker was reading when it died; `None` where it is about another."""
     said = _DEAD_WORKER.search(str(error))
     if said is None:
         return None

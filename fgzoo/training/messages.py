@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fgzoo.errors import UsageError
+from fgzoo.errors import UsageError, did_you_mean
 from fgzoo.methods import available
 from fgzoo.recipes import read_recipe
+
+#: How similar a name must be to be proposed: options are long and misspelt in one of their parts.
+NEAR = 0.5
+#: What a command line is told that chooses no method.
+NO_METHOD = "--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra"
 
 
 class MisconfiguredError(UsageError):
@@ -30,30 +34,26 @@ def explain_parser_error(message: str, options: Iterable[str], arguments: Iterab
         message: What jsonargparse said; often a tree of alternatives.
         options: Valid option names, without dashes.
         arguments: Valid arguments of the methods.
-
-    Returns:
-        One line.
     """
     options, arguments = list(options), list(arguments)
     if found := re.search(r"unrecognized arguments: -*([\w.]+)|does not accept option '([^']+)'", message):
-        said = found.group(1) or found.group(2)
+        said = found[1] or found[2]
         known = [*options, *(f"model.{name}" for name in arguments), *(f"model.init_args.{name}" for name in arguments)]
-        return f"no option '{said}'{_nearest(said, known)}"
+        return f"no option '{said}'{did_you_mean(said, known, NEAR)}"
     if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
-        return (
-            f"model: {found.group(1).rpartition('.')[2]} has no argument '{found.group(2)}'{_nearest(found.group(2), arguments)}"
-        )
+        method = found[1].rpartition(".")[2]
+        return f"model: {method} has no argument '{found[2]}'{did_you_mean(found[2], arguments, NEAR)}"
     if found := re.search(
         r"dot import path string: (\S+)|Problem with given class_path '([^']+)':\s+(?!\s|Parser key)(.+)"
         r"|path but (\S+) either not accessible(?s:.*)does not correspond to a subclass",
         message,
     ):
-        said = found.group(1) or found.group(2) or found.group(4)
+        said = found[1] or found[2] or found[4]
         names = [*available(), *(path.rpartition(".")[2] for path, _ in available().values())]
-        reason = f" ({found.group(3).strip()})" if found.group(3) else ""
-        return f"model: '{said}' is no method{reason}{_nearest(said, names)}; `fgzoo list` names them all"
-    if "required: fit.model" in message or re.search(r"required: \w+\.model", message):
-        return "--model: which method? Give --model NAME (see `fgzoo list`) or a recipe such as --config cub/rra"
+        reason = f" ({found[3].strip()})" if found[3] else ""
+        return f"model: '{said}' is no method{reason}{did_you_mean(said, names, NEAR)}; `fgzoo list` names them all"
+    if re.search(r"required: \w+\.model", message):
+        return NO_METHOD
     keys = re.findall(r'Parser key "([^"]+)":', message)
     wanted = re.findall(r"Expected an? (?:<class '([^']+)'>|(.+?))(?:\. |\.?\n|\.?$)", message)
     given = re.search(r"Got value: (.+)|val='([^']*)'|Given value: (.+)", message)
@@ -71,16 +71,11 @@ def file_that_says(line: str, configs: Iterable[str]) -> str | None:
         return None
     for config in configs:
         inner: Any = {} if config.startswith("{") else read_recipe(config)
-        for key in said.group(1).split("."):
+        for key in said[1].split("."):
             inner = inner.get(key, said) if isinstance(inner, dict) else said
         if inner is not said:
             return config
     return None
-
-
-def _nearest(said: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(said, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def get_parameter_names(method: type) -> set[str]:

@@ -16,7 +16,7 @@ NAMED_CLASSES = 60
 
 
 def write_report(folder: Path, split: str, confusion: Tensor, class_names: Sequence[str]) -> list[Path]:
-    """Write `<split>_confusion.csv`, `.png`, `<split>_per_class.csv`, `.png` and `<split>_confused.csv`.
+    """Write `<split>_confusion.csv`, `.png`, `<split>_per_class.csv`, `.png` and `<split>_confused.csv` into a folder.
 
     Args:
         folder: Where to.
@@ -29,22 +29,17 @@ def write_report(folder: Path, split: str, confusion: Tensor, class_names: Seque
     """
     counts = confusion.cpu().numpy().astype(int)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {
-        kind: folder / f"{split}_{kind}"
-        for kind in ("confusion.csv", "confusion.png", "per_class.csv", "per_class.png", "confused.csv")
-    }
-    _write_rows(
-        paths["confusion.csv"],
-        ["true \\ predicted", *class_names],
-        [[n, *row] for n, row in zip(class_names, counts, strict=True)],
-    )
-    header = ["class", "images", "recall", "precision", "f1"]
+    kinds = ("confusion.csv", "confusion.png", "per_class.csv", "per_class.png", "confused.csv")
+    paths = [folder / f"{split}_{kind}" for kind in kinds]
+    matrix, matrix_picture, classes, classes_picture, pairs = paths
     rows = per_class(counts, class_names)
-    _write_rows(paths["per_class.csv"], header, rows)
-    _write_rows(paths["confused.csv"], ["true", "predicted", "images"], most_confused(counts, class_names))
-    _draw_confusion(paths["confusion.png"], counts, class_names, split)
-    _draw_per_class(paths["per_class.png"], rows, split)
-    return list(paths.values())
+    named = [[name, *row] for name, row in zip(class_names, counts, strict=True)]
+    _write_rows(matrix, ["true \\ predicted", *class_names], named)
+    _write_rows(classes, ["class", "images", "recall", "precision", "f1"], rows)
+    _write_rows(pairs, ["true", "predicted", "images"], most_confused(counts, class_names))
+    _draw_confusion(matrix_picture, counts, class_names, split)
+    _draw_per_class(classes_picture, rows, split)
+    return paths
 
 
 def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:
@@ -71,15 +66,7 @@ def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequ
 
 
 def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[list[str | int]]:
-    """Images, recall, precision and F1 of every class; a ratio without a denominator is empty.
-
-    Args:
-        counts: (K, K); row: true class, column: predicted class.
-        class_names: K names.
-
-    Returns:
-        One row a class.
-    """
+    """A row a class of counts (K, K), true classes in rows: name, images, recall, precision, F1, empty without a denominator."""
     rows: list[list[str | int]] = []
     for index, name in enumerate(class_names):
         hits, true, predicted = counts[index, index], counts[index].sum(), counts[:, index].sum()

@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -44,14 +45,11 @@ class RunLogger(Logger):
         return ""
 
     @property
-    def log_dir(self) -> str:
-        """The run's folder."""
-        return str(self.folder)
-
-    @property
     def save_dir(self) -> str:
         """The run's folder."""
         return str(self.folder)
+
+    log_dir = save_dir
 
     def forget_from(self, epoch: int) -> None:
         """Drop the training and validation rows of this epoch and later ones: they are about to be done (again)."""
@@ -87,6 +85,11 @@ class RunLogger(Logger):
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def run_loggers(trainer: L.Trainer) -> list[RunLogger]:
+    """Those of a trainer's loggers that write a run's metrics.csv."""
+    return [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
 
 
 def _is_test(row: dict[str, str]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any
 
@@ -47,9 +46,6 @@ VARIANTS_ON = "tiny_vgg"
 #: Half a minute each: whole trainings of the methods are compiled, and they are exported to both formats, elsewhere.
 SLOW = {"exports": ("test_vit",), "one_graph": ("tiny_vgg",), "trains_and_reloads": ALL_CHECKS_ON}
 
-#: It reads what installed packages declare, which takes a tenth of most checks.
-found = functools.cache(find_method)
-
 
 def cases() -> list[Any]:
     chosen: list[tuple[str, str, dict[str, Any], str, str]] = []
@@ -69,7 +65,7 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "more", "check", "backbone"), cases())
 def test_method(name: str, more: dict[str, Any], check: str, backbone: str) -> None:
-    cls, fixed = found(name)
+    cls, fixed = find_method(name)
 
     def make() -> FineGrainedClassifier:
         torch.manual_seed(0)

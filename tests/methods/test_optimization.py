@@ -72,14 +72,6 @@ def test_frozen_parameters_are_left_out() -> None:
     assert [[p.shape for p in group["params"]] for group in groups] == [[(2,)]]
 
 
-@pytest.mark.parametrize("method", ["baseline", "rra", "rra-parent"])
-def test_every_parameter_is_in_exactly_one_group(method: str) -> None:
-    model = create_model(method, 3, "test_efficientnet", pretrained=False)
-    grouped = [parameter for group in model.parameter_groups() for parameter in group["params"]]
-    assert len(grouped) == len({id(parameter) for parameter in grouped})
-    assert {id(p) for p in grouped} == {id(p) for p in model.parameters() if p.requires_grad}
-
-
 def test_backbones_learn_at_their_own_rate() -> None:
     model = create_model("rra", 3, "test_efficientnet", pretrained=False, lr=0.5, backbone_lr_factor=0.1)
     inside = {id(p) for module in model.modules() if isinstance(module, Backbone) for p in module.parameters()}

@@ -1,15 +1,13 @@
-"""Attention crops and drops, and the signed root, against literal loops."""
+"""Attention crops and drops against literal loops."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fgzoo.nn import attention_boxes, attention_drop, signed_sqrt
+from fgzoo.nn import attention_boxes, attention_drop
 
 
 def example_maps(batch: int = 4, height: int = 5, width: int = 7) -> Tensor:
@@ -79,36 +77,3 @@ def test_no_gradient_reaches_the_maps() -> None:
     attention_drop(images, maps, torch.full((4,), 0.5)).sum().backward()
     assert maps.grad is None
     assert images.grad is not None
-
-
-# ---------------------------------------------------------------------- signed square root
-
-
-def test_signed_sqrt_equals_its_formula() -> None:
-    values = [-9.0, -1e-6, 0.0, 1e-9, 4.0]
-    found = signed_sqrt(torch.tensor(values, dtype=torch.double))
-    expected = [(x > 0) - (x < 0) and math.copysign(math.sqrt(abs(x) + 1e-12), x) for x in values]
-    assert found.tolist() == pytest.approx(expected, rel=1e-12)
-
-
-def test_signed_sqrt_has_its_formulas_slope() -> None:
-    x = torch.tensor([-9.0, -1e-6, 1e-9, 4.0], dtype=torch.double, requires_grad=True)
-    signed_sqrt(x).sum().backward()
-    assert x.grad.tolist() == pytest.approx([0.5 / math.sqrt(abs(v) + 1e-12) for v in x.tolist()])  # type: ignore[union-attr]
-
-
-def test_signed_sqrt_and_its_slope_are_zero_at_zero() -> None:
-    x = torch.zeros(3, requires_grad=True)
-    y = signed_sqrt(x)
-    y.sum().backward()
-    assert y.tolist() == [0, 0, 0]
-    assert x.grad.tolist() == [0, 0, 0]  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_signed_sqrt_of_half_precision_is_single(dtype: torch.dtype) -> None:
-    x = torch.tensor([-60000.0, 2.0]).to(dtype)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = signed_sqrt(x)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, signed_sqrt(x.float()))

@@ -98,15 +98,6 @@ def test_pooling_gradients_equal_the_literal_loops() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
 
 
-def test_pooling_passes_gradcheck() -> None:
-    assert torch.autograd.gradcheck(bilinear_attention_pooling, example(batch=1))
-
-
-def test_pooled_vectors_have_length_one() -> None:
-    features, maps = example()
-    torch.testing.assert_close(bilinear_attention_pooling(features, maps).norm(dim=1), torch.ones(2, dtype=torch.double))
-
-
 @pytest.mark.parametrize("zero", ["features", "maps", "both"])
 def test_nothing_attended_pools_to_zero_with_finite_gradients(zero: str) -> None:
     features = (torch.zeros(1, 4, 2, 2) if zero != "maps" else torch.randn(1, 4, 2, 2)).requires_grad_()
@@ -148,13 +139,6 @@ def test_drawn_map_is_that_of_the_inverted_sums() -> None:
         assert torch.equal(drawn[n], maps[n, k])
 
 
-def test_maps_are_drawn_in_proportion_to_the_root_of_their_mean() -> None:
-    maps = torch.tensor([1.0, 4.0, 0.0, 9.0])[None, :, None, None].expand(6000, 4, 2, 2)
-    values = draw_map(maps, torch.linspace(0, 1 - 1e-6, 6000))[:, 0, 0]
-    shares = [(values == value).float().mean().item() for value in (1, 4, 0, 9)]
-    assert shares == pytest.approx([1 / 6, 2 / 6, 0, 3 / 6], abs=1e-3)
-
-
 def test_maps_that_are_all_but_zero_are_equally_likely() -> None:
     maps = (torch.arange(1, 5) * 1e-30)[None, :, None, None].expand(4000, 4, 1, 1)
     drawn = draw_map(maps, torch.linspace(0, 1 - 1e-6, 4000)).flatten()
@@ -181,15 +165,6 @@ def test_similarity_equals_the_mean_over_pairs() -> None:
         if j != k
     ]
     torch.testing.assert_close(map_similarity(maps), torch.stack(found).mean())
-
-
-def test_collapsed_maps_have_similarity_one() -> None:
-    maps = torch.rand(2, 1, 3, 3) * torch.tensor([1.0, 5.0, 0.1])[None, :, None, None]
-    torch.testing.assert_close(map_similarity(maps), torch.tensor(1.0))
-
-
-def test_disjoint_maps_have_similarity_zero() -> None:
-    assert map_similarity(torch.eye(6).view(1, 6, 2, 3)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("maps", [torch.rand(2, 1, 3, 3), torch.zeros(2, 4, 3, 3)], ids=["one", "zero"])
@@ -219,22 +194,6 @@ def test_centres_equal_the_literal_loop() -> None:
         assert centers(pooled, targets).item() == pytest.approx(expected, abs=1e-12)
         torch.testing.assert_close(centers.centers, literal, rtol=0, atol=1e-12)
     assert centers.centers[2].abs().sum() == 0
-
-
-def test_first_visit_gives_the_centre_its_direction() -> None:
-    centers, f = ClassCenters(3, 5, rate=0.05).double().train(), unit(1, 5)
-    first, second = (centers(f, torch.tensor([1])).item() for _ in range(2))
-    assert first == pytest.approx(1)
-    assert second == pytest.approx(0, abs=1e-12)
-
-
-def test_centres_are_read_at_length_one() -> None:
-    centers, f = ClassCenters(2, 5, rate=0.05).double(), unit(1, 5)
-    values = []
-    for length in (0.01, 1.0, 40.0):
-        centers.centers = length * unit(2, 5, seed=1)
-        values.append(centers.eval()(f, torch.tensor([0])).item())
-    assert values == pytest.approx([values[0]] * 3)
 
 
 def test_evaluation_does_not_move_centres() -> None:

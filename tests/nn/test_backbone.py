@@ -45,6 +45,24 @@ def test_max_stride_cuts_after_the_deepest_level_that_fits(name: str) -> None:
     assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
+@pytest.mark.parametrize(("name", "max_stride"), [*((name, None) for name in FAMILIES), ("test_resnet", 16)])
+def test_stopping_early_gives_the_first_levels_unchanged(name: str, max_stride: int | None) -> None:
+    backbone = Backbone(name, pretrained=False, max_stride=max_stride).eval()
+    images = torch.randn(2, 3, 96, 64)
+    levels = backbone(images)
+    for depth in range(1, len(levels) + 1):
+        for found, expected in zip(backbone(images, depth=depth), levels[:depth], strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stopping_early_runs_nothing_deeper(name: str) -> None:
+    backbone = Backbone(name, pretrained=False)
+    backbone(torch.randn(2, 3, 64, 64), depth=1)[-1].sum().backward()
+    reached = sum(parameter.grad is not None for parameter in backbone.parameters())
+    assert 0 < reached < len(list(backbone.parameters())) / 2
+
+
 def test_mobilenetv2_ends_in_its_1280_channels() -> None:
     assert Backbone("mobilenetv2_100", pretrained=False).levels[-1].channels == 1280
 

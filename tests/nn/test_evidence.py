@@ -33,8 +33,9 @@ def literal(head: EvidenceHead, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
     return evidence, evidence.sum(dim=(2, 3)) / (size[0] * size[1]) + head.bias
 
 
-def test_head_equals_convolving_the_concatenation() -> None:
-    head, maps = head_of([3, 4, 2]), maps_of()
+@pytest.mark.parametrize("count", [1, 3])
+def test_head_equals_convolving_the_concatenation(count: int) -> None:
+    head, maps = head_of([3, 4, 2][:count]), maps_of()[:count]
     evidence, logits = literal(head, maps)
     torch.testing.assert_close(head.evidence(maps), evidence, atol=1e-12, rtol=0)
     torch.testing.assert_close(head(maps), logits, atol=1e-12, rtol=0)
@@ -50,25 +51,9 @@ def test_gradients_equal_those_of_convolving_the_concatenation() -> None:
         torch.testing.assert_close(ours, oracle, atol=1e-11, rtol=0)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.double, 1e-12)])
-@pytest.mark.parametrize("count", [1, 3])
-def test_logit_is_the_mean_of_its_evidence_plus_bias(count: int, dtype: torch.dtype, tolerance: float) -> None:
-    head, maps = head_of([3, 4, 2][:count], dtype), maps_of(dtype)[:count]
-    mean = head.evidence(maps).mean(dim=(2, 3))
-    torch.testing.assert_close(head(maps), mean + head.bias, atol=tolerance, rtol=0)
-    chosen = head.evidence(maps, torch.tensor([5, 2])).mean(dim=(1, 2)) + head.bias[[5, 2]]
-    torch.testing.assert_close(chosen, head(maps)[[0, 1], [5, 2]], atol=tolerance, rtol=0)
-
-
 def test_evidence_of_a_class_is_its_map_among_all() -> None:
     head, maps = head_of([3, 4, 2]), maps_of()
     torch.testing.assert_close(head.evidence(maps, torch.tensor([4, 0])), head.evidence(maps)[[0, 1], [4, 0]])
-
-
-def test_empty_maps_leave_the_bias() -> None:
-    head = head_of([3, 4, 2])
-    maps = [torch.zeros_like(m) for m in maps_of()]
-    assert torch.equal(head(maps), head.bias.expand(2, 6))
 
 
 def test_distillation_follows_the_equation() -> None:
@@ -89,11 +74,6 @@ def test_distillation_teaches_the_student_alone() -> None:
     assert torch.autograd.gradcheck(lambda s: distillation_loss(s, teacher.detach()), (student,))
 
 
-def test_nothing_is_left_to_learn_from_an_equal() -> None:
-    logits = torch.randn(3, 5)
-    assert float(distillation_loss(logits, logits)) == pytest.approx(0, abs=1e-6)
-
-
 def test_distillation_of_half_precision_extremes_is_finite() -> None:
     student = torch.tensor([[6e4, -6e4]], dtype=torch.half)
     assert torch.isfinite(distillation_loss(student, -student))
@@ -108,11 +88,6 @@ def test_alignment_follows_the_equation() -> None:
         e = F.interpolate(e[None, None], size=(4, 6), mode="bilinear", align_corners=False)[0, 0].clamp_min(0)
         expected += float((a / a.max() - e / e.max()).square().sum()) / 24 / 3
     assert float(alignment_loss(attention, evidence)) == pytest.approx(expected, rel=1e-5)
-
-
-def test_alignment_vanishes_for_proportional_maps() -> None:
-    attention = torch.rand(2, 4, 5)
-    assert float(alignment_loss(attention, 7 * attention)) == pytest.approx(0, abs=1e-10)
 
 
 def test_alignment_moves_the_attention_alone() -> None:

@@ -190,7 +190,6 @@ def test_more_levels_than_there_are_cannot_be_frozen(freeze: int) -> None:
 
 def test_building_a_frozen_backbone_moves_nothing_of_it(tmp_path: Path) -> None:
     plain = Backbone("test_efficientnet", pretrained=False)
-    torch.save(plain.state_dict(), tmp_path / "weights.pth")
     state = {f"model.{key}": value for key, value in plain.model.state_dict().items()}
     weights = tmp_path / "timm.pth"
     torch.save(plain.model.state_dict(), weights)

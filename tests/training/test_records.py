@@ -13,7 +13,7 @@ from fgzoo.methods.baseline import Baseline
 from fgzoo.training.report import most_confused, per_class, write_report
 from fgzoo.training.run_logger import RunLogger
 from tests.builders import make_cub
-from tests.command import fit, weights
+from tests.command import fit, metrics, weights
 
 #: Rows: true a, b, c. a: 3 of 4 hit; b: 1 of 2, c never predicted right, and never once for its own 2 images.
 COUNTS = torch.tensor([[3, 1, 0], [1, 1, 0], [0, 2, 0]])
@@ -61,43 +61,38 @@ def test_report_returns_files_that_exist(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- metrics.csv
 
 
-def logged(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-
-
 def test_values_of_one_step_share_a_row(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path)
     logger.log_metrics({"val/top1": 0.5, "epoch": 0}, step=3)
     logger.log_metrics({"train/loss": 1.25, "epoch": 0}, step=3)
-    assert logged(tmp_path) == [{"epoch": "0", "step": "3", "val/top1": "0.5", "train/loss": "1.25"}]
+    assert metrics(tmp_path) == [{"epoch": "0", "step": "3", "val/top1": "0.5", "train/loss": "1.25"}]
 
 
 def test_values_that_are_logged_twice_share_a_row(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path)
     for _ in range(2):
         logger.log_metrics({"train/loss": 1.25, "epoch": 0}, step=3)
-    assert logged(tmp_path) == [{"epoch": "0", "step": "3", "train/loss": "1.25"}]
+    assert metrics(tmp_path) == [{"epoch": "0", "step": "3", "train/loss": "1.25"}]
 
 
 def test_other_values_of_one_step_have_a_row_of_their_own(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path)
     for value in (1.25, 1.5):
         logger.log_metrics({"train/loss": value, "epoch": 0}, step=3)
-    assert [row["train/loss"] for row in logged(tmp_path)] == ["1.25", "1.5"]
+    assert [row["train/loss"] for row in metrics(tmp_path)] == ["1.25", "1.5"]
 
 
 def test_a_new_column_keeps_the_rows_before_it(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path)
     logger.log_metrics({"a": 1, "epoch": 0}, step=0)
     logger.log_metrics({"b": 2, "epoch": 1}, step=1)
-    assert [row.get("a") for row in logged(tmp_path)] == ["1", None]
+    assert [row.get("a") for row in metrics(tmp_path)] == ["1", None]
 
 
 def test_a_second_logger_continues_the_file(tmp_path: Path) -> None:
     RunLogger(tmp_path).log_metrics({"a": 1, "epoch": 0}, step=0)
     RunLogger(tmp_path).log_metrics({"a": 2, "epoch": 1}, step=1)
-    assert [row["a"] for row in logged(tmp_path)] == ["1", "2"]
+    assert [row["a"] for row in metrics(tmp_path)] == ["1", "2"]
 
 
 def test_forgetting_drops_an_epoch_and_what_follows_but_no_test(tmp_path: Path) -> None:
@@ -114,7 +109,7 @@ def test_a_second_test_of_one_checkpoint_replaces_the_first(tmp_path: Path) -> N
         logger = RunLogger(tmp_path)
         logger.place = (4, 9)
         logger.log_metrics({"test/top1": value, "epoch": 0}, step=0)
-    assert logged(tmp_path) == [{"epoch": "4", "step": "9", "test/top1": "0.5"}]
+    assert metrics(tmp_path) == [{"epoch": "4", "step": "9", "test/top1": "0.5"}]
 
 
 def test_tests_of_two_checkpoints_stand_side_by_side(tmp_path: Path) -> None:
@@ -122,7 +117,7 @@ def test_tests_of_two_checkpoints_stand_side_by_side(tmp_path: Path) -> None:
     for epoch in (4, 5):
         logger.place = (epoch, 9)
         logger.log_metrics({"test/top1": 0.5}, step=0)
-    assert [row["epoch"] for row in logged(tmp_path)] == ["4", "5"]
+    assert [row["epoch"] for row in metrics(tmp_path)] == ["4", "5"]
 
 
 # ---------------------------------------------------------------------- folders

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from fgzoo.methods.baseline import Baseline
 from tests.builders import make_cub
-from tests.command import Result, fgzoo, fit, metrics, weights
+from tests.command import breaking_off, fgzoo, fit, metrics, weights
 from tests.training.two_ranks import METHODS, unfinished
 from tests.training.two_ranks import fit as fit_method
 
@@ -21,20 +20,6 @@ RANDOM = (
 )  # fmt: skip
 
 
-def interrupted_fit(root: Path, folder: Path, error: type[BaseException], *arguments: Any) -> Result:
-    """The same run, which breaks off in the middle of its second epoch."""
-    step = Baseline.training_step
-
-    def breaking_step(self: Baseline, batch: Any, batch_idx: int) -> Any:
-        if self.current_epoch == 1 and batch_idx == 1:
-            raise error
-        return step(self, batch, batch_idx)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Baseline, "training_step", breaking_step)
-        return fit(root, "--output", folder, *arguments, epochs=EPOCHS)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """One run that was never interrupted, and one that was, by Ctrl-C, and then resumed."""
@@ -42,7 +27,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     root = make_cub(folder / "data", per_class=6)
     whole, broken = folder / "whole", folder / "broken"
     assert fit(root, "--output", whole, *RANDOM, epochs=EPOCHS).status == 0
-    interrupted = interrupted_fit(root, broken, KeyboardInterrupt, *RANDOM)
+    with breaking_off(Baseline, epoch=1, batch=1):
+        interrupted = fit(root, "--output", broken, *RANDOM, epochs=EPOCHS)
     rows = metrics(broken)
     resumed = fgzoo("fit", "--resume", broken)
     return SimpleNamespace(root=root, whole=whole, broken=broken, interrupted=interrupted, rows=rows, resumed=resumed)
@@ -92,9 +78,8 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(runs: SimpleNamespa
 
 
 def test_resuming_with_workers_ends_in_the_same_bits(runs: SimpleNamespace, tmp_path: Path) -> None:
-    workers = (*RANDOM, "--data.num_workers", 2)
-    with pytest.raises(RuntimeError, match="a step failed"):
-        interrupted_fit(runs.root, tmp_path / "run", StepFailedError, *workers)
+    with pytest.raises(RuntimeError, match="a step failed"), breaking_off(Baseline, 1, 1, StepFailedError):
+        fit(runs.root, "--output", "run", *RANDOM, "--data.num_workers", 2, epochs=EPOCHS)
     assert fgzoo("fit", "--resume", tmp_path / "run").status == 0
     torch.testing.assert_close(weights(tmp_path / "run"), weights(runs.whole), rtol=0, atol=0)
 

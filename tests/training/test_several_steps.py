@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from tests.builders import make_cub
-from tests.command import fgzoo, fit, metrics, weights
+from tests.command import breaking_off, fgzoo, fit, metrics, weights
 from tests.training.toys import Steps, loader, make, trainer
 
 STEPS = 3
@@ -45,12 +45,10 @@ def run(folder: Path, model: Any = None, **settings: Any) -> SimpleNamespace:
     return SimpleNamespace(model=model, witness=witness, trainer=runner)
 
 
-def test_a_batch_takes_a_step_for_every_output(tmp_path: Path) -> None:
-    assert len(run(tmp_path).witness.steps) == 2 * 4 * STEPS
-
-
-def test_global_step_counts_batches(tmp_path: Path) -> None:
-    assert run(tmp_path).trainer.global_step == 2 * 4
+def test_a_batch_takes_a_step_for_every_output_and_is_counted_once(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert len(result.witness.steps) == 2 * 4 * STEPS
+    assert result.trainer.global_step == 2 * 4
 
 
 def test_max_steps_means_batches(tmp_path: Path) -> None:
@@ -154,15 +152,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
     root = make_cub(tmp_path / "data", per_class=6)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert fit(root, "--output", whole, *ARGUMENTS, model="tests.training.toys.Steps", epochs=3).status == 0
-    step = Steps.training_step
-
-    def breaking_step(self: Steps, batch: Any, batch_idx: int) -> Tensor:
-        if self.current_epoch == 1 and batch_idx == 1:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Steps, "training_step", breaking_step)
+    with breaking_off(Steps, epoch=1, batch=1):
         interrupted = fit(root, "--output", broken, *ARGUMENTS, model="tests.training.toys.Steps", epochs=3)
     assert interrupted.status == 130
     assert fgzoo("fit", "--resume", broken).status == 0

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from fgzoo.checkpoints.loading import load
 from fgzoo.errors import UsageError
-from fgzoo.methods.optimization import Stage, stage_ends
-from fgzoo.methods.stages import Stages
+from fgzoo.methods.training_stages import EnterStages, TrainingStage, stage_ends
 from tests.builders import make_cub
-from tests.command import fgzoo, fit, metrics, weights
+from tests.command import breaking_off, fgzoo, fit, metrics, weights
 from tests.training.toys import Staged, StagedNetwork, loader, make, trainer
 
 # ---------------------------------------------------------------------- boundaries
@@ -35,14 +34,14 @@ from tests.training.toys import Staged, StagedNetwork, loader, make, trainer
     ],
 )
 def test_stage_ends(shares: tuple[float, ...], total: int, per_epoch: float, expected: list[int]) -> None:
-    stages = [Stage(str(number), share) for number, share in enumerate(shares)]
+    stages = [TrainingStage(str(number), share) for number, share in enumerate(shares)]
     assert stage_ends(stages, total, per_epoch) == expected
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.4), (1.5, -0.5), (0.0, 1.0)])
 def test_shares_that_do_not_make_a_run_are_named(shares: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="shares of the training stages"):
-        stage_ends([Stage("one", shares[0]), Stage("two", shares[1])], 100, 10)
+        stage_ends([TrainingStage("one", shares[0]), TrainingStage("two", shares[1])], 100, 10)
 
 
 # ---------------------------------------------------------------------- a run of 12 batches, stage 0 the first 4
@@ -104,7 +103,7 @@ def test_the_last_stage_begins_with_the_function_that_was_learnt_on() -> None:
     # Batches of other statistics than the network's would change it, where batch-norms followed the mode.
     model = make(Staged)
     images = 3 + 2 * torch.randn(2, 3, 64, 64)
-    stages = Stages()
+    stages = EnterStages()
     with torch.no_grad():
         stages.enter(model, 0)
         learnt_on = model.train().network.backbone(images)[-1]
@@ -211,22 +210,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(root=root, run=folder / "run")
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize(("epoch", "batch"), [(1, 0), (1, 1), (2, 1)])
 def test_a_resume_on_either_side_of_a_boundary_ends_in_the_same_bits(
-    whole: SimpleNamespace, tmp_path: Path, epoch: int, monkeypatch: pytest.MonkeyPatch
+    whole: SimpleNamespace, tmp_path: Path, epoch: int, batch: int
 ) -> None:
-    step = Staged.training_step
-
-    def breaking_step(self: Staged, batch: Any, batch_idx: int) -> Tensor:
-        # After the first epoch, stage 0, is saved; in the middle of an epoch; or just before the end.
-        if self.current_epoch == epoch and batch_idx == 1 and epoch > 0:
-            raise KeyboardInterrupt
-        if self.current_epoch == 1 and batch_idx == 0 and epoch == 0:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Staged, "training_step", breaking_step)
+    # After the first epoch, stage 0, is saved; in the middle of an epoch; or just before the end.
+    with breaking_off(Staged, epoch, batch):
         broken = fit(whole.root, "--output", tmp_path / "run", *STAGED, model="tests.training.toys.Staged", epochs=EPOCHS)
     assert broken.status == 130
     assert fgzoo("fit", "--resume", tmp_path / "run").status == 0

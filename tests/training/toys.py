@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.methods.optimization import Stage
+from fgzoo.methods.training_stages import TrainingStage
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.output import MethodOutput
 
@@ -46,8 +46,8 @@ class Staged(FineGrainedClassifier):
     def learning_rates(self) -> dict[str, float]:
         return {**super().learning_rates(), "first": 2.0}
 
-    def stages(self) -> tuple[Stage, ...]:
-        return Stage("heads", 1 / 3, {"backbone": 0.0}), Stage("all", 2 / 3, {"first": 0.1})
+    def stages(self) -> tuple[TrainingStage, ...]:
+        return TrainingStage("heads", 1 / 3, {"backbone": 0.0}), TrainingStage("all", 2 / 3, {"first": 0.1})
 
 
 class StepsNetwork(nn.Module):
