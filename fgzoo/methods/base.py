@@ -5,7 +5,7 @@ A method overrides at most [build_network][FineGrainedClassifier.build_network],
 [features][FineGrainedClassifier.features]. One that trains in stages declares them in [stages][FineGrainedClassifier.stages],
 one that takes several optimiser steps a batch in [steps_per_batch][FineGrainedClassifier.steps_per_batch] and
 [training_outputs][FineGrainedClassifier.training_outputs]. What is done with all that stands beside: arguments in `arguments.py`,
-training and scoring in `steps.py`, with `optimization.py`, `evaluation.py` `training_stages.py` and `ranks.py`.
+training and scoring in `steps.py`, with `optimization.py`, `evaluation.py`, `training_stages.py` and `ranks.py`.
 """
 
 from __future__ import annotations

@@ -38,13 +38,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgzoo.errors import UsageError
+from fgzoo.methods.arguments import require_choice
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone, Level
 from fgzoo.nn.crops import attention_boxes, crop_boxes
@@ -487,14 +488,12 @@ class IAGN(FineGrainedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
-        for name, value, known in (
-            ("head", head, Head), ("distillation", distillation, Distillation), ("test_heads", test_heads, TestHeads),
-            ("init", init, LayerInit),
-        ):  # fmt: skip
-            if value not in get_args(known):
-                raise UsageError(f"model.{name}: '{value}' is none of {', '.join(get_args(known))}")
-        needs_evidence = {"guidance": guidance, "alignment_weight": alignment_weight > 0, "test_crop": test_crop}
-        needs_evidence["residual"] = residual
+        require_choice("head", head, Head)
+        require_choice("distillation", distillation, Distillation)
+        require_choice("test_heads", test_heads, TestHeads)
+        require_choice("init", init, LayerInit)
+        needs_evidence = {"guidance": guidance, "alignment_weight": alignment_weight > 0}
+        needs_evidence |= {"test_crop": test_crop, "residual": residual}
         for name, wanted in needs_evidence.items():
             if head == "pmg" and wanted:
                 off = "0" if name == "alignment_weight" else "false"

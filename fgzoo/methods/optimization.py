@@ -12,9 +12,6 @@ from torch import nn
 from fgzoo.methods.training_stages import TrainingStage, stage_at
 from fgzoo.nn.backbone import Backbone
 
-#: The name under which methods import it.
-Stage = TrainingStage
-
 Schedule = Literal["cosine", "step", "one_cycle", "constant"]
 
 #: One-cycle's usual shape: 30 % of the run rises from 1/25 of the peak, the rest falls to 1/250,000 of it.

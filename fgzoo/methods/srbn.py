@@ -21,15 +21,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgzoo.errors import UsageError
+from fgzoo.methods.arguments import require_choice
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.methods.optimization import Stage
+from fgzoo.methods.training_stages import TrainingStage
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.bilinear import LowRankBilinear, bilinear_evidence, bilinear_pool, power_normalize
 from fgzoo.nn.initialization import LayerInit, orthogonal_layers
@@ -410,8 +411,7 @@ class SRBN(FineGrainedClassifier):
             raise UsageError(f"model.glimpses: {glimpses}; recurrent attention needs at least 2, one glimpse is 'static'")
         if directions not in (1, 4):
             raise UsageError(f"model.directions: {directions}; the LSTM scans from 1 corner or from all 4")
-        if init not in get_args(LayerInit):
-            raise UsageError(f"model.init: '{init}' is none of {', '.join(get_args(LayerInit))}")
+        require_choice("init", init, LayerInit)
         if not 0 <= new_share < 1:
             raise UsageError(f"model.new_share: {new_share} is not in [0, 1)")
 
@@ -449,11 +449,11 @@ class SRBN(FineGrainedClassifier):
             terms["penalty"] = self.arguments.penalty_weight * output.extra["penalty"]
         return terms
 
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[TrainingStage, ...]:
         """The new layers alone, then everything, as B-CNN is trained."""
         given = self.arguments
         if given.new_share == 0:
-            return (Stage("everything", 1.0),)
+            return (TrainingStage("everything", 1.0),)
         alone = {"backbone": 0.0, "second_backbone": 0.0, "new": given.new_rate}
         together: dict[str, float] = {}
         classifier = self._bilinear_classifier()
@@ -461,7 +461,7 @@ class SRBN(FineGrainedClassifier):
             alone[classifier] = given.new_rate
             usual = 0.02 if given.optimizer == "sgd" else 1.0
             together[classifier] = usual if given.joint_rate is None else given.joint_rate
-        return Stage("new layers", given.new_share, alone), Stage("everything", 1 - given.new_share, together)
+        return TrainingStage("new layers", given.new_share, alone), TrainingStage("everything", 1 - given.new_share, together)
 
     def learning_rates(self) -> dict[str, float]:
         """The bilinear classifier has a rate of its own, where there are two steps."""
