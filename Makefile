@@ -43,7 +43,7 @@ format: install  ## Let ruff mend what it can
 	$(BIN)/ruff format .
 
 bench: install  ## Measure the data pipeline on generated images
-	$(BIN)/python benchmarks/speed.py data
+	$(BIN)/python benchmarks/speed.py data --size 448 --batch 150
 
 table: install  ## Write the tables of accuracy, README's too, from benchmarks/results/accuracy
 	$(BIN)/python benchmarks/accuracy.py table

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
-from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import Backbone
-from filelock import FileLock
 from plan import Cell
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import fgzoo
 from fgzoo import FineGrainedClassifier, create_model
+from fgzoo.nn.backbone import Backbone
 
 
 class Cost(NamedTuple):
@@ -33,23 +28,17 @@ class Cost(NamedTuple):
     passes: float  # of the backbone a training image
 
 
-def cost_of(cell: Cell, path: Path) -> Cost:
-    """The cost of a cell's method, counted once and remembered in a file until the code that is counted changes."""
+def cost_of(cell: Cell) -> Cost:
+    """The cost of a cell's method."""
     left_out = ("backbone", "pretrained", "backbone_weights", "second_backbone_weights")
-    given = {name: value for name, value in cell.model.items() if name not in left_out}
-    asked = json.dumps([_code(), Cost._fields, cell.row.method, cell.backbone, given, cell.size, cell.classes])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        if asked not in known:
-            known[asked] = count(cell.row.method, cell.backbone, given, cell.size, cell.classes)
-            path.write_text(json.dumps(known, indent=1))
-    return Cost(*known[asked])
+    arguments = {name: value for name, value in cell.model.items() if name not in left_out}
+    return count(cell.experiment.method, cell.backbone, json.dumps(arguments), cell.size, cell.classes)
 
 
-def count(method: str, backbone: str, arguments: Mapping[str, Any], size: int, classes: int) -> Cost:
-    """Count parameters and multiply-adds of a method with a timm network on square images, of a side in pixels."""
-    model = create_model(method, classes, backbone, pretrained=False, **arguments)
+@functools.cache
+def count(method: str, backbone: str, arguments: str, size: int, classes: int) -> Cost:
+    """Count parameters and multiply-adds of a method, its arguments as JSON, on square images of a side in pixels."""
+    model = create_model(method, classes, backbone, pretrained=False, **json.loads(arguments))
     images = torch.randn(2, 3, size, size)
     train = inside = 0.0
     with torch.no_grad():
@@ -65,15 +54,10 @@ def count(method: str, backbone: str, arguments: Mapping[str, Any], size: int, c
 
 
 def training_operations(model: FineGrainedClassifier, stage: int, images: Tensor) -> tuple[int, dict[str, tuple[int, int]]]:
-    """What torch counts in the forward passes of a training batch: two operations a multiply-add.
+    """What torch counts in the forward passes of a training batch (B, 3, H, W), normalised: two operations a multiply-add.
 
-    Args:
-        model: An uncompiled model, where the images are.
-        stage: The stage it trains in.
-        images: (B, 3, H, W), normalised.
-
-    Returns:
-        All operations, and those inside each backbone by its name: where a graph is built, and where none is.
+    All operations of an uncompiled model in one of its stages, and those inside each backbone by its name: where a graph is
+    built, and where none is.
     """
     network = model.network.train()
     if hasattr(network, "stage"):
@@ -90,7 +74,7 @@ def training_operations(model: FineGrainedClassifier, stage: int, images: Tensor
     with FlopCounterMode(display=False) as counter:
         for name, module in backbones.items():
             handles.append(module.register_forward_pre_hook(lambda *_: starts.append(counter.get_total_flops())))
-            handles.append(module.register_forward_hook(partial(end, name)))
+            handles.append(module.register_forward_hook(functools.partial(end, name)))
         targets = torch.arange(len(images), device=images.device)
         for _ in model.training_outputs(images, targets, torch.zeros(len(images), 3, dtype=torch.long, device=images.device)):
             pass
@@ -105,10 +89,3 @@ def forward_operations(module: nn.Module, images: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         module(images)
     return counter.get_total_flops()
-
-
-def _code() -> str:
-    """A hash of the code that is counted."""
-    root = Path(fgzoo.__file__).parent
-    code = b"".join(path.read_bytes() for path in sorted([*root.glob("methods/*.py"), *root.glob("nn/*.py")]))
-    return hashlib.sha256(code).hexdigest()[:16]

@@ -10,61 +10,58 @@ what the first row has, the baseline. The test split is not read.
 
 from __future__ import annotations
 
-import fnmatch
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import common
 import torch
-from accuracy import named_paths
+from common import Row
 from plan import cells_of, read_plan
-from runner import Where, weights_of
+from runner import Machine, paths_by_name, weights_of
 
 from fgzoo import FGVCDataModule, create_model
 from fgzoo.interpret.readout import readout
 
 
-def readouts(plan: str, root: list[str] = [], weights: list[str] = [], only: str = "*", write: str | None = None) -> None:  # noqa: B006
+def readouts(
+    plan: str, *, root: Sequence[str] = (), weights: Sequence[str] = (), only: str = "*", write: str | None = None
+) -> None:
     """Say what a linear classifier can tell from features before training.
 
     Args:
         plan: A plan's name, or a YAML file; its first data set and variant.
-        root: Folders of data sets, NAME=PATH.
+        root: The folder of its data set, NAME=PATH or PATH.
         weights: Files with the backbones' weights, BACKBONE=PATH.
-        only: Rows whose label fits this pattern.
+        only: Cells whose label, method, data set, variant or name fits this pattern.
         write: Write results/NAME.md and .csv.
     """
     torch.set_num_threads(1)
-    where = Where(Path(), named_paths(root), named_paths(weights))
+    machine = Machine(Path(), paths_by_name(root, "--root"), paths_by_name(weights, "--weights"))
     cells = cells_of(read_plan(plan), lambda _: 1.0)
-    cells = [
-        cell for cell in cells if (cell.dataset, cell.variant, cell.seed) == (cells[0].dataset, cells[0].variant, cells[0].seed)
-    ]
-    folds = []
+    # Cells of one data set, variant and seed have the same images.
+    first = cells[0]
+    cells = [cell for cell in cells if (cell.dataset, cell.variant, cell.seed) == (first.dataset, first.variant, first.seed)]
+    folder, folds = machine.roots.get(first.dataset, machine.roots.get("")), []
     for fold in (1, 0):
-        shape = {"image_size": cells[0].size, "resize": round(cells[0].size * 8 / 7), "num_workers": 0}
-        module = FGVCDataModule(
-            cells[0].dataset, where.roots.get(cells[0].dataset), folds=2, fold=fold, seed=cells[0].seed, **shape
-        )
-        module.setup("fit")
-        folds.append([(images, targets) for images, targets, *_ in module.val_dataloader()])
-    rows: list[dict[str, Any]] = []
-    for cell in (cell for cell in cells if fnmatch.fnmatchcase(cell.row.label, only)):
-        torch.manual_seed(cell.seed)
-        arguments = {"backbone": cell.backbone, "pretrained": not weights, **cell.model, **weights_of(cell, where)}
-        top1, features = readout(create_model(cell.row.method, module.num_classes, **arguments), *folds)
-        rows.append({"row": cell.row.label, "method": cell.row.method, "features": features, "top1": top1})
-        rows[-1] |= {"kept": top1 / rows[0]["top1"], "arguments": cell.row.arguments}
-    lines = [
-        [row["row"], row["method"], row["features"], f"{100 * row['top1']:.1f}", f"{100 * row['kept']:.0f} %"] for row in rows
-    ]
-    columns = ["row", "method", "features", "top-1 % of a ridge classifier, held out", "kept"]
-    about_it = (__doc__ or "").split("\n\n")[1]
-    about = f"Plan `{plan}`, `{cells[0].dataset}`, {cells[0].size} pixels."
-    text = f"{about_it}\n\n{about}\n\n{common.table(columns, lines)}"
-    common.deliver("What can be read from features before training", text, rows, write)
+        data = FGVCDataModule(first.dataset, folder, first.size, num_workers=0, folds=2, fold=fold, seed=first.seed)
+        data.setup("fit")
+        folds.append([(images, targets) for images, targets, _ in data.val_dataloader()])
+    rows: list[Row] = []
+    baseline = 0.0
+    for cell in cells:
+        if cell.is_called(only):
+            torch.manual_seed(cell.seed)
+            arguments = {"backbone": cell.backbone, "pretrained": not weights, **cell.model, **weights_of(cell, machine)}
+            top1, features = readout(create_model(cell.experiment.method, data.num_classes, **arguments), *folds)
+            baseline = baseline or top1
+            found = {"top-1 % of a ridge classifier, held out": f"{100 * top1:.1f}", "kept %": f"{100 * top1 / baseline:.0f}"}
+            row = {"row": cell.experiment.label, "method": cell.experiment.method, "features": features}
+            rows.append({**row, **found, "arguments": cell.experiment.arguments})
+    about = (__doc__ or "").split("\n\n")[1]
+    text = f"{about}\n\nPlan `{plan}`, `{first.dataset}`, {first.size} pixels.\n\n{common.markdown_table(rows)}"
+    common.write_report("What can be read from features before training", text, rows, write)
 
 
 if __name__ == "__main__":
-    sys.exit(common.command([readouts]))
+    sys.exit(common.main(readouts))

@@ -10,141 +10,128 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import CONFIG, METRICS, PROBABILITIES, RESULTS, Line, TestTime, atomic_write, hidden, read_config, read_csv, write_csv
+from common import RESULTS, Row, hide_paths, read_csv, write_csv
 from costs import cost_of
 from filelock import FileLock
 from numpy.typing import NDArray
-from plan import Cell, Plan, flat
-from runner import command_of, is_of, scores_of
+from plan import Cell, Plan, flattened
+from runner import command_of, scores_of
+
+from fgzoo.checkpoints.run_folder import CONFIG, METRICS, PROBABILITIES
+from fgzoo.files import atomic_write
+from fgzoo.recipes import read_config
 
 FOLDER = RESULTS / "accuracy"
 SCORES = ("top1", "top5", "macro", "nll", "ece")
-#: The first columns of a plan's results, in order.
-COLUMNS = (
-    "cell", "variant", "label", "method", "backbone", "dataset", "fingerprint", "arguments", "seed", "fold", "epochs", "size",
-    "split", *SCORES, "train_seconds", "peak_gib", "precision", "threads", "hardware", "torch", "fgzoo", "parameters",
-    "test_gmac", "train_gmac", "passes", "command",
-)  # fmt: skip
 Arrays = dict[str, NDArray[Any]]
 
 
 class Results:
     """The three files of a plan, as `rows`, `epochs` and `arrays`."""
 
-    def __init__(self, plan: str, folder: Path = FOLDER) -> None:
-        self.paths = [folder / f"{plan}{end}" for end in (".csv", "_epochs.csv", ".npz")]
+    def __init__(self, plan: str) -> None:
+        self.paths = [FOLDER / f"{plan}{end}" for end in (".csv", "_epochs.csv", ".npz")]
+        self.page = FOLDER / f"{plan}.md"
         self.rows, self.epochs = read_csv(self.paths[0]), read_csv(self.paths[1])
         self.arrays: Arrays = {}
         if self.paths[2].is_file():
             with np.load(self.paths[2]) as found:
-                self.arrays = {name: found[name] for name in found.files}
+                self.arrays = dict(found)
 
     def write(self) -> None:
         """Write all three, each in one move."""
-        write_csv(self.paths[0], self.rows, COLUMNS)
-        write_csv(self.paths[1], self.epochs, ("cell", "epoch", "step"))
+        write_csv(self.paths[0], self.rows)
+        write_csv(self.paths[1], self.epochs)
         with atomic_write(self.paths[2]) as part, part.open("wb") as file:
             np.savez_compressed(file, **{name: self.arrays[name] for name in sorted(self.arrays)})
 
-    def follow(self, cells: Sequence[Cell]) -> None:
-        """Take the plan's names and order of today; rows of settings that it had before come last and give way to its names."""
+    def rename_cells(self, cells: Sequence[Cell]) -> None:
+        """Take the plan's present names, to which those of rows of earlier settings give way."""
         names: dict[str, str] = {}
         taken = {cell.name for cell in cells}
         for row in self.rows:
-            cell, name = next((cell for cell in cells if is_of(row["command"], cell)), None), row["cell"]
+            cell, name = next((cell for cell in cells if cell.is_made_by(row["command"])), None), row["cell"]
+            if cell is not None:
+                name = cell.name
+                row |= {"variant": cell.variant, "label": cell.experiment.label, "arguments": cell.experiment.arguments}
             while cell is None and name in taken:
                 name += "-earlier"
             taken.add(name)
-            names[row["cell"]] = name if cell is None else cell.name
-            if cell is not None:
-                row |= {"variant": cell.variant, "label": cell.row.label, "arguments": cell.row.arguments}
+            names[row["cell"]] = name
         for row in (*self.rows, *self.epochs):
             row["cell"] = names[row["cell"]]
-        self.arrays = {_renamed(key, names): array for key, array in self.arrays.items()}
-        order = {cell.name: number for number, cell in enumerate(cells)}
-        for rows in (self.rows, self.epochs):
-            rows.sort(key=lambda row: order.get(row["cell"], len(order)))
+        renamed = {}
+        for key, array in self.arrays.items():
+            kind, _, rest = key.partition("/")
+            cell_name, at, view = rest.partition("@")
+            renamed[f"{kind}/{names.get(cell_name, cell_name)}{at}{view}"] = array
+        self.arrays = renamed
 
-    def add(self, cell: Cell, folder: Path, costs: Path, averaged: bool) -> None:
+    def add(self, cell: Cell, folder: Path, averaged: bool) -> None:
         """Bring in a finished run, its probabilities, too, where they are averaged; one of the same cell gives way."""
-        row = row_of(cell, folder, costs)
+        row = row_of(cell, folder)
+        epochs = [{"cell": cell.name, **epoch} for epoch in read_csv(folder / METRICS)]
         self.rows = [*(known for known in self.rows if known["cell"] != cell.name), row]
-        epochs = [{"cell": cell.name, **line} for line in read_csv(folder / METRICS)]
         self.epochs = [*(known for known in self.epochs if known["cell"] != cell.name), *epochs]
         with np.load(folder / PROBABILITIES[row["split"]]) as scored:
-            small = np.uint8 if scored["probabilities"].shape[1] <= 256 else np.uint16
-            self.arrays[predicted_name(cell.name)] = scored["predicted"].astype(small)
-            self.arrays[targets_name(row)] = scored["targets"].astype(small)
+            self.arrays[predicted_name(row)] = scored["predicted"].astype(np.uint16)
+            self.arrays[targets_name(row)] = scored["targets"].astype(np.uint16)
             if averaged:
-                self.arrays[f"probabilities/{cell.name}"] = scored["probabilities"].astype(np.float16)
+                self.arrays[f"probabilities/{cell.name}"] = scored["probabilities"]
 
 
-def _renamed(key: str, names: Mapping[str, str]) -> str:
-    kind, _, rest = key.partition("/")
-    cell, at, view = rest.partition("@")
-    return f"{kind}/{names.get(cell, cell)}{at}{view}"
-
-
-def row_of(cell: Cell, folder: Path, costs: Path) -> Line:
+def row_of(cell: Cell, folder: Path) -> Row:
     """A finished cell's row, without this machine's folders."""
-    scored, counted = scores_of(cell, folder), cost_of(cell, costs)
-    assert scored is not None
+    scores, counted = scores_of(cell, folder), cost_of(cell)
     cost, environment, data = (json.loads((folder / f"{name}.json").read_text()) for name in ("cost", "environment", "data"))
     config, split = read_config(folder / CONFIG), "test" if cell.fold is None else "val"
     on_gpu = cost["device"].startswith("cuda")
     row = {
-        "cell": cell.name, "variant": cell.variant, "label": cell.row.label, "method": cell.row.method,
+        "cell": cell.name, "variant": cell.variant, "label": cell.experiment.label, "method": cell.experiment.method,
         "backbone": cell.backbone, "dataset": cell.dataset, "fingerprint": data["fingerprint"],
-        "arguments": cell.row.arguments, "seed": cell.seed, "fold": "" if cell.fold is None else f"{cell.fold} of {cell.folds}",
-        "epochs": cell.epochs, "size": cell.size, "split": split, **{name: scored[f"{split}/{name}"] for name in SCORES},
+        "arguments": cell.experiment.arguments, "seed": cell.seed,
+        "fold": "" if cell.fold is None else f"{cell.fold} of {cell.folds}",
+        "epochs": cell.epochs, "size": cell.size, "split": split, **{name: scores[f"{split}/{name}"] for name in SCORES},
         # A resumed run knows the seconds of the epochs that it did itself.
         "train_seconds": f"{cost['seconds'] * cell.epochs / max(1, cost['epochs']):.0f}",
         "peak_gib": f"{cost['peak_memory_gib']:.2f}", "precision": config["trainer"]["precision"],
         "threads": environment["threads"], "hardware": environment["gpus"][0] if on_gpu else environment["processor"],
         "torch": environment["packages"]["torch"], "fgzoo": environment["git"] or environment["fgzoo"],
-        "parameters": f"{counted.parameters:.3f}", "test_gmac": f"{counted.test_gmac:.4f}",
-        "train_gmac": f"{counted.train_gmac:.4f}", "passes": f"{counted.passes:.4f}", "command": command_of(folder),
+        **{name: f"{value:.4f}" for name, value in counted._asdict().items()}, "command": command_of(folder),
     }  # fmt: skip
-    return {name: str(value) for name, value in row.items()} | settings_of_run(config, cost, environment, data)
+    for name, value in flattened({**config, "cost": cost, "environment": environment, "prepared": data}).items():
+        if value is not None and name not in ("environment.command", "prepared.class_names", "prepared.notes"):
+            row[name] = hide_paths(value if isinstance(value, str) else json.dumps(value))
+    return {name: str(value) for name, value in row.items()}
 
 
-def settings_of_run(config: Any, cost: Any, environment: Any, data: Any) -> Line:
-    """All that a run's files say of it, flat: `model.lr`, `cost.seconds`, `environment.python`, `prepared.images.train`."""
-    environment = {name: value for name, value in environment.items() if name != "command"}
-    data = {name: value for name, value in data.items() if name not in ("class_names", "notes")}
-    found = flat({**config, "cost": cost, "environment": environment, "prepared": data})
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items() if value is not None}
-    return {name: hidden(text) for name, text in texts.items()}
-
-
-def collect(plan: Plan, cells: Sequence[Cell], runs: Path, folder: Path = FOLDER) -> list[Line]:
+def add_finished(plan: Plan, cells: Sequence[Cell], runs: Path) -> list[Row]:
     """Bring finished runs into the plan's results, and return all rows; what is there from runs that are gone stays."""
     with FileLock(runs / ".collect.lock"):
-        results = Results(plan.name, folder)
-        results.follow(cells)
+        results = Results(plan.name)
+        results.rename_cells(cells)
         known = {row["cell"]: row.get("environment.time") for row in results.rows}
         for cell in cells:
             run = runs / cell.name
             if scores_of(cell, run) is None:
                 continue
             if known.get(cell.name) != json.loads((run / "environment.json").read_text())["time"]:
-                results.add(cell, run, runs / "costs.json", averaged=cell.row.label in plan.ensemble and cell.fold is None)
-        results.follow(cells)
+                results.add(cell, run, averaged=cell.experiment.label in plan.compare and cell.fold is None)
         results.write()
     return results.rows
 
 
-def predicted_name(cell: str, tta: TestTime = "none") -> str:
-    """Under which name the classes are kept that a cell gave the images."""
-    return f"predicted/{cell}" if tta == "none" else f"predicted/{cell}@{tta}"
+def predicted_name(row: Row) -> str:
+    """Under which name the classes are kept that a run gave the images."""
+    return f"predicted/{row['cell']}"
 
 
-def targets_name(row: Line) -> str:
+def targets_name(row: Row) -> str:
     """Under which name the classes of the images are kept that a run was scored on; the seed deals images to folds."""
     fold = row["fold"].replace(" ", "-")
     return f"targets/{row['fingerprint']}" + (f"/seed-{row['seed']}-fold-{fold}" if fold else "")

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 from fgzoo import create_model
-from fgzoo.errors import UsageError
+from fgzoo.data.card import DataCard
+from fgzoo.data.records import Part, Record
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("common", "plan", "costs", "runner", "results", "tables", "accuracy", "speed", "interpretability", "readouts")
@@ -43,8 +45,11 @@ def written(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 # ---------------------------------------------------------------------- speed
 
 
-def speed(bench: Any, *typed: str) -> int:
-    status: int = bench.common.command([bench.speed.Options], typed, after=bench.speed.measure)
+SMALL = ["--methods", "baseline", "--backbone", "test_resnet", "--size", "64", "--batch", "2", "--steps", "1", "--blocks", "2"]
+
+
+def speed(bench: Any, what: str, *typed: str) -> int:
+    status: int = bench.common.main(bench.speed.Arguments, [what, *SMALL, *typed], then=bench.speed.measure)
     return status
 
 
@@ -55,30 +60,24 @@ def speed(bench: Any, *typed: str) -> int:
         (["step", "--end-to-end"], {"before", "after", "plain timm", "from files"}),
         (["step", "--recipe"], {"baseline", "bare passes of its backbones"}),
         (["step", "--ranks", "2"], {"2 rank(s)"}),
-        (["memory", "--methods", "baseline"], {"baseline"}),
-        (["forward"], {"baseline", "bare"}),
-        (["predict"], {"bare forward", "reading", "predict"}),
-        (["explain", "--methods", "srbn"], {"explain", "predict"}),
+        (["predict", "--methods", "srbn"], {"backbone", "forward", "reading", "predict", "explain"}),
         (["data"], {"Pillow recipe", "ours", "ours, from the cache", "decode alone, Pillow"}),
         (["scan"], {"double loop", "scan"}),
     ],
 )
 def test_each_measurement_writes_rows_and_a_page(bench: Any, written: Path, typed: list[str], compared: set[str]) -> None:
-    assert speed(bench, *typed, "--quick", "--device", "cpu", "--write", "found") == 0
+    assert speed(bench, *typed, "--write", "found") == 0
     rows, page = bench.common.read_csv(written / "found.csv"), (written / "found.md").read_text()
     assert compared <= {row["what"] for row in rows}
-    assert all(f"| {name} |" in page for name in compared if len(compared) > 1)
+    assert all(f"| {name} |" in page for name in compared)
     assert all(row["fgzoo"] and row["hardware"] and row["command"] for row in rows)
-    if typed[0] == "memory":
-        assert 0 < float(rows[0]["peak_gib"]) < 50
-        return
+    assert typed[0] != "step" or 0 < float(rows[0]["peak_gib"]) < 50
     assert all(float(row["cpu_ms"]) > 0 for row in rows)
     assert {row["block"] for row in rows} == {"1", "2"}
 
 
 def test_a_measurement_that_there_is_not_is_refused(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        speed(bench, "steps")
+    assert speed(bench, "steps") == 2
     assert "steps" in capsys.readouterr().err
 
 
@@ -90,20 +89,15 @@ def test_ratios_are_taken_within_each_turn(bench: Any) -> None:
         now.append(next(slow))
         return {"cpu_ms": now[-1]}
 
-    rows = bench.speed.take_turns({"fast": fast, "other": lambda: {"cpu_ms": 3 * now[-1]}}, blocks=3, base="fast")
+    rows = bench.speed.take_turns({"fast": fast, "other": lambda: {"cpu_ms": 3 * now[-1]}}, 3, ["fast"], "cpu_ms")
     assert [row["cpu_ms"] for row in rows if row["what"] == "fast"] == [1.0, 2.0, 1.0]
     assert [row["to fast"] for row in rows] == pytest.approx([1.0, 3.0] * 3)
-
-
-def options(bench: Any, **more: Any) -> Any:
-    typed = {"recipe": True, "quick": True, "precision": "32-true", "device": "cpu", **more}
-    return bench.speed.resolved(bench.speed.Options("step", **typed))
 
 
 def test_backbones_passes_are_counted_where_they_learn_and_where_they_do_not(bench: Any) -> None:
     images = torch.randn(2, 3, 64, 64)
     for method, stage, expected in (("baseline", 0, (1.0, 0.0)), ("bcnn", 0, (0.0, 1.0)), ("bcnn", 1, (1.0, 0.0))):
-        model = bench.speed.build(options(bench), method)
+        model = bench.speed.build(bench.speed.Arguments("step", recipe=True, backbone="test_resnet"), method)
         total, spent = bench.costs.training_operations(model, stage, images)
         alone = {name: bench.costs.forward_operations(model.network.get_submodule(name), images) for name in spent}
         shares = {name: (learnt / alone[name], bare / alone[name]) for name, (learnt, bare) in spent.items()}
@@ -112,23 +106,21 @@ def test_backbones_passes_are_counted_where_they_learn_and_where_they_do_not(ben
 
 
 @pytest.mark.timeout(600)
-def test_a_process_that_ends_by_itself_says_why(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert speed(bench, "step", "--recipe", "--quick", "--device", "cpu", "--precision", "16-mixed") == 2
-    assert "baseline, baseline: ValueError: precision 16-mixed is not to be had on cpu" in capsys.readouterr().err
+def test_a_process_that_ends_by_itself_says_why(bench: Any) -> None:
+    with pytest.raises(ProcessRaisedException, match="precision 16-mixed is not to be had on cpu"):
+        speed(bench, "step", "--recipe", "--precision", "16-mixed")
 
 
 # ---------------------------------------------------------------------- maps
 
 
 def judged(bench: Any, *typed: str) -> int:
-    settings = ["--limit", "6", "--perturbed", "2", "--steps", "2", "--write", "maps", "--device", "cpu"]
-    status: int = bench.common.command(
-        [bench.interpretability.measure, bench.interpretability.picture], ["measure", *typed, *settings]
-    )
+    settings = ["--limit", "6", "--perturbed", "2", "--write", "maps"]
+    status: int = bench.common.main(bench.interpretability.measure, [*typed, *settings])
     return status
 
 
-def test_maps_are_judged_and_methods_measured_anew_take_their_place(bench: Any, written: Path) -> None:
+def test_maps_are_judged(bench: Any, written: Path) -> None:
     assert judged(bench, "--runs", "baseline_birds", "srbn_birds") == 0
     rows = bench.common.read_csv(written / "maps.csv")
     found = {(row["method"], row["map"], row["measure"]): row for row in rows}
@@ -141,32 +133,31 @@ def test_maps_are_judged_and_methods_measured_anew_take_their_place(bench: Any, 
         assert int(found[method, "occlusion", "insertion (higher is better)"]["images"]) == 2
     page = (written / "maps.md").read_text()
     assert "| srbn | final map |" in page
-    assert judged(bench, "--runs", "baseline_birds", "--keep") == 0
-    again = bench.common.read_csv(written / "maps.csv")
-    assert [row for row in again if row["method"] == "srbn"] == [row for row in rows if row["method"] == "srbn"]
-    with pytest.raises(UsageError, match="with other settings"):
-        bench.interpretability.measure(["srbn_birds"], keep=True, write="maps", limit=7)
 
 
 def test_a_ratio_is_paired_over_images_and_needs_hits(bench: Any) -> None:
     mine, other = torch.tensor([1.0, 1, 1, 0, math.nan]), torch.tensor([1.0, 0, 0, 0, 1])
-    found = bench.interpretability.ratio(mine, other, seed=0)
+    found = bench.interpretability.ratio(mine, other)
     assert (found["mean"], found["images"]) == (3.0, 4)
     assert found["low"] <= 3 <= found["high"] == math.inf
-    assert bench.interpretability.ratio(mine, torch.zeros(5), seed=0) == {}
+    assert bench.interpretability.ratio(mine, torch.zeros(5)) == {}
 
 
 def test_boxes_and_parts_move_with_the_pixels(bench: Any) -> None:
     model = create_model("baseline", 3, "test_resnet", pretrained=False)
-    model.card = bench.common.DataCard("folder", ["a", "b", "c"], 64, 72, "squash", "bilinear", "pillow", "none")
-    moved = bench.interpretability.in_input_frame(torch.tensor([[10.0, 20, 30, 40]]), (144, 144), model.transform)
-    assert moved[0].tolist() == [1.0, 6.0, 11.0, 16.0]  # half the size, and four pixels of the border are cut
+    model.card = DataCard("folder", ["a", "b", "c"], 64, 72, "squash", "bilinear", "pillow", "none")
+    parts = (Part("beak", 10, 20), Part("tail", 143, 30))
+    record, image = Record("a", 0, box=(10, 20, 30, 40), parts=parts), torch.zeros(3, 144, 144, dtype=torch.uint8)
+    box, points, deciding = bench.interpretability.ground_truth(model, record, parts[0], image)
+    assert box.tolist() == [[1.0, 6.0, 11.0, 16.0]]  # half the size, and four pixels of the border are cut
+    assert points[0].tolist() == deciding[0].tolist() == [1.0, 6.0]
+    assert points[1].isnan().all()  # cut off
+    assert bench.interpretability.ground_truth(model, Record("a", 0), None, image)[0].isnan().all()
 
 
 def test_the_picture_is_drawn(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.interpretability, "COLUMNS", {"srbn": "SRBN"})
-    monkeypatch.setattr(bench.interpretability, "EVERY", 12)
-    bench.interpretability.picture(tmp_path / "maps.jpg")
+    monkeypatch.setattr(bench.interpretability, "NETWORKS", {"srbn": "SRBN"})
+    bench.interpretability.picture(output=tmp_path / "maps.jpg")
     assert (tmp_path / "maps.jpg").stat().st_size > 5_000
 
 
@@ -175,18 +166,17 @@ def test_the_picture_is_drawn(bench: Any, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_results_say_how_they_came_about(bench: Any, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks/speed.py", "data", "--images=/home/me/cub", "--size", "64"])
-    bench.common.deliver("Title", "Text.", [{"what": "a", "value": 1}, {"what": "b", "fgzoo": "older"}], "name")
+    bench.common.write_report("Title", "Text.", [{"what": "a", "value": 1}, {"what": "b"}], "name")
     page, rows = (written / "name.md").read_text(), bench.common.read_csv(written / "name.csv")
     assert page.startswith("# Title\n")
     assert "python benchmarks/speed.py data --images=PATH --size 64" in page
     assert [row["torch"] for row in rows] == [torch.__version__.partition("+")[0]] * 2
-    assert rows[1]["fgzoo"] == "older"
+    assert [row["value"] for row in rows] == ["1", ""]
 
 
 def test_no_folder_of_this_machine_is_written(bench: Any) -> None:
-    assert bench.common.hidden("no file /home/me/a.jpg, ~/b or root=/data/cub: 1/2") == "no file PATH, PATH or root=PATH 1/2"
+    assert bench.common.hide_paths("no file /home/me/a.jpg, ~/b or root=/data/cub: 1/2") == "no file PATH, PATH or root=PATH 1/2"
 
 
-def test_the_middle_stands_beside_its_range(bench: Any) -> None:
-    assert bench.common.middle([3.0, 1.0, 2.0, 10.0]) == "2.50 (1.00 to 10.00)"
-    assert bench.common.middle([1234.5], digits=1) == "1,234.5"
+def test_the_median_stands_beside_its_range(bench: Any) -> None:
+    assert bench.common.median_and_range([3.0, 1.0, 2.0, 1234.5]) == "2.50 (1.00 to 1,234.50)"
