@@ -56,12 +56,12 @@ from fgzoo.interpret import explanation
 from fgzoo.interpret.page import write_page
 from fgzoo.methods import find_method
 from fgzoo.nn import SpatialLSTM
-from fgzoo.recipes import read_recipe
+from fgzoo.recipes import list_recipes, read_recipe
 from fgzoo.training import callbacks, command, environment, faults
 
 PLAIN, BARE, FILES = "plain timm", "bare passes of its backbones", "from files"
-#: The preset `small` without, and with, what made its step fast.
-PRESETS: dict[str, Any] = {"before": {"freeze": 0, "freeze_norm": "none"}, "after": {"freeze": 3, "freeze_norm": "statistics"}}
+#: What the contender "before" has of the preset `small` instead of what made its step fast.
+BEFORE: dict[str, Any] = {"freeze": 0, "freeze_norm": "none"}
 #: Batches that a process may be asked for, which its schedule needs to know.
 BATCHES = 10**6
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -231,8 +231,9 @@ def start(stack: ExitStack, args: Arguments, method: str, contender: str, files:
 
 def build(args: Arguments, method: str, contender: str = "") -> FineGrainedClassifier:
     """The model, by the preset `small` or by the method's own recipe for CUB, with random weights."""
-    arguments = read_recipe(f"cub/{method}" if args.recipe else "small")["model"]["init_args"]
-    arguments |= {} if args.recipe else PRESETS.get(contender, PRESETS["after"])
+    recipe = f"{'cub' if args.recipe else 'small'}/{method}"
+    arguments = read_recipe(recipe if recipe in list_recipes() else "small")["model"]["init_args"]
+    arguments |= BEFORE if contender == "before" else {}
     arguments |= {"backbone": args.backbone_of(method), "lr": 1e-6, "pretrained": False, "backbone_weights": None}
     torch.manual_seed(0)
     return create_model(method, args.classes, **arguments)

@@ -34,18 +34,19 @@ MEANS = {
 README_COLUMNS = ("what", "runs", "top-1 %", "to Baseline", "to parent", "passes a training image")
 
 
-def paired_difference(first: NDArray[Any], second: NDArray[Any], resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
-    """Accuracy of the first minus that of the second, and the ends of its 95 % percentile interval by paired bootstrap.
+def with_interval(gains: Sequence[NDArray[Any]], resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
+    """The mean gain in accuracy over data sets, and the ends of its 95 % percentile interval by paired bootstrap.
 
-    Both are (S, N), whether a model of seed s was right on image n. A resample draws N images and S seeds with replacement, the
-    same ones for both models.
+    A data set's gain is (S, N), of seed s on image n; a resample draws N images and S seeds of each with replacement.
     """
-    gained = first.astype(np.float64) - second
-    seeds, images = gained.shape
-    # A resample's mean is sum_sn u_s v_n gained_sn / (S N), with u and v how often seeds and images were drawn.
-    by_seed = np.concatenate([counts @ gained.T for counts in np.array_split(drawn_counts(images, resamples, seed), 20)])
-    means = (drawn_counts(seeds, resamples, seed + 1) * by_seed).sum(axis=1) / gained.size
-    return [float(gained.mean()), *np.percentile(means, [2.5, 97.5]).tolist()]
+    means = np.zeros(resamples)
+    for gained in gains:
+        seeds, images = gained.shape
+        # A resample's mean is sum_sn u_s v_n gained_sn / (S N), with u and v how often seeds and images were drawn.
+        by_seed = np.concatenate([counts @ gained.T for counts in np.array_split(drawn_counts(images, resamples, seed), 20)])
+        means += (drawn_counts(seeds, resamples, seed + 1) * by_seed).sum(axis=1) / gained.size / len(gains)
+        seed += 2
+    return [float(np.mean([gained.mean() for gained in gains])), *np.percentile(means, [2.5, 97.5]).tolist()]
 
 
 @functools.lru_cache(maxsize=8)
@@ -89,13 +90,19 @@ def difference(first: Group, second: Group, arrays: Arrays) -> str:
     if not first.runs:
         return "-"
     mean = statistics.mean(mine - theirs for mine, theirs in zip(first.values("top1"), second.values("top1"), strict=True))
+    gained = gain(first, second, arrays)
+    return percentage_points(mean) if gained is None else percentage_points(mean, *with_interval([gained])[1:])
+
+
+def gain(first: Group, second: Group, arrays: Arrays) -> NDArray[Any] | None:
+    """(seeds, images) of paired groups: 1 where the first alone was right, -1 where the second was; `None` where unknown."""
     hits = []
     for group in (first, second):
         predicted, targets = (stacked(group, name, arrays) for name in (predicted_name, targets_name))
         if predicted is None or targets is None:
-            return percentage_points(mean)
-        hits.append(predicted == targets)
-    return percentage_points(mean, *paired_difference(*hits)[1:])
+            return None
+        hits.append((predicted == targets).astype(np.float64))
+    return hits[0] - hits[1]
 
 
 def percentage_points(mean: float, *interval: float) -> str:
@@ -256,6 +263,19 @@ def blocks_of(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> list[Block]:
     return blocks
 
 
+def over_datasets(blocks: Sequence[Block]) -> str:
+    """The mean over a plan's data sets of how much more accurate than the baseline a row is, where it was run on all of them."""
+    gains: dict[str, list[NDArray[Any]]] = defaultdict(list)
+    for block in blocks if len({block.dataset for block in blocks}) == len(blocks) > 1 else ():
+        for group in (group for group in block.groups if group not in block.baselines):
+            base = block.baseline_for(group, group.epochs)
+            pair = paired(group, base) if base is not None else []
+            gained = gain(*pair, block.arrays) if pair and pair[0].runs else None
+            gains[group.label] += [] if gained is None else [gained]
+    means = {label: percentage_points(*with_interval(found)) for label, found in gains.items() if len(found) == len(blocks)}
+    return markdown_table([{"what": label, "mean difference to Baseline": mean} for label, mean in means.items()])
+
+
 MORE_VIEWS = (
     "Beside the baseline tested on more views of an image, whose probabilities are averaged: itself and its mirror image (flip), "
     "corners, centre and their mirror images (ten-crop). The methods are tested as above; the differences are theirs to it:"
@@ -280,7 +300,8 @@ def plan_page(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
         f"`python benchmarks/accuracy.py run {plan.name}` makes the runs, `make table` this page. Every run's command, "
         f"settings and environment: `{plan.name}.csv`; its epochs: `{plan.name}_epochs.csv`.",
     ]
-    for block in blocks_of(plan, rows, arrays):
+    blocks = blocks_of(plan, rows, arrays)
+    for block in blocks:
         sections = {
             f"## {block.dataset}, {block.variant}": block.equal_epochs(),
             "### Equal passes": block.equal_passes(),
@@ -288,6 +309,8 @@ def plan_page(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
             "### Together": "\n\n".join(filter(None, [block.agreement(), block.averaged()])),
         }
         text += [f"{title}\n\n{section}" for title, section in sections.items() if section]
+    overall = over_datasets(blocks)
+    text += [f"## Mean over the data sets\n\n{overall}"] if overall else []
     return "\n\n".join(filter(None, text)) + "\n"
 
 

@@ -385,7 +385,8 @@ def test_dry_run_says_what_would_be_typed(bench: Any, plan_file: Path, capsys: p
 def test_bootstrap_is_the_literal_one(bench: Any) -> None:
     draw = np.random.default_rng(1)
     first, second = draw.random((3, 41)) < 0.8, draw.random((3, 41)) < 0.7
-    found = bench.tables.paired_difference(first, second, resamples=1200, seed=5)
+    gained = first.astype(float) - second
+    found = bench.tables.with_interval([gained], resamples=1200, seed=5)
     images = np.random.default_rng(5).integers(0, 41, (1200, 41))
     seeds = np.random.default_rng(6).integers(0, 3, (1200, 3))
     means = []
@@ -396,10 +397,20 @@ def test_bootstrap_is_the_literal_one(bench: Any) -> None:
                 total += int(first[seed, image]) - int(second[seed, image])
         means.append(total / (3 * 41))
     assert found == pytest.approx([first.mean() - second.mean(), *np.percentile(means, [2.5, 97.5])])
-    assert bench.tables.paired_difference(first, first, resamples=100) == [0, 0, 0]
+    assert bench.tables.with_interval([gained - gained], resamples=100) == [0, 0, 0]
     # What rounds to zero has no sign.
     assert bench.tables.percentage_points(-1e-17) == "+0.0"
     assert bench.tables.percentage_points(-0.0004, -0.02, -1e-9) == "+0.0 [-2.0, +0.0]"
+
+
+def test_data_sets_are_averaged_and_each_resampled_by_itself(bench: Any) -> None:
+    draw = np.random.default_rng(2)
+    gains = [draw.integers(-1, 2, (3, 500)).astype(float), draw.integers(0, 2, (2, 700)).astype(float)]
+    mean, low, high = bench.tables.with_interval(gains)
+    assert mean == pytest.approx((gains[0].mean() + gains[1].mean()) / 2)
+    each = [bench.tables.with_interval([gained]) for gained in gains]
+    widths = [(found[2] - found[1]) / 2 for found in each]
+    assert (high - low) / 2 == pytest.approx(np.hypot(*widths) / 2, rel=0.05)
 
 
 def test_folds_are_paired_by_the_images_that_each_holds_out(bench: Any) -> None:
@@ -417,7 +428,9 @@ def test_folds_are_paired_by_the_images_that_each_holds_out(bench: Any) -> None:
     one, two = (group(bench, rows[name]) for name in rows)
     joined = [np.concatenate([hits[name, fold] for fold in ("0 of 2", "1 of 2")])[None] for name in rows]
     mean = np.mean([hits["a", fold].mean() - hits["b", fold].mean() for fold in ("0 of 2", "1 of 2")])
-    assert tables.difference(one, two, kept) == tables.percentage_points(mean, *tables.paired_difference(*joined)[1:])
+    assert tables.difference(one, two, kept) == tables.percentage_points(
+        mean, *tables.with_interval([joined[0].astype(float) - joined[1]])[1:]
+    )
     # Another seed of which one fold was run: images of single seeds are not comparable then.
     other = {**rows["a"][0], "seed": "1"}
     kept[bench.results.targets_name(other)] = kept[bench.results.targets_name(rows["a"][0])]
