@@ -205,12 +205,7 @@ class Block(NamedTuple):
             known = [seed for seed, run in base.runs.items() if all(predicted_name(run) + view in self.arrays for view in VIEWS)]
             for view, name in VIEWS.items() if known else ():
                 viewed = base._replace(runs={seed: self.viewed(base.runs[seed], view) for seed in known})
-                about = {
-                    "what": base.label,
-                    "test views": name,
-                    "runs": len(known),
-                    "top-1 %": mean_std(viewed.values("top1")),
-                }
+                about = {"what": base.label, "test views": name, "runs": len(known), "top-1 %": mean_std(viewed.values("top1"))}
                 rows.append(about | {group.label: difference(group, viewed, self.arrays) for group in self.compared})
         return markdown_table(rows)
 
