@@ -24,25 +24,22 @@ from fgzoo.interpret.overlays import overlay
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.baseline import Baseline, BaselineNetwork
 from fgzoo.nn.output import MethodOutput
-from tests.builders import encode, make_cub, picture
-from tests.command import Result, fgzoo, fit
+from tests.builders import encode, picture
+from tests.command import Result, fgzoo
 from tests.small import CARD, NAMES, small
 
 WIDE = picture(1, width=130, height=70)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A run of an epoch on three classes, and three photos."""
-    folder = tmp_path_factory.mktemp("trained")
-    root = make_cub(folder / "data")
-    result = fit(root, "--output", folder / "run")
-    assert result.status == 0, result.err
+def trained(trained: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The run that all tests share, and three photos."""
+    folder = tmp_path_factory.mktemp("photos")
     photos = []
     for index in range(3):
         photos.append(folder / f"photo {index}.png")
         photos[-1].write_bytes(encode(picture(index, width=50 + 20 * index), "PNG"))
-    return SimpleNamespace(run=folder / "run", photos=photos)
+    return SimpleNamespace(run=trained.run, photos=photos)
 
 
 def run(trained: SimpleNamespace, *arguments: object) -> Result:
