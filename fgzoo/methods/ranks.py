@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgzoo.nn.backbone import reached_by
+from fgzoo.nn.statistics import batch_norms
 
 
 class Ranks(Callback):
@@ -75,7 +75,7 @@ def agree_on_statistics(trainer: L.Trainer, network: nn.Module) -> None:
     """
     if trainer.world_size == 1:
         return
-    for module in network.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
-            for statistic in (module.running_mean, module.running_var):
+    for norm in batch_norms(network):
+        if norm.running_mean is not None and norm.running_var is not None:
+            for statistic in (norm.running_mean, norm.running_var):
                 statistic.copy_(cast(Tensor, trainer.strategy.reduce(statistic.clone(), reduce_op="mean")))
