@@ -259,16 +259,24 @@ def blocks_of(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> list[Block]:
 
 
 def over_datasets(blocks: Sequence[Block]) -> str:
-    """The mean over a plan's data sets of how much more accurate than the baseline a row is, where it was run on all of them."""
+    """Rows that were run on all of several data sets: accuracy on each, and the mean of the differences to the baseline."""
+    if len(blocks) == 1 or len({block.dataset for block in blocks}) < len(blocks):
+        return ""
+    rows: dict[str, Row] = defaultdict(dict)
     gains: dict[str, list[NDArray[Any]]] = defaultdict(list)
-    for block in blocks if len({block.dataset for block in blocks}) == len(blocks) > 1 else ():
-        for group in (group for group in block.groups if group not in block.baselines):
+    for block in blocks:
+        for group in (group for group in block.groups if group.label == BASELINE or group not in block.baselines):
+            shown = f"{mean_std(group.values('top1'))} ({len(group.runs)} runs)"
+            rows[group.label] |= {"what": group.label, f"{block.dataset}, top-1 %": shown}
             base = block.baseline_for(group, group.epochs)
-            pair = paired(group, base) if base is not None else []
-            gained = gain(*pair, block.arrays) if pair and pair[0].runs else None
-            gains[group.label] += [] if gained is None else [gained]
-    means = {label: percentage_points(*with_interval(found)) for label, found in gains.items() if len(found) == len(blocks)}
-    return markdown_table([{"what": label, "mean difference to Baseline": mean} for label, mean in means.items()])
+            if base is not None and base is not group and group.runs.keys() & base.runs.keys():
+                mine, theirs = paired(group, base)
+                gained = gain(mine, theirs, block.arrays)
+                gains[group.label] += [] if gained is None else [gained]
+    for label, found in gains.items():
+        if len(found) == len(blocks):
+            rows[label]["mean difference to Baseline"] = percentage_points(*with_interval(found))
+    return markdown_table([row for row in rows.values() if all(f"{block.dataset}, top-1 %" in row for block in blocks)])
 
 
 MORE_VIEWS = (
@@ -305,21 +313,23 @@ def plan_page(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
         }
         text += [f"{title}\n\n{section}" for title, section in sections.items() if section]
     overall = over_datasets(blocks)
-    text += [f"## Mean over the data sets\n\n{overall}"] if overall else []
+    text += [f"## Over the data sets\n\n{overall}"] if overall else []
     return "\n\n".join(filter(None, text)) + "\n"
 
 
 def readme_part(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
     """README's table: methods, parents and the baseline, as they are set today, in the plan's first variant."""
-    named = {BASELINE, *plan.compare, *(row.parent for row in plan.rows)}
+    named = {BASELINE, *plan.compare, *(row.parent for row in plan.rows)} if plan.compare else {row.label for row in plan.rows}
     # A row of earlier settings may have the label of today's.
     current = {(row.label, row.method, row.arguments) for row in plan.rows if row.label in named}
     blocks = [
         block._replace(groups=[group for group in block.groups if (group.label, group.method, group.arguments) in current])
         for block in blocks_of(plan, rows, arrays)
     ]
-    block = next(block for block in blocks if block.groups)
     page = f"[what this is, more tables, every run](benchmarks/results/accuracy/{plan.name}.md)"
+    if len(plan.datasets) > 1 and not plan.compare:
+        return f"{plan.title}; differences in points, with 95 % intervals: {page}.\n\n{over_datasets(blocks)}"
+    block = next(block for block in blocks if block.groups)
     title = f"{plan.title}, {block.variant}; differences in points, with 95 % intervals: {page}."
     return f"{title}\n\n{block.equal_epochs(README_COLUMNS)}"
 

@@ -477,6 +477,21 @@ def test_probabilities_are_averaged_and_stand_beside_the_same_seeds_alone(bench:
     assert f"averaged: {100 * right:.1f} % (RRA's parent {100 * float(parent['top1']):.1f}, RRA " in line
 
 
+def test_differences_are_averaged_over_data_sets_that_have_the_row(bench: Any, finished: Path) -> None:
+    rows = [row for row in results(bench, finished).rows if row["epochs"] == "4"]
+    assert "Over the data sets" not in report(bench, finished, rows)
+    baselines = [row | {"dataset": "cars"} for row in rows if row["label"] == "Baseline"]
+    level = [row | {"label": "RRA", "method": "rra"} for row in baselines]  # no gain there
+    text = report(bench, finished, [*rows, *baselines, *level]).partition("## Over the data sets")[2]
+    base, method = (np.mean([float(row["top1"]) for row in rows if row["label"] == name]) for name in ("Baseline", "RRA"))
+    cells = line_of(text, "| RRA |").split(" | ")
+    assert cells[1].startswith(f"{100 * method:.1f} ±")
+    assert cells[2].startswith(f"{100 * base:.1f} ±")
+    assert cells[3].startswith(f"{50 * (method - base):+.1f} [")
+    assert "| Baseline |" in text
+    assert "RRA's parent" not in text
+
+
 def test_what_had_equal_passes_stands_beside_the_same_seeds_alone(bench: Any, finished: Path) -> None:
     rows = results(bench, finished).rows
     fewer = [row for row in rows if row["cell"] != "baseline-8-epochs-seed1"]
