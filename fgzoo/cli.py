@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from fgzoo.allocator import keep_freed_memory
 from fgzoo.commands import COMMANDS
-from fgzoo.errors import TrainingError, UsageError
+from fgzoo.errors import TrainingError, UsageError, did_you_mean
 from fgzoo.methods import import_path
 
 #: Verb -> what it does, as `fgzoo --help` shows it.
@@ -66,9 +65,7 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stdout.write(f"fgzoo {__version__}\n")
         return 0
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean 'fgzoo {near[0]}'?" if near else "`fgzoo --help` names the verbs"
-        raise UsageError(f"no verb '{verb}'; {hint}")
+        raise UsageError(f"no verb '{verb}'{did_you_mean(verb, VERBS) or '; `fgzoo --help` names the verbs'}")
     _prepare_process()
     if verb in ("fit", "validate", "test"):
         return _train(verb, arguments[1:])

@@ -35,16 +35,17 @@ class UntrainedError(UsageError):
     """An answer was asked of a network that has never been trained."""
 
 
-def did_you_mean(said: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+def did_you_mean(said: str, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> str:
     """The end of a message about a wrong name.
 
     Args:
         said: The wrong name.
         known: The right ones.
         cutoff: How similar one must be, from 0 to 1.
+        most: How many are proposed.
 
     Returns:
         E.g. `; did you mean 'cub/rra'?`, or nothing where none is near.
     """
-    near = difflib.get_close_matches(said, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    near = difflib.get_close_matches(said, list(known), n=most, cutoff=cutoff)
+    return f"; did you mean {', '.join(map(repr, near))}?" if near else ""

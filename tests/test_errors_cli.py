@@ -24,7 +24,7 @@ def assert_refused(result: Result, *said: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("fti", "did you mean 'fgzoo fit'?"),
+        ("fti", "no verb 'fti'; did you mean 'fit'?"),
         ("fit --data.imge_size 64", "no option 'data.imge_size'; did you mean 'data.image_size'?"),
         ("fit --trainer.max_epoch 3", "no option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
         ("fit --model baseline --model.dropuot 0.1", "Baseline has no argument 'dropuot'; did you mean 'dropout'?"),
@@ -41,7 +41,7 @@ def assert_refused(result: Result, *said: str) -> None:
         ("fit --config cub --model baseline", "Give --data.root PATH"),
         ("fit --config cub --model baseline --data.root nowhere", "no folder nowhere"),
         ("fit --model.num_classes 5", "--model.num_classes: the data says"),
-        ("fit --model.backbone test_resnett", "did you mean test_resnet"),
+        ("fit --model.backbone test_resnett", "did you mean 'test_resnet'"),
         ("fit --model.label_smoothing 2", "model.label_smoothing: 2.0"),
         ("fit --data.batch_size 0", "data.batch_size: 0"),
         ("fit --data.num_workers -1", "data.num_workers: -1"),

@@ -8,7 +8,6 @@ parameter's help is what `Args:` says of it; the docstring's first paragraph is 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from argparse import ArgumentError
@@ -21,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
-from fgzoo.errors import UsageError
+from fgzoo.errors import UsageError, did_you_mean
 
 Verb = Callable[..., int]
 
@@ -122,8 +121,7 @@ def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Any:
 def _complaint(message: str, options: Sequence[str]) -> str:
     """A parser's message in one line, with the nearest option where one was misspelt."""
     if found := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
-        near = difflib.get_close_matches(found[1], options, n=1)
-        return f"no option {found[1]}" + (f"; did you mean {near[0]}?" if near else "")
+        return f"no option {found[1]}{did_you_mean(found[1], options)}"
     if found := re.search(r'Parser key "(\w+)":\s+Not of type \w+: (.+)', message):
         return f"--{found[1].replace('_', '-')}: {found[2]}"
     if found := re.search(r"arguments are required: (.+)", message):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.errors import CheckpointError, UsageError, did_you_mean
 from fgzoo.nn.frozen import fold_batch_norms, freeze_batch_norms
 from fgzoo.nn.statistics import still_statistics
 from fgzoo.nn.weights import read_weights
@@ -261,8 +260,7 @@ def reached_by(*tensors: Tensor) -> set[Tensor]:
 def _create(name: str, pretrained: bool, output_stride: int | None) -> Any:
     """Build a timm network whose input size is free."""
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() names them all"
+        hint = did_you_mean(name.partition(".")[0], timm.list_models(), most=3) or "; timm.list_models() names them all"
         raise UsageError(f"backbone: timm knows no network '{name}'{hint}")
     finer: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
     model: Any

@@ -81,7 +81,7 @@ def test_what_follows_two_dashes_is_no_option() -> None:
     ("arguments", "said"),
     [
         ("m", "required: images"),
-        ("m a --topk 1", "no option --topk; did you mean --top-k?"),
+        ("m a --topk 1", "no option --topk; did you mean '--top-k'?"),
         ("m a --top-k 0", "--top-k: 0 does not conform"),
         ("m a --top-k x", "--top-k: invalid literal"),
         ("m a --how three", "invalid choice: 'three'"),

@@ -133,7 +133,7 @@ def test_missing_weights_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_unknown_network_names_the_nearest() -> None:
-    with pytest.raises(UsageError, match="no network 'resnet5'; did you mean resnet50"):
+    with pytest.raises(UsageError, match="no network 'resnet5'; did you mean 'resnet50'"):
         Backbone("resnet5", pretrained=False)
 
 

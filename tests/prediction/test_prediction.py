@@ -290,7 +290,7 @@ def test_a_picture_too_large_for_its_resize_is_a_row(model: FineGrainedClassifie
         ("RUN x.jpg --device gpu", "--device 'gpu' is none of auto, cpu"),
         ("RUN x.jpg --device cuda:99", "--device cuda:99 is not on this machine"),
         ("RUN x.jpg --also RUN --embed", "--embed takes one checkpoint"),
-        ("RUN x.jpg --topk 3", "no option --topk; did you mean --top-k?"),
+        ("RUN x.jpg --topk 3", "no option --topk; did you mean '--top-k'?"),
         ("nowhere.ckpt x.jpg", "'nowhere.ckpt'"),
         ("last x.jpg", "no trained run below runs"),
     ],
