@@ -13,8 +13,8 @@ This project's decisions, each an argument: the networks (the paper's are VGG-M 
 ResNet-34 stands beside VGG-16); a low-rank form of the local bilinear features, since the outer product would have 131,072 or
 more entries at every location (see [LowRankBilinear][fgzoo.nn.bilinear.LowRankBilinear]); the form of the attention, static or
 in glimpses that read the scan before, with a penalty as in "Show, Attend and Tell"; the readout, which sums the hidden states by
-the same attention, and the parent's readout beside it (`bilinear_head`, `hidden_weight`); the scale of the normalised vectors;
-the length and learning rate of the first training step.
+the same attention, what it reads beside them (`residual`), and the parent's readout beside it (`bilinear_head`, `hidden_weight`);
+the scale of the normalised vectors; the length and learning rate of the first training step.
 """
 
 from __future__ import annotations
@@ -99,22 +99,25 @@ class BilinearReadout(nn.Module):
 class HiddenReadout(nn.Module):
     """The spatial LSTM's head: hidden states summed by attention (without it: averaged) -> dropout -> linear.
 
-    Arguments are those of [SRBN][].
+    Arguments are those of [SRBN][], beside the channels of what is read beside the states: C + D with `residual`, else 0.
 
     Shape:
-        - hidden: (B, hidden_size, h, w); alpha: (B, h, w) or `None`
+        - hidden: (B, hidden_size, h, w); a: (B, C, h, w); b: (B, D, h, w); alpha: (B, h, w) or `None`
         - returns: logits (B, K), and the length of each hidden state (B, h, w)
     """
 
-    def __init__(self, hidden_size: int, num_classes: int, dropout: float, batch_norm: bool) -> None:
+    def __init__(self, hidden_size: int, beside: int, num_classes: int, dropout: float, batch_norm: bool) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(hidden_size) if batch_norm else nn.Identity()
+        self.residual = beside > 0
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(hidden_size, num_classes)
+        self.classifier = nn.Linear(hidden_size + beside, num_classes)
 
-    def forward(self, hidden: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, a: Tensor, b: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
         """Classify."""
         states = self.norm(hidden)
+        if self.residual:
+            states = torch.cat([states, a, b], dim=1)
         pooled = states.mean(dim=(2, 3)) if alpha is None else (alpha[:, None] * states).sum(dim=(2, 3))
         return self.classifier(self.dropout(pooled)), hidden.detach().norm(dim=1)
 
@@ -183,6 +186,7 @@ class SRBNNetwork(nn.Module):
         root_eps: float,
         batch_norm: bool,
         init: LayerInit,
+        residual: bool,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -220,7 +224,7 @@ class SRBNNetwork(nn.Module):
         if combine == "concat":
             self.readout = ConcatReadout(c + d, num_classes, dropout)
         elif spatial_lstm:
-            self.readout = HiddenReadout(hidden_size, num_classes, dropout, batch_norm)
+            self.readout = HiddenReadout(hidden_size, c + d if residual else 0, num_classes, dropout, batch_norm)
             if bilinear_head:
                 self.bilinear = bilinear()
         else:
@@ -238,7 +242,7 @@ class SRBNNetwork(nn.Module):
         elif isinstance(self.readout, BilinearReadout):
             logits, shown = self.readout(a, b, alpha, explained)
         else:
-            logits, shown = self.readout(hidden, alpha)
+            logits, shown = self.readout(hidden, a, b, alpha)
         maps.append(shown)
         heads = {"global": logits}
         if self.bilinear is not None:
@@ -342,6 +346,8 @@ class SRBN(FineGrainedClassifier):
             [smooth_root][fgzoo.nn.bilinear.smooth_root].
         init: Of the layers between streams and classifiers: torch's `default`, or `orthogonal` rows or columns, so that they
             begin as projections, which keep what the streams tell. Our decision.
+        residual: The LSTM's head reads the streams themselves, averaged by the same attention, beside its states. Our decision:
+            so it begins with what two networks tell, to which the scan adds.
         batch_norm: Local features are batch-normalised instead of power-normalised, and hold, besides products of the streams'
             features, these themselves (biases of the low-rank form); hidden states are batch-normalised before they are
             classified. Products alone, through random projections, tell classes apart far worse at the start
@@ -387,6 +393,7 @@ class SRBN(FineGrainedClassifier):
         root_eps: float = 1e-5,
         batch_norm: bool = False,
         init: LayerInit = "default",
+        residual: bool = False,
         new_share: float = 1 / 3,
         new_rate: float = 2.0,
         joint_rate: float | None = None,

@@ -28,6 +28,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "coarse2fine with a mask alone": ("coarse2fine", {"fine": "mask", "keep_views": False}),
     "coarse2fine detached": ("coarse2fine", {"detach_attention": True}),
     "srbn with glimpses": ("srbn", {"attention": "recurrent"}),
+    "srbn round its scan": ("srbn", {"residual": True, "batch_norm": True}),
     "srbn from four corners": ("srbn", {"directions": 4, "attention": "none"}),
     "srbn without its lstm": ("srbn", {"spatial_lstm": False, "bilinear_size": 4096}),
     "two networks": ("bcnn", {"combine": "concat"}),

@@ -92,6 +92,16 @@ def test_the_readout_of_the_scan_alone_follows_the_equations() -> None:
     torch.testing.assert_close(output.attention, torch.stack([normalize_map(alpha), normalize_map(hidden.norm(dim=1))], 1))
 
 
+def test_the_head_of_the_scan_may_read_the_streams_beside_its_states() -> None:
+    model = evaluation_mode(make(**HIDDEN, residual=True))
+    net, images = network(model), example_batch((96, 64))[0]
+    with torch.no_grad():
+        a, b = net.streams(images)
+        (alpha,), hidden = net.focus(a, b)
+        attended = [torch.einsum("bhw,bchw->bc", alpha, maps) for maps in (hidden, a, b)]
+        torch.testing.assert_close(model(images).logits, net.readout.classifier(torch.cat(attended, dim=1)))
+
+
 def test_local_features_and_states_may_be_batch_normalised() -> None:
     model = evaluation_mode(make(scale=3.0, batch_norm=True))
     net, images = network(model), example_batch((96, 64))[0]
@@ -351,6 +361,7 @@ def test_resnet50_keeps_a_classifier_of_the_papers_length() -> None:
         ({}, {"attention_size": 4}),
         ({}, {"scale": 1.0}),
         ({}, {"batch_norm": True}),
+        ({}, {"residual": True}),
         ({}, {"stride": 8}),
         ({}, {"second_backbone": "test_resnet"}),
         ({"attention": "recurrent"}, {"glimpses": 3}),
