@@ -102,8 +102,8 @@ class HiddenReadout(nn.Module):
     Arguments are those of [SRBN][], beside the channels of what is read beside the states: C + D with `residual`, else 0.
 
     Shape:
-        - hidden: (B, hidden_size, h, w); a: (B, C, h, w); b: (B, D, h, w); alpha: (B, h, w) or `None`
-        - returns: logits (B, K), and the length of each hidden state (B, h, w)
+        - hidden: (B, hidden_size, h, w); a: (B, C, h, w); b: (B, D, h, w); alpha: (B, h, w) or `None`; explained: (B,)
+        - returns: logits (B, K)
     """
 
     def __init__(self, hidden_size: int, beside: int, num_classes: int, dropout: float, batch_norm: bool) -> None:
@@ -113,13 +113,22 @@ class HiddenReadout(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size + beside, num_classes)
 
-    def forward(self, hidden: Tensor, a: Tensor, b: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, a: Tensor, b: Tensor, alpha: Tensor | None) -> Tensor:
         """Classify."""
         states = self.norm(hidden)
         if self.residual:
             states = torch.cat([states, a, b], dim=1)
         pooled = states.mean(dim=(2, 3)) if alpha is None else (alpha[:, None] * states).sum(dim=(2, 3))
-        return self.classifier(self.dropout(pooled)), hidden.detach().norm(dim=1)
+        logits: Tensor = self.classifier(self.dropout(pooled))
+        return logits
+
+    @torch.no_grad()
+    def evidence(self, a: Tensor, b: Tensor, alpha: Tensor | None, explained: Tensor) -> Tensor:
+        """What each location of the streams adds to a class's logit, (B, h, w); a state tells of other locations, too."""
+        streams = torch.cat([a, b], dim=1).float()
+        weight = self.classifier.weight[explained, -streams.shape[1] :].float()
+        evidence = torch.einsum("bc,bchw->bhw", weight, streams)
+        return evidence / evidence[0].numel() if alpha is None else evidence * alpha
 
 
 class ConcatReadout(nn.Module):
@@ -159,7 +168,8 @@ class SRBNNetwork(nn.Module):
         - logits: (B, K); heads: `global`, or `hidden` and `bilinear`
         - attention: (B, S, h, w) on the finer stream's grid: alpha of the last glimpse, where there is attention; then the
           length of the hidden states, with the LSTM; then the bilinear readout's evidence for the predicted class (for the
-          target, where targets are given in evaluation), where there is one. Only the evidence depends on the class.
+          target, where targets are given in evaluation), where there is one, with `residual` that of the streams in the LSTM's
+          head, too. Only the evidence depends on the class.
         - extra, in training with recurrent attention: `penalty`, a scalar
     """
 
@@ -242,13 +252,17 @@ class SRBNNetwork(nn.Module):
         elif isinstance(self.readout, BilinearReadout):
             logits, shown = self.readout(a, b, alpha, explained)
         else:
-            logits, shown = self.readout(hidden, a, b, alpha)
+            assert hidden is not None
+            logits, shown = self.readout(hidden, a, b, alpha), hidden.detach().norm(dim=1)
         maps.append(shown)
         heads = {"global": logits}
         if self.bilinear is not None:
             bilinear, evidence = self.bilinear(a, b, alpha, explained, beside=self.hidden_weight * logits)
             heads = {"hidden": logits, "bilinear": bilinear}
             logits = bilinear + self.hidden_weight * logits
+            if isinstance(self.readout, HiddenReadout) and self.readout.residual:
+                chosen = logits.argmax(dim=1) if explained is None else explained
+                evidence = evidence + self.hidden_weight * self.readout.evidence(a, b, alpha, chosen)
             maps.append(evidence)
         extra = {"penalty": coverage_penalty(torch.stack(alphas, dim=1))} if self.training and len(alphas) > 1 else {}
         return MethodOutput(logits, heads, normalize_map(torch.stack(maps, dim=1)), extra)

@@ -102,6 +102,26 @@ def test_the_head_of_the_scan_may_read_the_streams_beside_its_states() -> None:
         torch.testing.assert_close(model(images).logits, net.readout.classifier(torch.cat(attended, dim=1)))
 
 
+@pytest.mark.parametrize("attention", ["static", "none"])
+def test_the_evidence_tells_of_all_that_both_heads_read_of_the_streams(attention: str) -> None:
+    model = evaluation_mode(make(residual=True, hidden_weight=2.0, attention=attention))
+    net, images = network(model), example_batch((96, 64))[0]
+    assert net.bilinear is not None
+    with torch.no_grad():
+        a, b = net.streams(images)
+        output = model(images)
+        chosen = output.logits.argmax(dim=1)
+        alphas, hidden = net.focus(a, b)
+        alpha = alphas[-1] if alphas else None
+        _, bilinear = net.bilinear(a, b, alpha, chosen)
+        streams = net.readout.evidence(a, b, alpha, chosen)
+        torch.testing.assert_close(output.attention[:, -1], normalize_map(bilinear + 2.0 * streams))
+        states = hidden.mean((2, 3)) if alpha is None else torch.einsum("bhw,bchw->bc", alpha, hidden)
+        head = net.readout.classifier
+        told = streams.sum((1, 2)) + (head.weight[chosen, : states.shape[1]] * states).sum(1) + head.bias[chosen]
+    torch.testing.assert_close(told, output.heads["hidden"].gather(1, chosen[:, None])[:, 0])
+
+
 def test_local_features_and_states_may_be_batch_normalised() -> None:
     model = evaluation_mode(make(scale=3.0, batch_norm=True))
     net, images = network(model), example_batch((96, 64))[0]
