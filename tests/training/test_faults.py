@@ -220,7 +220,7 @@ def test_sigterm_to_a_run_and_its_loader_workers_ends_it_as_sigterm_alone(tmp_pa
     _, err = run.communicate(timeout=SECONDS)
     assert run.returncode == TERMINATED
     assert "Error" not in err
-    assert "worker" not in err
+    assert "DataLoader worker" not in err
 
 
 def test_the_file_that_kills_a_loader_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
