@@ -6,6 +6,7 @@ import importlib
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,8 +108,11 @@ def test_backbones_passes_are_counted_where_they_learn_and_where_they_do_not(ben
 
 @pytest.mark.timeout(600)
 def test_a_process_that_ends_by_itself_says_why(bench: Any) -> None:
-    with pytest.raises(ProcessRaisedException, match="precision 16-mixed is not to be had on cpu"):
-        speed(bench, "step", "--recipe", "--precision", "16-mixed")
+    args = bench.speed.Arguments("step", backbone="test_resnet", size=64, batch=2, precision="16-mixed")
+    with ExitStack() as stack:
+        measure_block = bench.speed.start(stack, args, "baseline", "after")
+        with pytest.raises(ProcessRaisedException, match="precision 16-mixed is not to be had on cpu"):
+            measure_block()
 
 
 # ---------------------------------------------------------------------- maps
