@@ -136,9 +136,9 @@ def test_an_epoch_that_is_saved_is_in_metrics_csv_already(tmp_path: Path, monkey
 # ---------------------------------------------------------------------- processes that die
 
 
-def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: object, **environment: str) -> subprocess.Popen[str]:
     """`fgzoo fit` on the birds in a process of its own."""
-    return run_in(folder, [sys.executable, "-m", "fgzoo", "fit", *map(str, BIRDS), *map(str, arguments)])
+    return run_in(folder, [sys.executable, "-m", "fgzoo", "fit", *map(str, BIRDS), *map(str, arguments)], **environment)
 
 
 def run_in(folder: Path, command: list[str], **environment: str) -> subprocess.Popen[str]:
@@ -214,13 +214,15 @@ def test_sigterm_ends_all_ranks(tmp_path: Path) -> None:
 
 
 def test_sigterm_to_a_run_and_its_loader_workers_ends_it_as_sigterm_alone(tmp_path: Path) -> None:
-    run = start(tmp_path, "--output", "run", "--trainer.max_epochs", 4000, "--data.num_workers", 2)
+    # On a single core torch says that two workers are many.
+    quiet = {"PYTHONWARNINGS": "ignore:This DataLoader will create 2 worker processes"}
+    run = start(tmp_path, "--output", "run", "--trainer.max_epochs", 4000, "--data.num_workers", 2, **quiet)
     wait_for(tmp_path / "run/checkpoints/last.ckpt", run)
     os.killpg(run.pid, signal.SIGTERM)
     _, err = run.communicate(timeout=SECONDS)
     assert run.returncode == TERMINATED
     assert "Error" not in err
-    assert "DataLoader worker" not in err
+    assert "worker" not in err
 
 
 def test_the_file_that_kills_a_loader_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
