@@ -14,14 +14,15 @@ time too; here the global stream's own strongest channels propose them, see [act
 and testing averages the first four, so it is deterministic); the linear projection of x to the LSTM's width where the backbone's
 differs; which level of another backbone the local stream reads (`local_stride`). How much a patch bounds (`patch_percentile`) and
 at what size it is seen (`local_scale`) are the authors' unless they are given; so are the states' normalisation, the path round
-the recursion (`residual`) and how added layers begin (`init`).
+the recursion (`residual`) and how added layers begin (`init`). Attention over locations at every step (`refocus`) is our
+extension: the paper's recursion has one vector to look at, however long it looks.
 """
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from fgzoo.nn.attention import TemporalAttention
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.crops import activation_boxes, center_boxes, crop_boxes, paste_boxes, random_boxes
 from fgzoo.nn.initialization import LayerInit, orthogonal_layers
+from fgzoo.nn.local_attention import LocalAttention
 from fgzoo.nn.maps import class_activation_map, grid_of, normalize_map
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.randomness import draw_uniform, keyed_uniform
@@ -77,13 +79,29 @@ class GlobalStream(nn.Module):
         return self.classifier(maps.mean(dim=(2, 3))), maps
 
 
+class Steps(NamedTuple):
+    """What the recursion does at each of its T steps; where it is off, T = 1.
+
+    Attributes:
+        states: (N, T, hidden), h_t, with `residual` x_t + h_t; x itself where the recursion is off.
+        inputs: T times (N, C), the pooled features x_t, before their projection.
+        alpha: (N, T, h, w), the attention that pools them; `None`: they are averaged.
+    """
+
+    states: Tensor
+    inputs: list[Tensor]
+    alpha: Tensor | None
+
+
 class LocalStream(nn.Module):
     """A patch: pooled features -> the recursion -> attention over its steps -> linear.
+
+    With `refocus` features are pooled anew at every step, by attention that reads the top layer's state.
 
     Arguments are those of [RRA][], beside the channels C of the patch features.
 
     Shape:
-        - pooled: (N, C)
+        - features: (N, C, h, w)
         - returns: logits z_l (N, K)
     """
 
@@ -97,6 +115,7 @@ class LocalStream(nn.Module):
         attend_over_time: bool,
         normalize_states: bool,
         residual: bool,
+        refocus: bool,
     ) -> None:
         super().__init__()
         self.residual = residual and recursion
@@ -106,21 +125,37 @@ class LocalStream(nn.Module):
         self.attention = TemporalAttention(hidden_size) if recursion and attend_over_time else None
         self.norm = nn.LayerNorm(hidden_size) if normalize_states else nn.Identity()
         self.classifier = linear_classifier(hidden_size, num_classes)
+        self.refocus = LocalAttention(channels, hidden_size, hidden_size) if refocus else None
+        if self.refocus is not None:
+            nn.init.zeros_(self.refocus.score.weight)
 
-    def states(self, pooled: Tensor) -> Tensor:
-        """The steps' states h_1 .. h_T (with `residual` x + h_t), (N, T, hidden); x itself where the recursion is off."""
-        x = self.project(pooled)
-        if self.recursion is None:
-            return x[:, None]
-        hidden = self.recursion(x, self.steps)
-        # Attention over time weighs them as without x, which adds the same to each step's energy.
-        return hidden + x[:, None] if self.residual else hidden
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Classify patches by their pooled features."""
-        hidden = self.states(pooled)
-        context = hidden[:, -1] if self.attention is None else self.attention(hidden)[0]
+    def forward(self, features: Tensor) -> Tensor:
+        """Classify patches by their features."""
+        states = self.unroll(features).states
+        context = states[:, -1] if self.attention is None else self.attention(states)[0]
         return self.classify(context)
+
+    def unroll(self, features: Tensor) -> Steps:
+        """Run the recursion on features (N, C, h, w)."""
+        if self.recursion is None or self.refocus is None:
+            pooled = features.mean(dim=(2, 3))
+            x = self.project(pooled)
+            if self.recursion is None:
+                return Steps(x[:, None], [pooled], None)
+            hidden = self.recursion(x, self.steps)
+            # Attention over time weighs them as without x, which adds the same to each step's energy.
+            return Steps(hidden + x[:, None] if self.residual else hidden, [pooled] * self.steps, None)
+        layers, inner = self.recursion.start(features), self.refocus.inner(features)
+        states, inputs, alphas = [], [], []
+        for _ in range(self.steps):
+            alpha = self.refocus.weigh(inner, layers[-1][0][:, :, None, None])
+            pooled = (alpha[:, None] * features).sum(dim=(2, 3))
+            x = self.project(pooled)
+            layers = self.recursion.step(x, layers)
+            states.append(layers[-1][0] + x if self.residual else layers[-1][0])
+            inputs.append(pooled)
+            alphas.append(alpha)
+        return Steps(torch.stack(states, dim=1), inputs, torch.stack(alphas, dim=1))
 
     def classify(self, states: Tensor) -> Tensor:
         """Classify states, (..., hidden) -> (..., K)."""
@@ -183,7 +218,7 @@ class RRANetwork(nn.Module):
 
         boxes = self.boxes(images, features, keys)
         patch_maps = self.patch_features(images, boxes)
-        z_l = self.local_stream(patch_maps.mean(dim=(2, 3))).unflatten(0, boxes.shape[:2]).mean(dim=1)
+        z_l = self.local_stream(patch_maps).unflatten(0, boxes.shape[:2]).mean(dim=1)
         z = z_g + self.fusion_weight * z_l
         attention = torch.cat([self._global_map(images, maps, z, targets), self._local_map(images, patch_maps, boxes)], dim=1)
         return MethodOutput(z, {"global": z_g, "local": z_l}, attention)
@@ -267,6 +302,9 @@ class RRA(FineGrainedClassifier):
             states are small at the start, so that a pretrained patch network learns slowly through them.
         residual: The local classifier reads x beside the states, sum_t a_t (x + h_t). Our decision: with x the same at every step
             the states are close to a linear map of it, which has to be learnt, where x tells classes apart from the start.
+        refocus: Step t reads x_t = sum_l alpha_t(l) F(l) of the patch's map F, with attention alpha_t by the top layer's state
+            h_(t-1), see [LocalAttention][fgzoo.nn.local_attention.LocalAttention]; it begins uniform, when x_t is the paper's x.
+            Our extension, not the paper's: looking longer can then see more.
         init: Of the global stream's added convolutions and of the projection of x: `default`, which is the authors' and torch's,
             or `orthogonal` rows or columns, so that they begin as projections. Our decision.
         hidden_size: Width of the LSTM (512 in the authors' code).
@@ -303,6 +341,7 @@ class RRA(FineGrainedClassifier):
         attend_over_time: bool = True,
         normalize_states: bool = False,
         residual: bool = False,
+        refocus: bool = False,
         init: LayerInit = "default",
         hidden_size: int = 512,
         global_width: int = 1024,
@@ -320,6 +359,10 @@ class RRA(FineGrainedClassifier):
         require_choice("init", init, LayerInit)
         if steps < 1:
             raise UsageError(f"model.steps: {steps}; the recursion needs at least one step")
+        if refocus and not (local and recursion):
+            raise UsageError(
+                "model.refocus: it is the local stream's recursion that refocuses; leave --model.local and --model.recursion on"
+            )
         if global_width < 0:
             raise UsageError(f"model.global_width: {global_width}; give 0 for no added convolutions")
         if not 1 <= test_patches <= num_patches:
@@ -359,8 +402,13 @@ class RRA(FineGrainedClassifier):
 
         $$\alpha^t_c = \frac{1}{hw} \frac{\partial z^t_y}{\partial x_c}, \quad M^t = \max(0, \sum_c \alpha^t_c F_c)$$
 
-        since x is F's average. So only the head is differentiated. The patches' maps are pasted into the image frame and summed,
-        weighted by each patch's probability of the explained class.
+        since x is F's average. So only the head is differentiated. With `refocus`, a step's map shows what that step reads, where
+        it reads it: with $g^t$ the gradient of its logit with respect to $x_t$ alone,
+
+        $$M^t_l = \max(0, \alpha_t(l) \, g^t \cdot F_l)$$
+
+        which without the maximum sum to $g^t \cdot x_t$. The patches' maps are pasted into the image frame and summed, weighted
+        by each patch's probability of the explained class.
 
         Args:
             images: (B, 3, H, W), normalised.
@@ -379,8 +427,8 @@ class RRA(FineGrainedClassifier):
                     targets = network(images).logits.argmax(dim=1)
                 boxes = network.boxes(images, network.global_backbone(images)[-1], None)
                 features = network.patch_features(images, boxes).float()
-            weights, probability = _step_gradients(network.local_stream, features, targets.repeat_interleave(boxes.shape[1]))
-        cams = normalize_map(torch.einsum("ntc,nchw->nthw", weights, features)).unflatten(0, boxes.shape[:2])
+            maps, probability = _step_maps(network.local_stream, features, targets.repeat_interleave(boxes.shape[1]))
+        cams = normalize_map(maps).unflatten(0, boxes.shape[:2])
         pasted = paste_boxes(cams, boxes, (images.shape[-2], images.shape[-1]))
         return normalize_map(torch.einsum("bn,bnthw->bthw", probability.view(boxes.shape[:2]), pasted))
 
@@ -430,8 +478,8 @@ class RRA(FineGrainedClassifier):
         self.network.stored_boxes = read_boxes(Path(given.patch_file), names, given.num_patches).to(self.device)
 
 
-def _step_gradients(stream: LocalStream, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Grad-CAM's channel weights of every step, and the probability of the explained class.
+def _step_maps(stream: LocalStream, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The map of every step, which may be negative, and the probability of the explained class.
 
     Args:
         stream: The local stream.
@@ -439,18 +487,24 @@ def _step_gradients(stream: LocalStream, features: Tensor, targets: Tensor) -> t
         targets: (N,).
 
     Returns:
-        (N, T, C) and (N,).
+        (N, T, h, w) and (N,).
     """
     height, width = features.shape[-2:]
     # Explanations work inside inference_mode, too: the head alone is differentiated, on a copy that autograd may follow.
     with torch.inference_mode(False), torch.enable_grad():
-        pooled = features.mean(dim=(2, 3)).clone().requires_grad_()
-        logits = stream.classify(stream.states(pooled))
+        steps = stream.unroll(features.clone().requires_grad_())
+        logits = stream.classify(steps.states)
         chosen = logits.gather(2, targets.clone()[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(2)
-        gradients = [torch.autograd.grad(chosen[:, step].sum(), pooled, retain_graph=True)[0] for step in range(chosen.shape[1])]
-        probability = stream(pooled.detach()).float().softmax(dim=1)
-    weights = torch.stack(gradients, dim=1) / (height * width)
-    return weights.detach(), probability.detach().gather(1, targets[:, None]).squeeze(1)
+        gradients = [
+            torch.autograd.grad(chosen[:, step].sum(), read, retain_graph=True)[0] for step, read in enumerate(steps.inputs)
+        ]
+    with torch.no_grad():
+        weights = torch.stack(gradients, dim=1)
+        if steps.alpha is None:
+            maps = torch.einsum("ntc,nchw->nthw", weights / (height * width), features)
+        else:
+            maps = steps.alpha * torch.einsum("ntc,nchw->nthw", weights, features)
+        return maps, stream(features).float().softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
 
 
 def read_boxes(path: Path, names: list[str], num_patches: int) -> Tensor:

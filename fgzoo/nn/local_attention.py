@@ -22,7 +22,8 @@ class LocalAttention(nn.Module):
         hidden_size: Channels of the hidden map h of an earlier look, which the scores then read, too; `None`: there is none.
 
     Shape:
-        - x: (B, C, h, w); hidden: (B, hidden_size, h, w), or `None` for a first look (h = 0)
+        - x: (B, C, h, w); hidden: (B, hidden_size, h, w), or (B, hidden_size, 1, 1), one state for all locations, or `None` for a
+          first look (h = 0)
         - returns: alpha (B, h, w), each map sums to one
 
     Raises:
@@ -37,7 +38,15 @@ class LocalAttention(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Weigh the locations."""
-        inner = self.input(x.movedim(1, -1))
+        return self.weigh(self.inner(x), hidden)
+
+    def inner(self, x: Tensor) -> Tensor:
+        """W x_l, (B, C, h, w) -> (B, h, w, attention_size), which several looks share."""
+        inner: Tensor = self.input(x.movedim(1, -1))
+        return inner
+
+    def weigh(self, inner: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Weigh the locations by what [inner][LocalAttention.inner] gave."""
         if hidden is not None:
             if self.hidden is None:
                 raise UsageError("hidden: this attention was built without hidden_size, so it reads no hidden map")

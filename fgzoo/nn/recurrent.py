@@ -37,13 +37,20 @@ class RepeatedInputLSTM(nn.Module):
 
     def forward(self, x: Tensor, steps: int) -> Tensor:
         """Unroll the recursion for `steps` steps."""
-        zero = x.new_zeros(x.shape[0], self.hidden_size)
-        states: list[tuple[Tensor, Tensor]] = [(zero, zero)] * len(self.cells)
-        hidden = []
+        states, hidden = self.start(x), []
         for _ in range(steps):
-            below = x
-            for layer, cell in enumerate(self.cells):
-                states[layer] = cell(below, states[layer])
-                below = states[layer][0]
-            hidden.append(below)
+            states = self.step(x, states)
+            hidden.append(states[-1][0])
         return torch.stack(hidden, dim=1)
+
+    def start(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The zero states (h, c) of every layer for a batch like x, (B, ...)."""
+        zero = x.new_zeros(x.shape[0], self.hidden_size)
+        return [(zero, zero)] * len(self.cells)
+
+    def step(self, x: Tensor, states: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """The states of every layer after a step that reads x, from those before it."""
+        after: list[tuple[Tensor, Tensor]] = []
+        for cell, state in zip(self.cells, states, strict=True):
+            after.append(cell(after[-1][0] if after else x, state))
+        return after

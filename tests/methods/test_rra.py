@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fgzoo.errors import DataError, UsageError
 from fgzoo.methods.rra import RRA, GlobalStream, LocalStream, RRANetwork, read_boxes
 from fgzoo.nn import crop_boxes, normalize_map, paste_boxes
-from fgzoo.testing import evaluation_mode, example_batch
+from fgzoo.testing import CHECKS, evaluation_mode, example_batch
 
 SMALL: dict[str, Any] = {"hidden_size": 24, "global_width": 16, "steps": 4}
 
@@ -27,7 +28,7 @@ def make(**arguments: Any) -> RRA:
 
 def local_stream(**arguments: Any) -> LocalStream:
     """One of the paper's form, but small."""
-    paper = {"recursion": True, "attend_over_time": True, "normalize_states": False, "residual": False}
+    paper = {"recursion": True, "attend_over_time": True, "normalize_states": False, "residual": False, "refocus": False}
     return LocalStream(**{"channels": 7, "num_classes": 4, "steps": 5, "hidden_size": 6, **paper, **arguments})
 
 
@@ -66,7 +67,8 @@ def test_global_stream_without_added_convolutions_is_plain_fine_tuning() -> None
 def test_local_stream_follows_the_equations() -> None:
     torch.manual_seed(0)
     stream = local_stream().double()
-    pooled = torch.randn(3, 7, dtype=torch.double)
+    features = torch.randn(3, 7, 2, 4, dtype=torch.double)
+    pooled = features.sum(dim=(2, 3)) / 8
     assert isinstance(stream.project, torch.nn.Linear)
     assert stream.recursion is not None
     assert stream.attention is not None
@@ -75,18 +77,18 @@ def test_local_stream_follows_the_equations() -> None:
     weights = energy.exp() / energy.exp().sum(dim=1, keepdim=True)
     context = (weights[:, :, None] * hidden).sum(dim=1)
     expected = context @ stream.classifier.weight.T + stream.classifier.bias
-    torch.testing.assert_close(stream(pooled), expected)
+    torch.testing.assert_close(stream(features), expected)
 
 
 def test_states_may_be_normalised_before_they_are_classified() -> None:
     torch.manual_seed(0)
     stream = local_stream(normalize_states=True).double()
-    pooled = torch.randn(3, 7, dtype=torch.double)
+    features = torch.randn(3, 7, 2, 4, dtype=torch.double)
     assert stream.attention is not None
-    context = stream.attention(stream.states(pooled))[0]
+    context = stream.attention(stream.unroll(features).states)[0]
     centred = context - context.mean(dim=1, keepdim=True)
     normal = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
-    torch.testing.assert_close(stream(pooled), normal @ stream.classifier.weight.T + stream.classifier.bias)
+    torch.testing.assert_close(stream(features), normal @ stream.classifier.weight.T + stream.classifier.bias)
 
 
 def test_a_path_round_the_recursion_adds_x_to_what_the_classifier_reads() -> None:
@@ -95,17 +97,17 @@ def test_a_path_round_the_recursion_adds_x_to_what_the_classifier_reads() -> Non
     assert stream is not None
     assert stream.recursion is not None
     assert stream.attention is not None
-    pooled = torch.randn(3, network(model).local_backbone.levels[-1].channels)  # type: ignore[union-attr]
-    x = stream.project(pooled)
+    features = torch.randn(3, network(model).local_backbone.levels[-1].channels, 2, 4)  # type: ignore[union-attr]
+    x = stream.project(features.mean((2, 3)))
     context, _ = stream.attention(stream.recursion(x, stream.steps))
-    torch.testing.assert_close(stream(pooled), stream.classifier(x + context))
+    torch.testing.assert_close(stream(features), stream.classifier(x + context))
 
 
 def test_without_recursion_there_is_no_path_round_it() -> None:
     stream = network(make(residual=True, recursion=False)).local_stream
     assert stream is not None
-    pooled = torch.randn(3, stream.project.in_features)  # type: ignore[arg-type]
-    torch.testing.assert_close(stream(pooled), stream.classifier(stream.project(pooled)))
+    features = torch.randn(3, stream.project.in_features, 2, 4)  # type: ignore[arg-type]
+    torch.testing.assert_close(stream(features), stream.classifier(stream.project(features.mean((2, 3)))))
 
 
 def test_added_layers_can_begin_as_projections() -> None:
@@ -165,6 +167,107 @@ def test_streams_do_not_share_weights() -> None:
     assert not mine & {id(parameter) for parameter in net.local_backbone.parameters()}
 
 
+# ---------------------------------------------------------------------- refocusing
+
+
+def refocusing(**arguments: Any) -> RRA:
+    """One whose steps look at different places of maps of many locations, as after training."""
+    model = make(refocus=True, local_stride=4, **arguments)
+    stream = network(model).local_stream
+    assert stream is not None
+    learn_to_look(stream)
+    return model
+
+
+def learn_to_look(stream: LocalStream) -> None:
+    """Give the attention other weights than the zeros it begins with."""
+    assert stream.refocus is not None
+    for name, parameter in stream.refocus.named_parameters():
+        torch.nn.init.normal_(parameter, std=30 if name == "hidden.weight" else 1)
+
+
+def literal_steps(
+    stream: LocalStream, features: torch.Tensor, step: int | None = None, read: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """States (T, N, hidden) and attention (T, N, h, w) by the equations; one step may read other features than it looks at."""
+    assert stream.refocus is not None
+    assert stream.recursion is not None
+    h = c = [features.new_zeros(len(features), stream.recursion.hidden_size)] * 2
+    states, alphas = [], []
+    for t in range(stream.steps):
+        told = torch.einsum("ac,nchw->nhwa", stream.refocus.input.weight, features)
+        told = told + (h[1] @ stream.refocus.hidden.weight.T)[:, None, None]  # type: ignore[union-attr]
+        energy = told.tanh() @ stream.refocus.score.weight[0]
+        alphas.append(energy.exp() / energy.exp().sum(dim=(1, 2), keepdim=True))
+        seen = features if read is None or t != step else read
+        x = stream.project((alphas[-1][:, None] * seen).sum(dim=(2, 3)))
+        below, h, c = x, list(h), list(c)
+        for layer, cell in enumerate(stream.recursion.cells):
+            gates = below @ cell.weight_ih.T + cell.bias_ih + h[layer] @ cell.weight_hh.T + cell.bias_hh
+            i, f, g, o = gates.chunk(4, dim=1)
+            c[layer] = f.sigmoid() * c[layer] + i.sigmoid() * g.tanh()
+            below = h[layer] = o.sigmoid() * c[layer].tanh()
+        states.append(x + below if stream.residual else below)
+    return torch.stack(states), torch.stack(alphas)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_refocusing_follows_the_equations(residual: bool) -> None:
+    torch.manual_seed(0)
+    stream = local_stream(refocus=True, residual=residual).double()
+    learn_to_look(stream)
+    features = torch.randn(3, 7, 2, 4, dtype=torch.double, requires_grad=True)
+    found, (states, alphas) = stream.unroll(features), literal_steps(stream, features)
+    torch.testing.assert_close(found.states, states.transpose(0, 1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.alpha, alphas.transpose(0, 1), rtol=0, atol=1e-12)
+    parts = (stream.refocus, stream.project, stream.recursion)
+    learnt = [features, *(parameter for part in parts for parameter in part.parameters())]  # type: ignore[union-attr]
+    ours, theirs = (torch.autograd.grad(values.square().sum(), learnt) for values in (found.states, states))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("states", [{}, {"residual": True, "normalize_states": True}, {"attend_over_time": False}])
+def test_refocusing_begins_as_the_paper_and_learns(states: dict[str, Any]) -> None:
+    images, targets, _ = example_batch((96, 64))
+    paper, model = (evaluation_mode(make(local_stride=4, refocus=refocus, **states)) for refocus in (False, True))
+    output = model(images)
+    torch.testing.assert_close(output.logits, paper(images).logits, rtol=1e-5, atol=1e-6)
+    model.loss(output, targets)["local"].backward()
+    stream = network(model).local_stream
+    assert stream is not None
+    assert stream.refocus is not None
+    assert stream.refocus.score.weight.grad is not None
+    assert stream.refocus.score.weight.grad.abs().max() > 0
+
+
+def test_steps_look_at_different_places() -> None:
+    model = evaluation_mode(refocusing())
+    net, images = network(model), example_batch((96, 64))[0]
+    with torch.no_grad():
+        assert net.local_stream is not None
+        alpha = net.local_stream.unroll(net.patch_features(images, net.boxes(images, images, None))).alpha
+    assert alpha is not None
+    torch.testing.assert_close(alpha.sum(dim=(2, 3)), torch.ones(16, 4))
+    assert ((alpha[:, -1] - alpha[:, 0]).abs().sum(dim=(1, 2)) > 0.1).all()
+    maps = model.explain(images)
+    assert ((maps[:, -1] - maps[:, 0]).abs().amax(dim=(1, 2)) > 0.1).all()
+
+
+def test_refocusing_is_one_graph_and_can_be_exported() -> None:
+    stream = network(evaluation_mode(refocusing())).local_stream
+    assert stream is not None
+    features = torch.randn(3, 24, 4, 5)
+    with torch.no_grad():
+        torch._dynamo.reset()
+        compiled = torch.compile(stream, backend="eager", fullgraph=True)(features)
+        exported = torch.export.export(stream, (features,)).module()(features)
+        torch.testing.assert_close([compiled, exported], [stream(features)] * 2)
+
+
+def test_refocusing_explains_inside_inference_mode() -> None:
+    CHECKS["inference_mode"](refocusing)
+
+
 # ---------------------------------------------------------------------- patches
 
 
@@ -192,7 +295,7 @@ def test_testing_takes_the_first_patches_and_averages_them() -> None:
         boxes = net.boxes(images, net.global_backbone(images)[-1], None)
         assert boxes.shape == (4, 3, 4)
         assert net.local_stream is not None
-        each = [net.local_stream(net.patch_features(images, boxes[:, k : k + 1]).mean((2, 3))) for k in range(3)]
+        each = [net.local_stream(net.patch_features(images, boxes[:, k : k + 1])) for k in range(3)]
         torch.testing.assert_close(model(images).heads["local"], torch.stack(each).mean(0), rtol=1e-4, atol=1e-5)
 
 
@@ -341,6 +444,8 @@ def test_box_file_with_code_is_not_executed(tmp_path: Path) -> None:
         ({"test_patches": 11}, "test_patches"),
         ({"test_patches": 0}, "test_patches"),
         ({"patch_percentile": 1.0}, r"patch_percentile: 1\.0 is not in \[0, 1\)"),
+        ({"refocus": True, "recursion": False}, r"refocus: .* leave --model\.local and --model\.recursion on"),
+        ({"refocus": True, "local": False}, r"refocus: .* leave --model\.local and --model\.recursion on"),
         ({"global_width": -1}, r"global_width: -1; give 0"),
         ({"local_scale": 0.0}, r"local_scale: 0\.0; must be more than 0"),
         ({"patches": "file"}, "patch_file"),
@@ -360,26 +465,42 @@ def plain_grad_cam(net: RRANetwork, patches: torch.Tensor, targets: torch.Tensor
     assert net.local_backbone is not None
     assert net.local_stream is not None
     features = net.local_backbone(patches)[-1].detach().requires_grad_()
-    logits = net.local_stream.classify(net.local_stream.states(features.mean((2, 3))))[:, step]
+    logits = net.local_stream.classify(net.local_stream.unroll(features).states)[:, step]
     gradient = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), features)[0]
     weights = gradient.mean(dim=(2, 3))
     return (weights[:, :, None, None] * features).sum(dim=1).clamp_min(0).detach()
 
 
+def literal_refocused_map(net: RRANetwork, patches: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
+    """What every location gives to the logit at this step: its features times the gradient that reaches them through x_t."""
+    assert net.local_backbone is not None
+    assert net.local_stream is not None
+    features = net.local_backbone(patches)[-1].detach()
+    read = features.clone().requires_grad_()
+    states, _ = literal_steps(net.local_stream, features, step, read)
+    chosen = net.local_stream.classify(states[step]).gather(1, targets[:, None])
+    return (torch.autograd.grad(chosen.sum(), read)[0] * features).sum(dim=1).clamp_min(0).detach()
+
+
 @pytest.mark.parametrize("states", [{}, {"normalize_states": True}, {"residual": True}])
-def test_explain_equals_plain_grad_cam_pasted_and_weighted(states: dict[str, Any]) -> None:
-    model = evaluation_mode(make(**states))
+@pytest.mark.parametrize(
+    ("build", "literal_map"), [(make, plain_grad_cam), (refocusing, literal_refocused_map)], ids=["paper", "refocus"]
+)
+def test_explain_equals_literal_maps_pasted_and_weighted(
+    build: Callable[..., RRA], literal_map: Callable[..., torch.Tensor], states: dict[str, Any]
+) -> None:
+    model = evaluation_mode(build(**states))
     net, (images, targets, _) = network(model), example_batch((96, 64))
     with torch.no_grad():
         boxes = net.boxes(images, net.global_backbone(images)[-1], None)
         patches = crop_boxes(images, boxes, (48, 32))
         assert net.local_stream is not None
-        probability = net.local_stream(net.patch_features(images, boxes).mean((2, 3))).softmax(1)
+        probability = net.local_stream(net.patch_features(images, boxes)).softmax(1)
     repeated = targets.repeat_interleave(4)
     weights = probability.gather(1, repeated[:, None]).view(4, 4)
     expected = []
     for step in range(4):
-        cams = normalize_map(plain_grad_cam(net, patches, repeated, step)).unflatten(0, (4, 4))
+        cams = normalize_map(literal_map(net, patches, repeated, step)).unflatten(0, (4, 4))
         pasted = paste_boxes(cams[:, :, None], boxes, (96, 64))[:, :, 0]
         expected.append((weights[:, :, None, None] * pasted).sum(1))
     torch.testing.assert_close(model.explain(images, targets), normalize_map(torch.stack(expected, 1)), atol=1e-4, rtol=1e-3)
@@ -400,7 +521,7 @@ def test_head_gradients_equal_the_grad_cam_library() -> None:
             assert net.local_backbone is not None
             assert net.local_stream is not None
             features = self.last(net.local_backbone(batch)[-1])
-            return net.local_stream.classifier(net.local_stream.states(features.mean((2, 3))))[:, 2]
+            return net.local_stream.classifier(net.local_stream.unroll(features).states)[:, 2]
 
     wrapped = Wrapped().eval()
     with GradCAM(wrapped, [wrapped.last]) as library:
