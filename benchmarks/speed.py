@@ -9,7 +9,7 @@ within a turn. Weights are random and nothing is learnt, which matters to neithe
     python benchmarks/speed.py step --recipe --ranks 1 2 4             # several processes, joined by DistributedDataParallel
     python benchmarks/speed.py predict                                 # and explain, beside reading and the bare forward pass
     python benchmarks/speed.py data --images PATH --size 448           # the image pipeline beside the usual Pillow recipe
-    python benchmarks/speed.py scan --batch 2                          # the spatial LSTM beside the literal double loop
+    python benchmarks/speed.py scan --size 448 --batch 1               # SRBN beside its backbones, by the size of the grid
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -370,18 +370,39 @@ def data(args: Arguments) -> list[Row]:
 
 
 def scan(args: Arguments) -> list[Row]:
-    """The spatial LSTM's diagonal scan in one direction beside the literal double loop over its cells, forward and backward.
+    """What SRBN adds to its backbones' passes, by the grid's size, forward and backward, by its recipe for CUB.
 
-    A map has an eighth of the image's side, 512 channels, and hidden states of 256.
+    A grid has a sixteenth of the image's side, from 7 x 7 cells to those of the image's size. On the largest one the spatial
+    LSTM's scan, in one direction over 512 channels with states of 256, also stands beside the literal double loop over its cells.
     """
-    torch.manual_seed(0)
+    rows = []
+    largest = args.size // 16
+    for grid in [side for side in (7, 14, 21, 28) if side < largest] + [largest]:
+        sized = replace(args, recipe=True, size=16 * grid)
+        images = torch.randint(0, 256, (args.batch, 3, sized.size, sized.size), dtype=torch.uint8, device=DEVICE)
+        model = build(sized, "srbn").to(DEVICE)
+        levels = (model.network.get_submodule(name).levels[-1] for name in ("backbone", "second_backbone"))
+        maps = [torch.randn(args.batch, level.channels, grid, grid, device=DEVICE, requires_grad=True) for level in levels]
+        model.network.streams = lambda _, maps=maps: maps
+        contenders = {
+            BARE: partial(timed, bare_step(sized, "srbn", images), args.batch),
+            "what is added": partial(timed, partial(mechanism_step, model, model.normalize(images), sized), args.batch),
+        }
+        rows += [{"cells": f"{grid} x {grid}", **row} for row in take_turns(contenders, args.blocks, [BARE])]
     block = SpatialLSTM(512, 256).to(DEVICE)
-    maps = torch.randn(args.batch, 512, args.size // 8, args.size // 8, device=DEVICE, requires_grad=True)
+    wide = torch.randn(args.batch, 512, largest, largest, device=DEVICE, requires_grad=True)
     contenders = {
-        "double loop": partial(timed, lambda: double_loop(block, maps).sum().backward(), args.batch),
-        "scan": partial(timed, lambda: block(maps).sum().backward(), args.batch),
+        "double loop": partial(timed, lambda: double_loop(block, wide).sum().backward(), args.batch),
+        "scan": partial(timed, lambda: block(wide).sum().backward(), args.batch),
     }
-    return take_turns(contenders, args.blocks, ["scan"])
+    return rows + [{"cells": f"{largest} x {largest}", **row} for row in take_turns(contenders, args.blocks, ["scan"])]
+
+
+def mechanism_step(model: FineGrainedClassifier, images: Tensor, args: Arguments) -> None:
+    """Forward and backward through all of a network but what makes its maps."""
+    with args.autocast():
+        targets = torch.arange(len(images), device=DEVICE) % args.classes
+        torch.stack(list(model.loss(model(images), targets).values())).sum().backward()
 
 
 def double_loop(block: SpatialLSTM, maps: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "wsdan": {"num_maps": 4},
     "srbn": {"hidden_size": 16, "rank": 32, "projection": 16, "attention_size": 16},
     "bcnn": {"bilinear_size": 4096},
+    "bcnn-spp": {"bilinear_size": 1024},
 }
 LAYERS = [8, "M", 16, "M", 16, "M", 32, "M", 32, "M"]
 

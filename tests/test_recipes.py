@@ -14,7 +14,7 @@ from fgzoo import FGVCDataModule
 from fgzoo.errors import UsageError
 from fgzoo.methods import BUILT_IN, find_method, import_path, method_name
 from fgzoo.methods.rra import RRA
-from fgzoo.recipes import FOLDER, find_recipe, list_recipes, read_config, read_recipe, recipe_files
+from fgzoo.recipes import FOLDER, PRESETS, find_recipe, list_recipes, read_config, read_recipe, recipe_files
 from fgzoo.training.arguments import expand_presets, settings_of
 from fgzoo.training.messages import get_parameter_names
 from tests.command import fgzoo
@@ -87,7 +87,7 @@ def test_the_preset_sets_the_whole_optimisation() -> None:
 
 
 def test_there_is_a_recipe_for_every_method_on_every_data_set() -> None:
-    presets = {"small", "small-0.1", *(f"small/{part.stem}" for part in FOLDER.glob("small/*.yaml"))}
+    presets = {*PRESETS, *(f"{preset}/{part.stem}" for preset in PRESETS for part in FOLDER.glob(f"{preset}/*.yaml"))}
     assert list_recipes().keys() == {*DATASETS, *METHOD_RECIPES} | presets
 
 

@@ -34,6 +34,7 @@ BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     "wsdan": ("fgzoo.methods.coarse2fine.Coarse2Fine", {"fine": "none", "init": "default"}),
     "srbn": ("fgzoo.methods.srbn.SRBN", {}),
     "bcnn": ("fgzoo.methods.srbn.SRBN", {"attention": "none", "spatial_lstm": False}),
+    "bcnn-spp": ("fgzoo.methods.srbn.SRBN", {"attention": "none", "spatial_lstm": False, "pyramid": [1, 2]}),
 }
 
 _EXPORTED = {path.rpartition(".")[2]: path for path, _ in BUILT_IN.values()} | {

@@ -2,26 +2,30 @@
 
 Wu, Wang. arXiv 1709.05769; IEEE Transactions on Cybernetics 49(5), 2019.
 
-From the paper's abstract and others' summaries of it (its text could not be read, and no usable code is published): two
-different networks see the image; their maps meet by bilinear pooling, without the sum over locations; soft attention stands
-between these local bilinear features and spatial LSTM units, which run over the map; trained end to end. The spatial LSTM is
-Theis and Bethge's (arXiv 1506.03478). With attention and recurrence off it is the parent, B-CNN (Lin et al., ICCV 2015): the
-bilinear vector summed over locations, signed square root, Euclidean length one, linear classifier; trained in two steps, the new
-layers first.
+From the paper, whose equations and figures are reproduced in a survey's slides (no usable code is published): two different
+networks see the image; their maps meet in bilinear features at every location, without the sum; what a cell reads is the expected
+feature of all that was seen before it, under an attention that is causal and depends on the hidden state
+([CausalAttention][fgzoo.nn.spatial_lstm.CausalAttention]); two layers of spatial LSTM (Theis and Bethge, arXiv 1506.03478) run
+over the map; the states of the second, summed over the map, are classified; a penalty keeps attention from one cell. Without
+attention and recurrence it is the parent, B-CNN (Lin et al., ICCV 2015): the bilinear vector summed over locations, signed square
+root, Euclidean length one, linear classifier; trained in two steps, the new layers first. `pyramid` adds the vectors of a spatial
+pyramid: the paper's B-CNN + SPP.
 
 This project's decisions, each an argument: the networks (the paper's are VGG-M and VGG-16; VGG-M is in no maintained library, so
 ResNet-34 stands beside VGG-16); a low-rank form of the local bilinear features, since the outer product would have 131,072 or
-more entries at every location (see [LowRankBilinear][fgzoo.nn.bilinear.LowRankBilinear]); the form of the attention, static or
-in glimpses that read the scan before, with a penalty as in "Show, Attend and Tell"; the readout, which sums the hidden states by
-the same attention, what it reads beside them (`residual`), and the parent's readout beside it (`bilinear_head`, `hidden_weight`);
-the scale of the normalised vectors; the length and learning rate of the first training step.
+more entries at every location (see [LowRankBilinear][fgzoo.nn.bilinear.LowRankBilinear]); the parent's readout beside the states'
+(`bilinear_head`, `hidden_weight`), which the attention of the last cell weighs, since that is the expected outer product of the
+whole map; what stands beside the states (`residual`); attention that also depends on what is at a location (`content`); attention
+that sees the whole map, static or in glimpses that read the scan before, as this method had before its equations could be read;
+the weight of the penalty; the scale of the normalised vectors; the length and learning rate of the first training step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,17 +41,20 @@ from fgzoo.nn.initialization import LayerInit, orthogonal_layers
 from fgzoo.nn.local_attention import LocalAttention, attend, coverage_penalty
 from fgzoo.nn.maps import class_activation_map, normalize_map
 from fgzoo.nn.output import MethodOutput
-from fgzoo.nn.spatial_lstm import SpatialLSTM
+from fgzoo.nn.randomness import keyed_uniform
+from fgzoo.nn.spatial_lstm import CausalAttention, Neighbourhood, SpatialLSTM
 
-Attention = Literal["none", "static", "recurrent"]
+Attention = Literal["none", "causal", "static", "recurrent"]
 Combine = Literal["bilinear", "concat"]
 
 
 class BilinearReadout(nn.Module):
     """B-CNN's head: the (attended) mean of bilinear vectors -> signed square root -> length one -> linear.
 
+    With a `pyramid` every cell of each of its grids has a vector of its own, of length one; what is classified is all of them.
+
     Arguments are those of [SRBN][], beside the channels C and D of the streams. Where C D is more than `bilinear_size`, a 1x1
-    convolution first narrows the wider stream, so that the vector has at most this length.
+    convolution first narrows the wider stream, so that a vector has at most this length.
 
     Shape:
         - a: (B, C, h, w); b: (B, D, h, w); alpha: (B, h, w) or `None`; explained: (B,) or `None`
@@ -61,6 +68,7 @@ class BilinearReadout(nn.Module):
         second_channels: int,
         num_classes: int,
         bilinear_size: int,
+        pyramid: Sequence[int],
         scale: float,
         root_eps: float,
         init: LayerInit,
@@ -77,27 +85,50 @@ class BilinearReadout(nn.Module):
             second_channels = narrowed
         if init == "orthogonal":
             orthogonal_layers(self)
-        self.scale = scale
+        self.pyramid = tuple(pyramid)
+        vectors = sum(side**2 for side in pyramid)
+        self.scale = scale / vectors**0.5
         self.root_eps = root_eps
-        self.classifier = nn.Linear(channels * second_channels, num_classes)
+        self.classifier = nn.Linear(vectors * channels * second_channels, num_classes)
 
     def forward(
         self, a: Tensor, b: Tensor, alpha: Tensor | None, explained: Tensor | None, beside: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Classify, and say where the evidence lies."""
         a, b = self.narrow_first(a), self.narrow_second(b)
+        height, width = a.shape[2:]
         if alpha is None:
-            alpha = a.new_full((a.shape[0], *a.shape[2:]), 1 / (a.shape[2] * a.shape[3]))
-        pooled = bilinear_pool(a, b, alpha)
-        logits = self.classifier(self.scale * power_normalize(pooled, root_eps=self.root_eps))
+            alpha = a.new_full((a.shape[0], height, width), 1 / (height * width))
+        cells = [(*cell, alpha[:, cell[0], cell[1]]) for cell in pyramid_cells(height, width, self.pyramid)]
+        if len(cells) > 1:
+            cells = [(i, j, inside / inside.sum(dim=(1, 2), keepdim=True).clamp_min(1e-6)) for i, j, inside in cells]
+        pooled = [bilinear_pool(a[..., i, j], b[..., i, j], inside) for i, j, inside in cells]
+        vectors = [power_normalize(vector, root_eps=self.root_eps) for vector in pooled]
+        logits = self.classifier(self.scale * torch.cat(vectors, dim=1))
         if explained is None:
             explained = (logits if beside is None else logits + beside).argmax(dim=1)
-        weight = self.scale * self.classifier.weight[explained]
-        return logits, bilinear_evidence(a, b, pooled, weight, alpha, self.root_eps)
+        weights = self.scale * self.classifier.weight[explained]
+        evidence = torch.zeros_like(alpha, dtype=torch.promote_types(alpha.dtype, torch.float32))
+        for (i, j, inside), vector, weight in zip(cells, pooled, weights.chunk(len(cells), dim=1), strict=True):
+            told = bilinear_evidence(a[..., i, j], b[..., i, j], vector, weight, inside, self.root_eps)
+            evidence = evidence + F.pad(told, (j.start, width - j.stop, i.start, height - i.stop))
+        return logits, evidence
+
+
+def pyramid_cells(height: int, width: int, sides: Sequence[int]) -> list[tuple[slice, slice]]:
+    """Rows and columns of each cell of grids of n x n cells, which overlap where n does not divide a side (adaptive pooling)."""
+
+    def bounds(length: int, n: int) -> list[slice]:
+        return [slice(k * length // n, -(-(k + 1) * length // n)) for k in range(n)]
+
+    return [(rows, columns) for n in sides for rows in bounds(height, n) for columns in bounds(width, n)]
 
 
 class HiddenReadout(nn.Module):
-    """The spatial LSTM's head: hidden states summed by attention (without it: averaged) -> dropout -> linear.
+    """The spatial LSTM's head: hidden states averaged over the map -> dropout -> linear.
+
+    With `residual` the streams stand beside the states, summed by attention (without it: averaged). An attention that saw the
+    whole map before the scan also sums the states.
 
     Arguments are those of [SRBN][], beside the channels of what is read beside the states: C + D with `residual`, else 0.
 
@@ -106,19 +137,21 @@ class HiddenReadout(nn.Module):
         - returns: logits (B, K)
     """
 
-    def __init__(self, hidden_size: int, beside: int, num_classes: int, dropout: float, batch_norm: bool) -> None:
+    def __init__(
+        self, hidden_size: int, beside: int, num_classes: int, dropout: float, batch_norm: bool, attention: Attention
+    ) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(hidden_size) if batch_norm else nn.Identity()
+        self.attends_states = attention in ("static", "recurrent")
         self.residual = beside > 0
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size + beside, num_classes)
 
     def forward(self, hidden: Tensor, a: Tensor, b: Tensor, alpha: Tensor | None) -> Tensor:
         """Classify."""
-        states = self.norm(hidden)
+        pooled = averaged(self.norm(hidden), alpha if self.attends_states else None)
         if self.residual:
-            states = torch.cat([states, a, b], dim=1)
-        pooled = states.mean(dim=(2, 3)) if alpha is None else (alpha[:, None] * states).sum(dim=(2, 3))
+            pooled = torch.cat([pooled, averaged(a, alpha), averaged(b, alpha)], dim=1)
         logits: Tensor = self.classifier(self.dropout(pooled))
         return logits
 
@@ -129,6 +162,11 @@ class HiddenReadout(nn.Module):
         weight = self.classifier.weight[explained, -streams.shape[1] :].float()
         evidence = torch.einsum("bc,bchw->bhw", weight, streams)
         return evidence / evidence[0].numel() if alpha is None else evidence * alpha
+
+
+def averaged(maps: Tensor, alpha: Tensor | None) -> Tensor:
+    """Maps (B, C, h, w) summed over locations by weights (B, h, w), without them averaged, (B, C)."""
+    return maps.mean(dim=(2, 3)) if alpha is None else (alpha[:, None] * maps).sum(dim=(2, 3))
 
 
 class ConcatReadout(nn.Module):
@@ -154,6 +192,20 @@ class ConcatReadout(nn.Module):
         return logits, class_activation_map(maps, self.classifier.weight, chosen)
 
 
+class Focus(NamedTuple):
+    """What attention and scan give.
+
+    Attributes:
+        alpha: (B, h, w), the attention with which the streams are read; `None` without one.
+        hidden: (B, hidden_size, h, w), the states of the last layer; `None` without the LSTM.
+        penalty: A scalar, what the attention is to avoid; `None` where it has nothing to avoid.
+    """
+
+    alpha: Tensor | None = None
+    hidden: Tensor | None = None
+    penalty: Tensor | None = None
+
+
 class SRBNNetwork(nn.Module):
     r"""Two streams -> local bilinear features -> attention -> spatial LSTM -> readout, each of the last three optional.
 
@@ -166,11 +218,11 @@ class SRBNNetwork(nn.Module):
     Shape:
         - images: (B, 3, H, W)
         - logits: (B, K); heads: `global`, or `hidden` and `bilinear`
-        - attention: (B, S, h, w) on the finer stream's grid: alpha of the last glimpse, where there is attention; then the
-          length of the hidden states, with the LSTM; then the bilinear readout's evidence for the predicted class (for the
-          target, where targets are given in evaluation), where there is one, with `residual` that of the streams in the LSTM's
-          head, too. Only the evidence depends on the class.
-        - extra, in training with recurrent attention: `penalty`, a scalar
+        - attention: (B, S, h, w) on the finer stream's grid: where the last cell (of whole-map attention the last glimpse) looks,
+          where there is attention; then the length of the hidden states, with the LSTM; then the bilinear readout's evidence for
+          the predicted class (for the target, where targets are given in evaluation), where there is one, with `residual` that of
+          the streams in the LSTM's head, too. Only the evidence depends on the class.
+        - extra, in training with causal or recurrent attention: `penalty`, a scalar
     """
 
     def __init__(
@@ -181,7 +233,11 @@ class SRBNNetwork(nn.Module):
         average_levels: bool,
         combine: Combine,
         attention: Attention,
+        content: bool,
         spatial_lstm: bool,
+        layers: int,
+        neighbourhood: Neighbourhood,
+        shuffle: bool,
         bilinear_head: bool,
         hidden_weight: float,
         directions: Literal[1, 4],
@@ -192,6 +248,7 @@ class SRBNNetwork(nn.Module):
         glimpses: int,
         dropout: float,
         bilinear_size: int,
+        pyramid: Sequence[int],
         scale: float,
         root_eps: float,
         batch_norm: bool,
@@ -204,6 +261,7 @@ class SRBNNetwork(nn.Module):
         self.average_levels = average_levels
         self.glimpses = glimpses if attention == "recurrent" else 1
         self.scale = scale
+        self.shuffle = shuffle
         self.batch_norm: nn.BatchNorm2d | None = None
         self.hidden_weight = hidden_weight
         self.second_ratio: Tensor
@@ -216,36 +274,41 @@ class SRBNNetwork(nn.Module):
 
         c, d = backbone.levels[-1].channels, second_backbone.levels[-1].channels
         self.local: LowRankBilinear | None = None
-        self.attention: LocalAttention | None = None
+        self.attention: CausalAttention | LocalAttention | None = None
         self.spatial_lstm: SpatialLSTM | None = None
+        self.deeper = nn.ModuleList()
         if attention != "none" or spatial_lstm:
             self.local = LowRankBilinear(c, d, rank, projection, bias=batch_norm)
             if init == "orthogonal":
                 orthogonal_layers(self.local)
             if batch_norm:
                 self.batch_norm = nn.BatchNorm2d(projection)
-        if attention != "none":
-            self.attention = LocalAttention(projection, attention_size, hidden_size if attention == "recurrent" else None)
         if spatial_lstm:
-            self.spatial_lstm = SpatialLSTM(projection, hidden_size, directions)
+            self.spatial_lstm = SpatialLSTM(projection, hidden_size, directions, neighbourhood)
+            self.deeper.extend(SpatialLSTM(hidden_size, hidden_size, directions) for _ in range(layers - 1))
+        if attention == "causal":
+            assert self.spatial_lstm is not None
+            channels = self.spatial_lstm.inputs if content else None
+            self.attention = CausalAttention(hidden_size, directions, channels, attention_size)
+        elif attention != "none":
+            self.attention = LocalAttention(projection, attention_size, hidden_size if attention == "recurrent" else None)
         self.readout: BilinearReadout | HiddenReadout | ConcatReadout
         self.bilinear: BilinearReadout | None = None
-        bilinear = partial(BilinearReadout, c, d, num_classes, bilinear_size, scale, root_eps, init)
+        bilinear = partial(BilinearReadout, c, d, num_classes, bilinear_size, pyramid, scale, root_eps, init)
         if combine == "concat":
             self.readout = ConcatReadout(c + d, num_classes, dropout)
         elif spatial_lstm:
-            self.readout = HiddenReadout(hidden_size, c + d if residual else 0, num_classes, dropout, batch_norm)
+            self.readout = HiddenReadout(hidden_size, c + d if residual else 0, num_classes, dropout, batch_norm, attention)
             if bilinear_head:
                 self.bilinear = bilinear()
         else:
             self.readout = bilinear()
 
     def forward(self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None) -> MethodOutput:
-        """Classify; in evaluation `targets` chooses the class whose evidence is shown. `keys` is not used."""
+        """Classify; in evaluation `targets` chooses the class whose evidence is shown. `keys` decide how cells are shuffled."""
         explained = None if self.training else targets
         a, b = self.streams(images)
-        alphas, hidden = self.focus(a, b)
-        alpha = alphas[-1] if alphas else None
+        alpha, hidden, penalty = self.focus(a, b, keys)
         maps = [] if alpha is None else [alpha.detach()]
         if isinstance(self.readout, ConcatReadout):
             logits, shown = self.readout(a, b, explained)
@@ -264,7 +327,7 @@ class SRBNNetwork(nn.Module):
                 chosen = logits.argmax(dim=1) if explained is None else explained
                 evidence = evidence + self.hidden_weight * self.readout.evidence(a, b, alpha, chosen)
             maps.append(evidence)
-        extra = {"penalty": coverage_penalty(torch.stack(alphas, dim=1))} if self.training and len(alphas) > 1 else {}
+        extra = {} if penalty is None or not self.training else {"penalty": penalty}
         return MethodOutput(logits, heads, normalize_map(torch.stack(maps, dim=1)), extra)
 
     def streams(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,30 +351,61 @@ class SRBNNetwork(nn.Module):
             raise UsageError("local_features: this network has neither attention nor spatial LSTM")
         return self.scale * self.local(a, b) if self.batch_norm is None else self.batch_norm(self.local.features(a, b))
 
-    def focus(self, a: Tensor, b: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Attention and scan, as often as there are glimpses.
+    def focus(self, a: Tensor, b: Tensor, keys: Tensor | None = None) -> Focus:
+        """Attention and scan.
 
         Args:
             a: (B, C, h, w).
             b: (B, D, h, w).
+            keys: (B, 3), of the samples whose cells are shuffled.
 
         Returns:
-            The attention of each glimpse, (B, h, w) each, none without attention; and the last scan's hidden map
-            (B, hidden_size, h, w), `None` without the LSTM.
+            Attention, states and penalty.
         """
-        alphas: list[Tensor] = []
-        hidden = None
         if self.local is None:
-            return alphas, hidden
+            return Focus()
         x = self.local_features(a, b)
+        if not self.shuffle:
+            return self._scan(x)
+        # In evaluation the same order for every image, so that testing is deterministic.
+        drawn = keys if keys is not None and self.training else torch.zeros(len(x), 3, dtype=torch.long, device=x.device)
+        order = keyed_uniform(drawn, x[0, 0].numel(), salt=30).argsort(dim=1)
+        alpha, hidden, penalty = self._scan(reordered(x, order))
+        back = order.argsort(dim=1)
+        return Focus(
+            None if alpha is None else reordered(alpha[:, None], back)[:, 0],
+            None if hidden is None else reordered(hidden, back),
+            penalty,
+        )
+
+    def _scan(self, x: Tensor) -> Focus:
+        alpha = hidden = penalty = None
+        if isinstance(self.attention, CausalAttention):
+            assert self.spatial_lstm is not None
+            hidden, alpha, penalty = self.spatial_lstm.attend(x, self.attention)
+            return Focus(alpha, self._deeper(hidden), penalty)
+        alphas = []
         for _ in range(self.glimpses):
             attended = x
             if self.attention is not None:
-                alphas.append(self.attention(x, hidden))
-                attended = attend(x, alphas[-1])
+                alpha = self.attention(x, hidden)
+                alphas.append(alpha)
+                attended = attend(x, alpha)
             if self.spatial_lstm is not None:
-                hidden = self.spatial_lstm(attended)
-        return alphas, hidden
+                hidden = self._deeper(self.spatial_lstm(attended))
+        if len(alphas) > 1:
+            penalty = coverage_penalty(torch.stack(alphas, dim=1))
+        return Focus(alpha, hidden, penalty)
+
+    def _deeper(self, hidden: Tensor) -> Tensor:
+        for layer in self.deeper:
+            hidden = layer(hidden)
+        return hidden
+
+
+def reordered(maps: Tensor, order: Tensor) -> Tensor:
+    """Maps (B, C, h, w) whose locations are put in another order, (B, h w)."""
+    return maps.flatten(2).gather(2, order[:, None].expand(-1, maps.shape[1], -1)).view_as(maps)
 
 
 class SRBN(FineGrainedClassifier):
@@ -334,8 +428,16 @@ class SRBN(FineGrainedClassifier):
             copies, the first is read at its last level, the second at its deepest of at most this stride; where all levels share
             one stride (vision transformers), the second stream is their mean.
         combine: `bilinear`, or `concat` for the control.
-        attention: `none`, `static` or `recurrent`. Our decision on both forms.
+        attention: `causal`, the paper's: a cell of the scan looks back at what lies above and left of it, see
+            [CausalAttention][fgzoo.nn.spatial_lstm.CausalAttention]. Our decision: over the whole map before the scan, `static`,
+            or `recurrent` in glimpses that read the scan before. `none`: every cell reads its own location.
+        content: What is at a location counts in the causal attention's scores, too. Our decision.
         spatial_lstm: Off: the readout is the (attended) bilinear vector of B-CNN.
+        layers: Layers of spatial LSTM, 2 in the paper; attention reads the first one's states. Our decision on that.
+        neighbourhood: What a cell of the first layer reads of the local features, see
+            [SpatialLSTM][fgzoo.nn.spatial_lstm.SpatialLSTM]: `own` or `causal`.
+        shuffle: The control: attention and scan meet the locations in an order drawn anew for every training image (in evaluation
+            always the same one), so that neighbours on the map are no neighbours in the scan.
         bilinear_head: Beside the LSTM's readout stands B-CNN's on the attended vector; each has its own cross-entropy. Without it
             everything that learns does so through the scan, which takes far more epochs than B-CNN
             (`benchmarks/results/accuracy/remedies.md`).
@@ -348,11 +450,14 @@ class SRBN(FineGrainedClassifier):
         projection: Channels of the local bilinear features.
         attention_size: Width of the attention's tanh layer.
         glimpses: Scans of the recurrent attention, at least 2.
-        penalty_weight: lambda, weight of the recurrent attention's penalty, see
-            [coverage_penalty][fgzoo.nn.local_attention.coverage_penalty] for its scale.
+        penalty_weight: lambda. The paper's penalty, sum_uv (tau - L_uv)^2, is the sum of squares but for a constant, since the
+            L_uv sum to one: tau is left away, and cells are averaged. Of recurrent attention it is the weight of
+            [coverage_penalty][fgzoo.nn.local_attention.coverage_penalty]. The paper's lambda is not known.
         dropout: Before the classifier that reads hidden states or concatenated features; B-CNN has none.
         bilinear_size: Largest length of the full bilinear vector; for networks with more channels a 1x1 convolution narrows the
             wider stream. The default is 512 x 512, B-CNN's with two VGG-16.
+        pyramid: Cells a side of each grid whose bilinear vectors are classified: [1] is B-CNN, [1, 2] B-CNN + SPP. Our decision:
+            the vectors together are as long as one alone.
         scale: Factor of the vectors of length one, the local features and the full bilinear vector. `None`: 10 with `sgd`, where
             B-CNN's classifier at learning rate 0.01 then learns as at rate 1, the order of published B-CNN code; 1 with `adamw`,
             whose steps do not shrink with the features, so that long vectors would overshoot.
@@ -377,7 +482,7 @@ class SRBN(FineGrainedClassifier):
         UsageError: An argument is out of its range, or two exclude one another.
     """
 
-    implied_arguments: ClassVar[dict[str, Any]] = {"root_eps": 1e-12}
+    implied_arguments: ClassVar[dict[str, Any]] = {"root_eps": 1e-12, "layers": 1}
 
     def __init__(
         self,
@@ -390,8 +495,12 @@ class SRBN(FineGrainedClassifier):
         second_backbone_weights: str | Path | None = None,
         stride: int = 16,
         combine: Combine = "bilinear",
-        attention: Attention = "static",
+        attention: Attention = "causal",
+        content: bool = False,
         spatial_lstm: bool = True,
+        layers: int = 2,
+        neighbourhood: Neighbourhood = "own",
+        shuffle: bool = False,
         bilinear_head: bool = True,
         hidden_weight: float = 0.3,
         directions: Literal[1, 4] = 1,
@@ -403,6 +512,7 @@ class SRBN(FineGrainedClassifier):
         penalty_weight: float = 0.01,
         dropout: float = 0.5,
         bilinear_size: int = 262_144,
+        pyramid: Sequence[int] = (1,),
         scale: float | None = None,
         root_eps: float = 1e-5,
         batch_norm: bool = False,
@@ -415,7 +525,8 @@ class SRBN(FineGrainedClassifier):
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
         sizes = {"stride": stride, "hidden_size": hidden_size, "rank": rank, "projection": projection}
-        sizes |= {"attention_size": attention_size, "bilinear_size": bilinear_size}
+        sizes |= {"attention_size": attention_size, "bilinear_size": bilinear_size, "layers": layers}
+        sizes |= {"pyramid": min(pyramid, default=0)}
         for name, value in sizes.items():
             if value < 1:
                 raise UsageError(f"model.{name}: {value}; it must be at least 1")
@@ -424,10 +535,14 @@ class SRBN(FineGrainedClassifier):
                 "model.combine: 'concat' is the control without a mechanism; set --model.attention none and "
                 "--model.spatial_lstm false, too"
             )
-        if attention == "recurrent" and not spatial_lstm:
+        require_choice("attention", attention, Attention)
+        require_choice("neighbourhood", neighbourhood, Neighbourhood)
+        if attention in ("causal", "recurrent") and not spatial_lstm:
             raise UsageError(
-                "model.attention: 'recurrent' reads the spatial LSTM's states; take 'static', or --model.spatial_lstm true"
+                f"model.attention: '{attention}' reads the spatial LSTM's states; take 'static', or --model.spatial_lstm true"
             )
+        if content and attention != "causal":
+            raise UsageError(f"model.content: of causal attention; '{attention}' reads what is at a location in any case")
         if attention == "recurrent" and glimpses < 2:
             raise UsageError(f"model.glimpses: {glimpses}; recurrent attention needs at least 2, one glimpse is 'static'")
         if directions not in (1, 4):

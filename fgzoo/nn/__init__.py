@@ -21,11 +21,12 @@ from fgzoo.nn.maps import class_activation_map, normalize_map
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.randomness import draw_uniform, keyed_uniform
 from fgzoo.nn.recurrent import RepeatedInputLSTM
-from fgzoo.nn.spatial_lstm import SpatialLSTM
+from fgzoo.nn.spatial_lstm import CausalAttention, SpatialLSTM
 
 __all__ = [
     "AttentionMaps",
     "Backbone",
+    "CausalAttention",
     "ClassCenters",
     "EvidenceHead",
     "InverseMapping",

@@ -1,8 +1,9 @@
-"""The spatial LSTM: a two-dimensional recursion over a map, computed a diagonal at a time."""
+"""The spatial LSTM: a two-dimensional recursion over a map, a diagonal at a time; and attention that follows it."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,82 @@ from torch import Tensor, nn
 from fgzoo.errors import UsageError
 from fgzoo.nn.bilinear import single
 
+Neighbourhood = Literal["own", "causal"]
+
 #: Initial weights are drawn from U(-0.08, 0.08).
 INITIAL_RANGE = 0.08
+#: Side of the grid on which an attention's weights of locations are kept, that of VGG-16's last map of 224 pixels.
+REFERENCE_GRID = 14
+#: Rows and columns from a cell to what a `causal` neighbourhood has beside it: left, and the three above.
+CAUSAL = ((0, -1), (-1, -1), (-1, 0), (-1, 1))
+
+
+class CausalAttention(nn.Module):
+    r"""What a scan looks at from a cell: a distribution over the cells it has seen, given the state it has come with.
+
+    $$L_{uv} = \frac{\exp(U_{uv}^\top h)}{\sum_{u' \le i, v' \le j} \exp(U_{u'v'}^\top h)}, \quad u \le i, v \le j$$
+
+    Every location has weights U_uv of its own. With `channels`, what is there, $x_{uv}$, counts, too: $v^\top \tanh(W x_{uv})$ is
+    added to its score.
+
+    Source: Wu and Wang, "Where to Focus" (arXiv 1709.05769), which takes the weights from Sharma et al. (arXiv 1511.04119); the
+    added score is that of Xu et al., "Show, Attend and Tell" (arXiv 1502.03044). Our decisions: h is the mean of the left and the
+    upper neighbour's state, since the cell's own depends on what is looked at; U is on a grid of 14 x 14, which is resized for
+    other maps; U and v begin at zero, so that attention begins uniform.
+
+    Args:
+        hidden_size: S, channels of the state.
+        directions: N, of the scan; each has weights U of its own.
+        channels: C of the cells, where what they hold counts; `None`: U alone.
+        attention_size: Width of the tanh layer.
+    """
+
+    def __init__(self, hidden_size: int, directions: int = 1, channels: int | None = None, attention_size: int = 256) -> None:
+        super().__init__()
+        self.location = nn.Parameter(torch.zeros(directions, hidden_size, REFERENCE_GRID, REFERENCE_GRID))
+        self.content: nn.Sequential | None = None
+        if channels is not None:
+            score = nn.Linear(attention_size, 1, bias=False)
+            nn.init.zeros_(score.weight)
+            self.content = nn.Sequential(nn.Linear(channels, attention_size, bias=False), nn.Tanh(), score)
+
+    def on_grid(self, height: int, width: int) -> Tensor:
+        """U in a scan's order, (N, L, S)."""
+        resized = (height, width) != (REFERENCE_GRID, REFERENCE_GRID)
+        location = F.interpolate(self.location, (height, width), mode="bicubic") if resized else self.location
+        order = diagonal_order(height, width, device=location.device)
+        return location.flatten(2)[:, :, order].transpose(1, 2)
+
+    def forward(self, state: Tensor, location: Tensor, told: Tensor | None, visible: Tensor) -> Tensor:
+        """Weights L of the locations.
+
+        Args:
+            state: (N, n, B, S), what n cells have come with.
+            location: (N, L, S), U.
+            told: (N, L, B), what the content adds to a score, or `None`.
+            visible: (n, L), which locations a cell has seen.
+
+        Returns:
+            (N, B, n, L), each row sums to one.
+        """
+        scores = torch.einsum("nkbs,nls->nbkl", state, location)
+        if told is not None:
+            scores = scores + told.transpose(1, 2)[:, :, None]
+        return scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
+
+
+class Scan(NamedTuple):
+    r"""What a scan with attention gives.
+
+    Attributes:
+        states: (B, S, H, W).
+        attention: (B, H, W), where the last cell looks, which has seen the whole map: the mean over directions; sums to one.
+        penalty: A scalar, the mean over images, directions and cells of $\sum_{uv} L_{uv}^2$.
+    """
+
+    states: Tensor
+    attention: Tensor
+    penalty: Tensor
 
 
 class SpatialLSTM(nn.Module):
@@ -24,19 +99,21 @@ class SpatialLSTM(nn.Module):
     $$c_{ij} = g \odot i + f_c \odot c_{i, j-1} + f_r \odot c_{i-1, j}, \quad h_{ij} = \tanh(o \odot c_{ij})$$
 
     The cells of an anti-diagonal (i + j constant) do not depend on one another, so H + W - 1 steps do what a double loop does in
-    H W: the cells are put in the order of their diagonals, all inputs are projected in one matrix product, and each step is one
-    matrix product for all cells of a diagonal. The recursion is in single precision whatever the autocast, its rounding would
-    add up over the steps; the projection of the inputs follows the autocast.
+    H W: the cells are put in the order of their diagonals, and each step is one matrix product for all cells of a diagonal. The
+    recursion is in single precision whatever the autocast, its rounding would add up over the steps; the projection of the
+    inputs follows the autocast, where nothing attends.
 
     Source: Theis and Bethge, "Generative Image Modeling Using Spatial LSTMs" (arXiv 1506.03478), and their published code, which
-    has the tanh outside the product in h. Our decisions: weights start from U(-0.08, 0.08); biases start at zero (a positive
-    forget bias makes f_r + f_c exceed one, and the memory grows from diagonal to diagonal); each of four directions has weights
-    of its own.
+    has the tanh outside the product in h; the causal neighbourhood of its figure 5b and attention as in "Where to Focus" (arXiv
+    1709.05769). Our decisions: weights start from U(-0.08, 0.08); biases start at zero (a positive forget bias makes f_r + f_c
+    exceed one, and the memory grows from diagonal to diagonal); each of four directions has weights of its own; the
+    neighbourhood of a cell holds the cell itself, too.
 
     Args:
         input_size: Channels C of the map.
-        hidden_size: Channels of the hidden state.
+        hidden_size: Channels S of the hidden state.
         directions: 1: from the upper left; 4: from every corner, summed.
+        neighbourhood: x_ij is the feature at the cell (`own`), or that, the one at its left and the three above (`causal`).
 
     Shape:
         - maps: (B, C, H, W)
@@ -46,14 +123,20 @@ class SpatialLSTM(nn.Module):
         UsageError: `directions` is neither 1 nor 4.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, directions: Literal[1, 4] = 1) -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, directions: Literal[1, 4] = 1, neighbourhood: Neighbourhood = "own"
+    ) -> None:
         super().__init__()
         if directions not in (1, 4):
             raise UsageError(f"directions: {directions}; a map is scanned from 1 corner or from all 4")
+        if neighbourhood not in get_args(Neighbourhood):
+            raise UsageError(f"neighbourhood: '{neighbourhood}' is none of {', '.join(get_args(Neighbourhood))}")
         self.hidden_size = hidden_size
         self.directions = directions
+        self.neighbours = CAUSAL if neighbourhood == "causal" else ()
+        self.inputs = input_size * (1 + len(self.neighbours))  # channels that a cell reads
         # Rows g, i, o, f_r, f_c; the columns of hidden_weight: left neighbour, then upper neighbour.
-        self.input_weight = nn.Parameter(torch.empty(directions, 5 * hidden_size, input_size))
+        self.input_weight = nn.Parameter(torch.empty(directions, 5 * hidden_size, self.inputs))
         self.hidden_weight = nn.Parameter(torch.empty(directions, 5 * hidden_size, 2 * hidden_size))
         self.bias = nn.Parameter(torch.zeros(directions * 5 * hidden_size))
         nn.init.uniform_(self.input_weight, -INITIAL_RANGE, INITIAL_RANGE)
@@ -61,72 +144,72 @@ class SpatialLSTM(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Scan a map."""
+        steps = diagonals(*maps.shape[-2:])
+        projected = self._project(self._cells(maps)).split([step.stop - step.start for step in steps], dim=1)
+        return self._recur(maps, steps, lambda index, _: projected[index])
+
+    def attend(self, maps: Tensor, attention: CausalAttention) -> Scan:
+        r"""Scan a map whose cells read what they attend to, $x_{ij} = \sum_{u \le i, v \le j} L_{uv} x_{uv}$."""
         height, width = maps.shape[-2:]
-        cells = maps.flatten(2).permute(2, 0, 1)  # (H W, B, C)
-        orders = [diagonal_order(height, width, bool(k & 1), bool(k & 2), maps.device) for k in range(self.directions)]
-        inputs = torch.stack([cells[order] for order in orders])
-        projected = torch.einsum("nlbc,ngc->nlbg", inputs, self.input_weight)
+        steps, order = diagonals(height, width), diagonal_order(height, width, device=maps.device)
+        rows, columns = order // width, order % width
+        seen = (rows <= rows[:, None]) & (columns <= columns[:, None])
+        looks: list[Tensor] = []
         with torch.autocast(maps.device.type, enabled=False):
-            projected = single(projected) + self.bias.view(self.directions, 1, 1, -1)
-            hidden = _Scan.apply(projected, self.hidden_weight, height, width)
-            scans = [scan[order.argsort()] for scan, order in zip(hidden, orders, strict=True)]
-            return torch.stack(scans).sum(dim=0).permute(1, 2, 0).unflatten(2, (height, width))
+            cells, location = self._cells(single(maps)), attention.on_grid(height, width)
+            told = None if attention.content is None else attention.content(cells)[..., 0]
 
+            def read(index: int, before: Tensor) -> Tensor:
+                start, stop = steps[index].start, steps[index].stop
+                added = None if told is None else told[:, :stop]
+                looks.append(attention(before, location[:, :stop], added, seen[start:stop, :stop]))
+                return self._project(torch.einsum("nbkl,nlbc->nkbc", looks[-1], cells[:, :stop]))
 
-class _Scan(torch.autograd.Function):
-    """The recursion over the diagonals, with its gradient written out.
+            states = self._recur(maps, steps, read)
+            last = self._on_map(looks[-1].permute(0, 3, 1, 2), height, width)[:, 0] / self.directions
+            penalty = torch.cat([look.square().sum(dim=3) for look in looks], dim=2).mean()
+        return Scan(states, last, penalty)
 
-    Plain autograd gives the same numbers, but adds up the weights' gradient at every step; here that is one matrix product at the
-    end. N directions, L = H W cells in diagonal order, B samples, S hidden channels; gate rows are g, i, o, f_r, f_c.
-    """
+    def _recur(self, maps: Tensor, steps: list[Diagonal], read: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """The recursion; `read` gives a diagonal's projected inputs (N, n, B, 5 S) by the mean of its neighbours' states."""
+        states: list[Tensor] = []
+        with torch.autocast(maps.device.type, enabled=False):
+            weight = self.hidden_weight.transpose(1, 2)
+            h = c = single(maps).new_zeros(self.directions, 0, len(maps), self.hidden_size)
+            for index, step in enumerate(steps):
+                h, c = step.surround(h), step.surround(c)
+                left, upper = h[:, 1:], h[:, :-1]
+                own = single(read(index, (left + upper) / 2)) + self.bias.view(self.directions, 1, 1, -1)
+                neighbours = torch.cat([left, upper], dim=-1).flatten(1, 2)
+                gates = torch.baddbmm(own.flatten(1, 2), neighbours, weight).view_as(own)
+                g, i, o, f_r, f_c = gates.chunk(5, dim=-1)
+                c = g.tanh() * i.sigmoid() + f_c.sigmoid() * c[:, 1:] + f_r.sigmoid() * c[:, :-1]
+                h = (o.sigmoid() * c).tanh()
+                states.append(h)
+            return self._on_map(torch.cat(states, dim=1), *maps.shape[-2:])
 
-    @staticmethod
-    def forward(ctx: Any, projected: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
-        """(N, L, B, 5 S), (N, 5 S, 2 S) -> hidden states (N, L, B, S)."""
-        size = weight.shape[2] // 2
-        h = c = projected.new_zeros(projected.shape[0], 0, projected.shape[2], size)
-        kept: list[tuple[Tensor, ...]] = []
-        for step in diagonals(height, width):
-            h, c = step.surround(h), step.surround(c)
-            neighbours = torch.cat([h[:, 1:], h[:, :-1]], dim=-1)
-            own = projected[:, step.start : step.stop]
-            gates = torch.baddbmm(own.flatten(1, 2), neighbours.flatten(1, 2), weight.transpose(1, 2)).view_as(own)
-            gates = torch.cat([gates[..., :size].tanh(), gates[..., size:].sigmoid()], dim=-1)
-            g, i, o, f_r, f_c = gates.chunk(5, dim=-1)
-            c = g * i + f_c * c[:, 1:] + f_r * c[:, :-1]
-            h = (o * c).tanh()
-            kept.append((h, gates, neighbours, c))
-        hidden, *others = (torch.cat(values, dim=1) for values in zip(*kept, strict=True))
-        ctx.save_for_backward(weight, hidden, *others)
-        ctx.sides = height, width
-        return hidden
+    def _project(self, cells: Tensor) -> Tensor:
+        return torch.einsum("nlbc,ngc->nlbg", cells, self.input_weight)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Gradients of the projected inputs and of the weight."""
-        weight, hidden, all_gates, all_neighbours, all_c = ctx.saved_tensors
-        steps = diagonals(*ctx.sides)
-        d_h = d_c = torch.zeros_like(hidden[:, -1:])
-        all_d_gates = []
-        with torch.autocast(hidden.device.type, enabled=False):
-            for k in range(len(steps) - 1, -1, -1):
-                step = steps[k]
-                own = slice(step.start, step.stop)
-                before = slice(steps[k - 1].start, steps[k - 1].stop) if k else slice(0, 0)
-                g, i, o, f_r, f_c = all_gates[:, own].chunk(5, dim=-1)
-                h, c, c_before = hidden[:, own], all_c[:, own], step.surround(all_c[:, before])
-                d_product = (d_h + gradients[0][:, own]) * (1 - h * h)
-                d_c = d_c + d_product * o
-                d_sigmoid = torch.cat([d_c * g, d_product * c, d_c * c_before[:, :-1], d_c * c_before[:, 1:]], dim=-1)
-                sigmoid = all_gates[:, own, :, g.shape[-1] :]
-                d_gates = torch.cat([d_c * i * (1 - g * g), d_sigmoid * sigmoid * (1 - sigmoid)], dim=-1)
-                all_d_gates.append(d_gates)
-                left, upper = torch.bmm(d_gates.flatten(1, 2), weight).unflatten(1, h.shape[1:3]).chunk(2, dim=-1)
-                d_h = step.gather(left, upper)
-                d_c = step.gather(d_c * f_c, d_c * f_r)
-            d_projected = torch.cat(all_d_gates[::-1], dim=1)
-            d_weight = torch.bmm(d_projected.flatten(1, 2).transpose(1, 2), all_neighbours.flatten(1, 2))
-        return d_projected, d_weight, None, None
+    def _cells(self, maps: Tensor) -> Tensor:
+        """What cells read of a map, in the order of each direction's scan, (B, C, H, W) -> (N, L, B, C)."""
+        height, width = maps.shape[-2:]
+        found = []
+        for k, order in enumerate(self._orders(height, width, maps.device)):
+            row, column = (-1 if k & 1 else 1), (-1 if k & 2 else 1)
+            padded = F.pad(maps, (1, 1, 1, 1))
+            beside = [padded.roll((-row * i, -column * j), (2, 3))[..., 1:-1, 1:-1] for i, j in self.neighbours]
+            found.append(torch.cat([maps, *beside], dim=1).flatten(2).permute(2, 0, 1)[order])
+        return torch.stack(found)
+
+    def _on_map(self, scans: Tensor, height: int, width: int) -> Tensor:
+        """Values in the order of each direction's scan, (N, L, B, S), summed on the map, (B, S, H, W)."""
+        orders = self._orders(height, width, scans.device)
+        total = torch.stack([scan[order.argsort()] for scan, order in zip(scans, orders, strict=True)]).sum(dim=0)
+        return total.permute(1, 2, 0).unflatten(2, (height, width))
+
+    def _orders(self, height: int, width: int, device: torch.device) -> list[Tensor]:
+        return [diagonal_order(height, width, bool(k & 1), bool(k & 2), device) for k in range(self.directions)]
 
 
 class Diagonal(NamedTuple):
@@ -144,11 +227,6 @@ class Diagonal(NamedTuple):
     def surround(self, before: Tensor) -> Tensor:
         """The states of the diagonal before, with the zeros: (N, cells, B, S) -> (N, cells of this one + 1, B, S)."""
         return F.pad(before, (0, 0, 0, 0, self.above, self.below))
-
-    def gather(self, left: Tensor, upper: Tensor) -> Tensor:
-        """Gradients of this one's left and upper neighbours, added up over the cells of the diagonal before."""
-        total = F.pad(left, (0, 0, 0, 0, 1, 0)) + F.pad(upper, (0, 0, 0, 0, 0, 1))
-        return total[:, self.above : total.shape[1] - self.below]
 
 
 def diagonals(height: int, width: int) -> list[Diagonal]:

@@ -24,6 +24,7 @@ CITATIONS = Path(__file__).with_name("citations.bib")
 PAPERS = {
     "rra": "shroff2020focus", "rra-parent": "shroff2020focus", "iagn": "huang2021iagn", "pmg": "du2020pmg",
     "coarse2fine": "eshratifar2019coarse2fine", "wsdan": "hu2019wsdan", "srbn": "wu2017srbn", "bcnn": "lin2015bcnn",
+    "bcnn-spp": "lin2015bcnn",
     "cub": "wah2011cub", "cars": "krause2013cars", "aircraft": "maji2013aircraft",
 }  # fmt: skip
 #: What each data set is, and under what terms its images may be used.

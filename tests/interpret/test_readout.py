@@ -31,6 +31,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "pmg": {"feature_size": 128},
     "srbn": {"second_backbone": None, "rank": 128, "projection": 64, "hidden_size": 32},
     "bcnn": {"second_backbone": None},
+    "bcnn-spp": {"second_backbone": None},
 }
 
 

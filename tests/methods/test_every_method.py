@@ -19,6 +19,7 @@ BACKBONES = ("test_resnet", "tiny_vgg", "test_efficientnet", "test_convnext", "t
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rra without recursion": ("rra", {"recursion": False}),
     "rra round its recursion": ("rra", {"residual": True, "init": "orthogonal"}),
+    "rra that refocuses": ("rra", {"refocus": True}),
     "rra with random patches": ("rra", {"patches": "random", "attend_over_time": False}),
     "iagn in one step": ("iagn", {"one_step": True}),
     "iagn the other way round": ("iagn", {"distillation": "shallow_to_deep", "guidance": False}),
@@ -28,14 +29,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "coarse2fine with a mask alone": ("coarse2fine", {"fine": "mask", "keep_views": False}),
     "coarse2fine detached": ("coarse2fine", {"detach_attention": True}),
     "srbn with glimpses": ("srbn", {"attention": "recurrent"}),
+    "srbn shuffled": ("srbn", {"shuffle": True, "content": True, "neighbourhood": "causal", "pyramid": [1, 2]}),
     "srbn round its scan": ("srbn", {"residual": True, "batch_norm": True}),
     "srbn from four corners": ("srbn", {"directions": 4, "attention": "none"}),
-    "srbn without its lstm": ("srbn", {"spatial_lstm": False, "bilinear_size": 4096}),
+    "srbn without its lstm": ("srbn", {"attention": "static", "spatial_lstm": False, "bilinear_size": 4096}),
     "two networks": ("bcnn", {"combine": "concat"}),
     "everything frozen that can be": ("srbn", {"freeze": 3, "freeze_norm": "affine", "init": "orthogonal", "new_share": 0}),
 }
 #: The same classes with their mechanism switched off.
-PARENTS = ("rra-parent", "pmg", "wsdan", "bcnn")
+PARENTS = ("rra-parent", "pmg", "wsdan", "bcnn", "bcnn-spp")
 METHODS = tuple(name for name in available() if name not in PARENTS)
 #: A convolutional network with batch-norms, and a vision transformer, whose levels are alike: every check.
 ALL_CHECKS_ON = ("test_efficientnet", "test_vit")

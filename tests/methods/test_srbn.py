@@ -17,6 +17,8 @@ from fgzoo.errors import UsageError
 from fgzoo.methods.srbn import SRBN, BilinearReadout, SRBNNetwork
 from fgzoo.nn import normalize_map
 from fgzoo.nn.bilinear import bilinear_pool, power_normalize
+from fgzoo.nn.randomness import keyed_uniform
+from fgzoo.nn.spatial_lstm import CausalAttention
 from fgzoo.testing import evaluation_mode, example_batch
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "rank": 24, "projection": 12, "attention_size": 8}
@@ -24,6 +26,8 @@ SMALL: dict[str, Any] = {"hidden_size": 16, "rank": 24, "projection": 12, "atten
 HIDDEN: dict[str, Any] = {"bilinear_head": False}
 PARENT: dict[str, Any] = {"attention": "none", "spatial_lstm": False}
 CONTROL: dict[str, Any] = {**PARENT, "combine": "concat"}
+#: Attention over the whole map, before a scan of one layer.
+STATIC: dict[str, Any] = {"attention": "static", "layers": 1}
 
 
 def make(**arguments: Any) -> SRBN:
@@ -32,7 +36,7 @@ def make(**arguments: Any) -> SRBN:
 
 
 def bilinear_readout(channels: int, second_channels: int, **arguments: Any) -> BilinearReadout:
-    usual = {"num_classes": 5, "bilinear_size": 262_144, "scale": 1.0, "root_eps": 1e-5, "init": "default"}
+    usual = {"num_classes": 5, "bilinear_size": 262_144, "pyramid": (1,), "scale": 1.0, "root_eps": 1e-5, "init": "default"}
     return BilinearReadout(channels, second_channels, **{**usual, **arguments})
 
 
@@ -46,6 +50,37 @@ def network(model: SRBN) -> SRBNNetwork:
 
 def test_the_whole_follows_the_equations() -> None:
     model = evaluation_mode(make(scale=3.0))
+    net, images = network(model), example_batch((96, 64))[0]
+    assert net.local is not None
+    assert isinstance(net.attention, CausalAttention)
+    assert net.spatial_lstm is not None
+    assert net.bilinear is not None
+    (second,) = net.deeper
+    nn.init.normal_(net.attention.location, std=3.0)
+    with torch.no_grad():
+        a, b = net.streams(images)
+        states, alpha, _ = net.spatial_lstm.attend(3.0 * power_normalize(net.local.features(a, b)), net.attention)
+        hidden = second(states)
+        scanned = net.readout.classifier(hidden.mean(dim=(2, 3)))
+        attended = net.bilinear.classifier(3.0 * power_normalize(bilinear_pool(a, b, alpha), root_eps=1e-5))
+        output = model(images)
+    torch.testing.assert_close(output.logits, attended + 0.3 * scanned)
+    torch.testing.assert_close(output.heads, {"hidden": scanned, "bilinear": attended})
+    torch.testing.assert_close(output.attention[:, :2], normalize_map(torch.stack([alpha, hidden.norm(dim=1)], dim=1)))
+
+
+def test_attention_begins_as_the_parent_reads_the_map() -> None:
+    images = example_batch()[0]
+    with torch.no_grad():
+        ours, parent = evaluation_mode(make()), evaluation_mode(make(**PARENT))
+        parent.network.readout.load_state_dict(network(ours).bilinear.state_dict())
+        for name in ("backbone", "second_backbone"):
+            parent.network.get_submodule(name).load_state_dict(ours.network.get_submodule(name).state_dict())
+        torch.testing.assert_close(ours(images).heads["bilinear"], parent(images).logits)
+
+
+def test_attention_over_the_whole_map_follows_the_equations() -> None:
+    model = evaluation_mode(make(**STATIC, scale=3.0))
     net, images = network(model), example_batch((96, 64))[0]
     assert net.local is not None
     assert net.attention is not None
@@ -75,7 +110,7 @@ def test_the_evidence_is_for_the_class_that_both_readouts_predict() -> None:
 
 
 def test_the_readout_of_the_scan_alone_follows_the_equations() -> None:
-    model = evaluation_mode(make(**HIDDEN, scale=3.0))
+    model = evaluation_mode(make(**STATIC, **HIDDEN, scale=3.0))
     net, images = network(model), example_batch((96, 64))[0]
     assert net.local is not None
     assert net.attention is not None
@@ -97,12 +132,12 @@ def test_the_head_of_the_scan_may_read_the_streams_beside_its_states() -> None:
     net, images = network(model), example_batch((96, 64))[0]
     with torch.no_grad():
         a, b = net.streams(images)
-        (alpha,), hidden = net.focus(a, b)
-        attended = [torch.einsum("bhw,bchw->bc", alpha, maps) for maps in (hidden, a, b)]
+        alpha, hidden, _ = net.focus(a, b)
+        attended = [hidden.mean(dim=(2, 3)), *(torch.einsum("bhw,bchw->bc", alpha, maps) for maps in (a, b))]
         torch.testing.assert_close(model(images).logits, net.readout.classifier(torch.cat(attended, dim=1)))
 
 
-@pytest.mark.parametrize("attention", ["static", "none"])
+@pytest.mark.parametrize("attention", ["causal", "static", "none"])
 def test_the_evidence_tells_of_all_that_both_heads_read_of_the_streams(attention: str) -> None:
     model = evaluation_mode(make(residual=True, hidden_weight=2.0, attention=attention))
     net, images = network(model), example_batch((96, 64))[0]
@@ -111,19 +146,18 @@ def test_the_evidence_tells_of_all_that_both_heads_read_of_the_streams(attention
         a, b = net.streams(images)
         output = model(images)
         chosen = output.logits.argmax(dim=1)
-        alphas, hidden = net.focus(a, b)
-        alpha = alphas[-1] if alphas else None
+        alpha, hidden, _ = net.focus(a, b)
         _, bilinear = net.bilinear(a, b, alpha, chosen)
         streams = net.readout.evidence(a, b, alpha, chosen)
         torch.testing.assert_close(output.attention[:, -1], normalize_map(bilinear + 2.0 * streams))
-        states = hidden.mean((2, 3)) if alpha is None else torch.einsum("bhw,bchw->bc", alpha, hidden)
+        states = torch.einsum("bhw,bchw->bc", alpha, hidden) if attention == "static" else hidden.mean((2, 3))
         head = net.readout.classifier
         told = streams.sum((1, 2)) + (head.weight[chosen, : states.shape[1]] * states).sum(1) + head.bias[chosen]
     torch.testing.assert_close(told, output.heads["hidden"].gather(1, chosen[:, None])[:, 0])
 
 
 def test_local_features_and_states_may_be_batch_normalised() -> None:
-    model = evaluation_mode(make(scale=3.0, batch_norm=True))
+    model = evaluation_mode(make(**STATIC, scale=3.0, batch_norm=True))
     net, images = network(model), example_batch((96, 64))[0]
     assert net.local is not None
     assert net.attention is not None
@@ -153,7 +187,7 @@ def test_local_features_and_states_may_be_batch_normalised() -> None:
 
 
 def test_the_recurrent_form_reads_the_scan_before() -> None:
-    model = make(**HIDDEN, attention="recurrent", glimpses=3, dropout=0.0).train()
+    model = make(**HIDDEN, attention="recurrent", layers=1, glimpses=3, dropout=0.0).train()
     net, (images, targets, keys) = network(model), example_batch()
     assert net.local is not None
     assert net.attention is not None
@@ -175,7 +209,7 @@ def test_the_recurrent_form_reads_the_scan_before() -> None:
 
 
 def test_without_attention_the_hidden_states_are_averaged() -> None:
-    model = evaluation_mode(make(**HIDDEN, attention="none"))
+    model = evaluation_mode(make(**HIDDEN, attention="none", layers=1))
     net, images = network(model), example_batch()[0]
     assert net.local is not None
     assert net.spatial_lstm is not None
@@ -206,7 +240,7 @@ def pairs(a: torch.Tensor, b: torch.Tensor) -> Any:
 
 
 def test_attention_alone_weighs_the_bilinear_vector() -> None:
-    model = evaluation_mode(make(spatial_lstm=False))
+    model = evaluation_mode(make(attention="static", spatial_lstm=False))
     net, images = network(model), example_batch()[0]
     assert net.local is not None
     assert net.attention is not None
@@ -226,12 +260,49 @@ def test_the_control_concatenates_both_streams() -> None:
         torch.testing.assert_close(model(images).logits, expected)
 
 
-def test_a_penalty_is_there_in_training_with_recurrent_attention_only() -> None:
+def test_a_penalty_is_there_in_training_where_attention_has_something_to_avoid() -> None:
     images, targets, keys = example_batch()
-    assert make().train()(images, targets, keys).extra == {}
-    recurrent = make(attention="recurrent")
-    assert set(recurrent.train()(images, targets, keys).extra) == {"penalty"}
-    assert recurrent.eval()(images).extra == {}
+    assert make(**STATIC).train()(images, targets, keys).extra == {}
+    for attention in ("causal", "recurrent"):
+        model = make(attention=attention)
+        assert set(model.train()(images, targets, keys).extra) == {"penalty"}
+        assert model.eval()(images).extra == {}
+
+
+def test_shuffled_cells_are_scanned_in_another_order_and_shown_where_they_are() -> None:
+    net = network(evaluation_mode(make(shuffle=True, content=True)))
+    plain = network(evaluation_mode(make(content=True)))
+    for model in (net, plain):
+        assert isinstance(model.attention, CausalAttention)
+        torch.manual_seed(1)
+        nn.init.normal_(model.attention.location, std=3.0)
+    with torch.no_grad():
+        a, b = net.streams(example_batch((96, 64))[0])
+        x = net.local_features(a, b)
+        order = keyed_uniform(torch.zeros(4, 3, dtype=torch.long), 24, salt=30).argsort(dim=1)
+        shuffled = torch.stack([image.flatten(1)[:, places].view_as(image) for image, places in zip(x, order, strict=True)])
+        assert net.spatial_lstm is not None
+        assert isinstance(net.attention, CausalAttention)
+        states, alpha, _ = net.spatial_lstm.attend(shuffled, net.attention)
+        states = net.deeper[0](states)
+        found = net.focus(a, b)
+        for image, places in enumerate(order.tolist()):
+            for scanned, place in enumerate(places):
+                row, column, at = scanned // 4, scanned % 4, (place // 4, place % 4)
+                assert found.alpha[image][at] == alpha[image, row, column]
+                assert torch.equal(found.hidden[image][:, at[0], at[1]], states[image, :, row, column])
+        assert not torch.allclose(found.hidden, plain.focus(a, b).hidden)
+
+
+def test_training_draws_an_order_for_every_image_and_testing_has_one() -> None:
+    net, (images, _, keys) = network(make(shuffle=True)), example_batch()
+    with torch.no_grad():
+        a, b = (stream[:1].expand(4, -1, -1, -1) for stream in net.eval().streams(images))
+        testing, training = net.focus(a, b, keys), net.train().focus(a, b, keys)
+    assert testing.hidden is not None
+    assert training.hidden is not None
+    assert torch.allclose(testing.hidden[0], testing.hidden[3])
+    assert not torch.allclose(training.hidden[0], training.hidden[3])
 
 
 # ---------------------------------------------------------------------- maps
@@ -244,7 +315,7 @@ def test_a_penalty_is_there_in_training_with_recurrent_attention_only() -> None:
         (HIDDEN, ["attention", "hidden states"], [False, False]),
         ({**HIDDEN, "attention": "recurrent"}, ["attention", "hidden states"], [False, False]),
         ({"attention": "none"}, ["hidden states", "evidence"], [False, True]),
-        ({"spatial_lstm": False}, ["attention", "evidence"], [False, True]),
+        ({"attention": "static", "spatial_lstm": False}, ["attention", "evidence"], [False, True]),
         (PARENT, ["evidence"], [True]),
         (CONTROL, ["activation"], [True]),
     ],
@@ -258,11 +329,12 @@ def test_maps_of_each_variant(arguments: dict[str, Any], names: list[str], by_cl
     assert [not torch.equal(one, other) for one, other in zip(first.unbind(1), second.unbind(1), strict=True)] == by_class
 
 
-def test_evidence_of_the_bilinear_readout_sums_to_the_logit() -> None:
+@pytest.mark.parametrize("pyramid", [(1,), (1, 2), (3,)])
+def test_evidence_of_the_bilinear_readout_sums_to_the_logit(pyramid: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    readout = bilinear_readout(6, 4, scale=10.0).double()
-    a, b = torch.randn(2, 6, 3, 4).double(), torch.randn(2, 4, 3, 4).double()
-    alpha = torch.rand(2, 3, 4).double()
+    readout = bilinear_readout(6, 4, scale=10.0, pyramid=pyramid).double()
+    a, b = torch.randn(2, 6, 3, 5).double(), torch.randn(2, 4, 3, 5).double()
+    alpha = torch.rand(2, 3, 5).double()
     targets = torch.tensor([3, 1])
     logits, evidence = readout(a, b, alpha, targets)
     expected = logits.gather(1, targets[:, None])[:, 0] - readout.classifier.bias[targets]
@@ -371,20 +443,24 @@ def test_resnet50_keeps_a_classifier_of_the_papers_length() -> None:
     [
         ({}, {"attention": "none"}),
         ({}, {"attention": "recurrent"}),
-        ({}, {"spatial_lstm": False}),
+        (STATIC, {"spatial_lstm": False}),
+        ({}, {"layers": 1}),
+        ({}, {"neighbourhood": "causal"}),
+        ({}, {"shuffle": True}),
+        ({}, {"pyramid": [1, 2]}),
         ({}, HIDDEN),
         ({}, {"hidden_weight": 1.0}),
         ({}, {"directions": 4}),
         ({}, {"hidden_size": 8}),
         ({}, {"rank": 8}),
         ({}, {"projection": 8}),
-        ({}, {"attention_size": 4}),
+        (STATIC, {"attention_size": 4}),
         ({}, {"scale": 1.0}),
         ({}, {"batch_norm": True}),
         ({}, {"residual": True}),
         ({}, {"stride": 8}),
         ({}, {"second_backbone": "test_resnet"}),
-        ({"attention": "recurrent"}, {"glimpses": 3}),
+        ({"attention": "recurrent", "layers": 1}, {"glimpses": 3}),
         (PARENT, {"combine": "concat"}),
         ({}, {"bilinear_size": 500}),
         (PARENT, {"bilinear_size": 500}),
@@ -420,7 +496,13 @@ def test_dropout_acts_in_training(variant: dict[str, Any]) -> None:
     ("arguments", "message"),
     [
         ({"combine": "concat"}, "model.combine"),
-        ({"attention": "recurrent", "spatial_lstm": False}, "model.attention"),
+        ({"spatial_lstm": False}, "model.attention: 'causal' reads"),
+        ({"attention": "recurrent", "spatial_lstm": False}, "model.attention: 'recurrent' reads"),
+        ({"attention": "dense"}, "model.attention: 'dense'"),
+        ({"attention": "none", "content": True}, "model.content"),
+        ({"neighbourhood": "all"}, "model.neighbourhood"),
+        ({"layers": 0}, "model.layers"),
+        ({"pyramid": []}, "model.pyramid"),
         ({"attention": "recurrent", "glimpses": 1}, "model.glimpses"),
         ({"directions": 2}, "model.directions"),
         ({"new_share": 1.0}, "model.new_share"),
@@ -441,7 +523,7 @@ def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: st
 # ---------------------------------------------------------------------- numerics
 
 
-@pytest.mark.parametrize("variant", [{}, PARENT, {"attention": "recurrent"}, {"spatial_lstm": False}], ids=str)
+@pytest.mark.parametrize("variant", [{}, PARENT, {"attention": "recurrent"}, {**STATIC, "spatial_lstm": False}], ids=str)
 @pytest.mark.parametrize("value", [0.0, 1e-6, 300.0])
 def test_zero_and_extreme_features_give_finite_values_and_gradients(variant: dict[str, Any], value: float) -> None:
     model = make(**variant).train()

@@ -1,62 +1,149 @@
-"""The diagonal scan beside the literal double loop, in double precision."""
+"""The diagonal scan beside literal loops over cells and what they look at, in double precision."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fgzoo.errors import UsageError
-from fgzoo.nn.spatial_lstm import SpatialLSTM, diagonal_order
+from fgzoo.nn.spatial_lstm import CausalAttention, Neighbourhood, SpatialLSTM, diagonal_order
 
 SIZES = ((3, 5), (5, 3), (4, 4), (1, 4), (4, 1), (1, 1), (2, 7))
 Directions = Literal[1, 4]
+Cell = tuple[int, int]
 
 
-def make(input_size: int = 3, hidden_size: int = 2, directions: Directions = 1) -> SpatialLSTM:
+def make(
+    input_size: int = 3, hidden_size: int = 2, directions: Directions = 1, neighbourhood: Neighbourhood = "own"
+) -> SpatialLSTM:
     """A block in double precision whose biases and weights are large enough to matter."""
     torch.manual_seed(0)
-    block = SpatialLSTM(input_size, hidden_size, directions).double()
+    block = SpatialLSTM(input_size, hidden_size, directions, neighbourhood).double()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     return block
 
 
-def double_loop(block: SpatialLSTM, maps: Tensor, direction: int) -> Tensor:
-    """The equations, one cell at a time."""
+def make_attention(hidden_size: int = 2, directions: Directions = 1, channels: int | None = None) -> CausalAttention:
+    """The same for what a scan attends to."""
+    attention = CausalAttention(hidden_size, directions, channels, attention_size=4).double()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=2.0)
+    return attention
+
+
+def literal_loop(
+    block: SpatialLSTM, maps: Tensor, direction: int, attention: CausalAttention | None = None
+) -> tuple[Tensor, dict[Cell, dict[Cell, Tensor]]]:
+    """The equations, one cell at a time, and for each cell one after the other what it looks at: states and weights L."""
     flipped = [dimension for dimension, bit in ((2, 1), (3, 2)) if direction & bit]
     maps = maps.flip(flipped)
+    height, width = maps.shape[2:]
     weight = torch.cat([block.input_weight[direction], block.hidden_weight[direction]], dim=1)
     bias = block.bias.view(block.directions, -1)[direction]
-    zero = maps.new_zeros(len(maps), block.hidden_size)
-    h: dict[tuple[int, int], Tensor] = {}
-    c: dict[tuple[int, int], Tensor] = {}
-    for i in range(maps.shape[2]):
-        for j in range(maps.shape[3]):
-            left, upper = (i, j - 1), (i - 1, j)
-            y = torch.cat([maps[:, :, i, j], h.get(left, zero), h.get(upper, zero)], dim=1)
-            g, i_gate, o, f_r, f_c = (y @ weight.T + bias).chunk(5, dim=1)
-            c[i, j] = g.tanh() * i_gate.sigmoid() + f_c.sigmoid() * c.get(left, zero) + f_r.sigmoid() * c.get(upper, zero)
-            h[i, j] = (o.sigmoid() * c[i, j]).tanh()
-    rows = [torch.stack([h[i, j] for j in range(maps.shape[3])], dim=-1) for i in range(maps.shape[2])]
-    return torch.stack(rows, dim=-2).flip(flipped)
+    zero, nothing = maps.new_zeros(len(maps), block.hidden_size), torch.zeros_like(maps[:, :, 0, 0])
+    x: dict[Cell, Tensor] = {}
+    for i, j in itertools.product(range(height), range(width)):
+        beside = [(i + di, j + dj) for di, dj in block.neighbours]
+        inside = [maps[:, :, k, m] if 0 <= k < height and 0 <= m < width else nothing for k, m in beside]
+        x[i, j] = torch.cat([maps[:, :, i, j], *inside], dim=1)
+    h: dict[Cell, Tensor] = {}
+    c: dict[Cell, Tensor] = {}
+    looks: dict[Cell, dict[Cell, Tensor]] = {}
+    for i, j in itertools.product(range(height), range(width)):
+        left, upper = (i, j - 1), (i - 1, j)
+        read = x[i, j]
+        if attention is not None:
+            looks[i, j] = literal_attention(
+                attention, (h.get(left, zero) + h.get(upper, zero)) / 2, x, (i, j), (height, width), direction
+            )
+            read = sum((L[:, None] * x[cell] for cell, L in looks[i, j].items()), torch.zeros_like(read))
+        y = torch.cat([read, h.get(left, zero), h.get(upper, zero)], dim=1)
+        g, i_gate, o, f_r, f_c = (y @ weight.T + bias).chunk(5, dim=1)
+        c[i, j] = g.tanh() * i_gate.sigmoid() + f_c.sigmoid() * c.get(left, zero) + f_r.sigmoid() * c.get(upper, zero)
+        h[i, j] = (o.sigmoid() * c[i, j]).tanh()
+    rows = [torch.stack([h[i, j] for j in range(width)], dim=-1) for i in range(height)]
+    return torch.stack(rows, dim=-2).flip(flipped), looks
 
 
+def literal_attention(
+    attention: CausalAttention, state: Tensor, x: dict[Cell, Tensor], cell: Cell, size: tuple[int, int], direction: int
+) -> dict[Cell, Tensor]:
+    """L_uv of one cell, for every u and v that it has seen."""
+    weights = F.interpolate(attention.location, size, mode="bicubic")[direction]
+    scores: dict[Cell, Tensor] = {}
+    for u, v in itertools.product(range(cell[0] + 1), range(cell[1] + 1)):
+        scores[u, v] = state @ weights[:, u, v]
+        if attention.content is not None:
+            inner, _, score = attention.content
+            scores[u, v] = scores[u, v] + (x[u, v] @ inner.weight.T).tanh() @ score.weight[0]
+    exponentials = {key: score.exp() for key, score in scores.items()}
+    total = sum(exponentials.values(), torch.zeros_like(scores[0, 0]))
+    return {key: value / total for key, value in exponentials.items()}
+
+
+@pytest.mark.parametrize("neighbourhood", ["own", "causal"])
 @pytest.mark.parametrize("directions", [1, 4])
 @pytest.mark.parametrize("size", SIZES)
-def test_scan_equals_the_double_loop(size: tuple[int, int], directions: Directions) -> None:
-    block = make(directions=directions)
+def test_scan_equals_the_double_loop(size: tuple[int, int], directions: Directions, neighbourhood: Neighbourhood) -> None:
+    block = make(directions=directions, neighbourhood=neighbourhood)
     maps = torch.randn(2, 3, *size, dtype=torch.double, requires_grad=True)
     ours = block(maps)
-    literal = torch.stack([double_loop(block, maps, k) for k in range(directions)]).sum(dim=0)
-    torch.testing.assert_close(ours, literal, rtol=0, atol=1e-12)
+    literal = torch.stack([literal_loop(block, maps, k)[0] for k in range(directions)]).sum(dim=0)
+    assert_same_gradients(ours, literal, (maps, *block.parameters()))
 
-    probe, inputs = torch.randn_like(ours), (maps, *block.parameters())
-    mine, other = (torch.autograd.grad((probe * y).sum(), inputs) for y in (ours, literal))
+
+@pytest.mark.parametrize("channels", [None, 3], ids=["locations", "content"])
+@pytest.mark.parametrize("directions", [1, 4])
+@pytest.mark.parametrize("size", SIZES)
+def test_attending_scan_equals_the_quadruple_loop(size: tuple[int, int], directions: Directions, channels: int | None) -> None:
+    block, attention = make(directions=directions), make_attention(directions=directions, channels=channels)
+    maps = torch.randn(2, 3, *size, dtype=torch.double, requires_grad=True)
+    states, last, penalty = block.attend(maps, attention)
+    literal, looks = zip(*(literal_loop(block, maps, k, attention) for k in range(directions)), strict=True)
+    inputs = (maps, *block.parameters(), *attention.parameters())
+    assert_same_gradients(states, torch.stack(literal).sum(dim=0), inputs)
+    squares = [L.square() for look in looks for cell in look.values() for L in cell.values()]
+    assert_same_gradients(penalty, torch.stack(squares).sum() / (2 * directions * size[0] * size[1]), inputs)
+    corner = (size[0] - 1, size[1] - 1)
+    for i, j in itertools.product(range(size[0]), range(size[1])):
+        seen = [look[corner][corner[0] - i if k & 1 else i, corner[1] - j if k & 2 else j] for k, look in enumerate(looks)]
+        torch.testing.assert_close(last[:, i, j], torch.stack(seen).mean(dim=0), rtol=0, atol=1e-12)
+
+
+def test_a_causal_neighbourhood_is_attended_to_as_a_whole() -> None:
+    block, attention = make(neighbourhood="causal"), make_attention()
+    maps = torch.randn(2, 3, 3, 4, dtype=torch.double)
+    torch.testing.assert_close(block.attend(maps, attention).states, literal_loop(block, maps, 0, attention)[0])
+
+
+def test_attention_begins_uniform_and_learns() -> None:
+    block, attention = make(), CausalAttention(2, channels=3).double()
+    maps = torch.randn(2, 3, 3, 4, dtype=torch.double)
+    states, last, _ = block.attend(maps, attention)
+    torch.testing.assert_close(last, torch.full_like(last, 1 / 12))
+    loss: Tensor = (states * torch.randn_like(states)).sum()
+    loss.backward()
+    assert attention.content is not None
+    assert all(
+        weight.grad is not None and weight.grad.abs().sum() > 0 for weight in (attention.location, attention.content[2].weight)
+    )
+
+
+def assert_same_gradients(ours: Tensor, literal: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    torch.testing.assert_close(ours, literal, rtol=0, atol=1e-12)
+    probe = torch.randn_like(ours)
+    mine, other = (
+        torch.autograd.grad((probe * y).sum(), inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for y in (ours, literal)
+    )
     for first, second in zip(mine, other, strict=True):
-        torch.testing.assert_close(first, second, rtol=0, atol=1e-11)
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-10)
 
 
 def test_a_cell_sees_what_lies_above_and_left_of_it_and_nothing_else() -> None:
@@ -105,11 +192,11 @@ def test_recursion_is_in_single_precision_under_autocast() -> None:
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_zero_and_extreme_maps_give_finite_values_and_gradients(precision: torch.dtype) -> None:
     torch.manual_seed(0)
-    block = SpatialLSTM(4, 8, directions=4)
+    block, attention = SpatialLSTM(4, 8, directions=4), make_attention(8, 4, channels=4).float()
     for value in (0.0, 1e3, -1e3):
         maps = torch.full((1, 4, 3, 3), value, requires_grad=True)
         with torch.autocast("cpu", precision):
-            hidden = block(maps)
+            hidden = block(maps) + block.attend(maps, attention).states
         hidden.sum().backward()
         assert torch.isfinite(hidden).all()
         assert maps.grad is not None
@@ -120,8 +207,10 @@ def test_scan_compiles_as_one_graph_with_its_gradient() -> None:
     torch._dynamo.reset()
     block = make(directions=4)
     maps = torch.randn(2, 3, 3, 4, dtype=torch.double, requires_grad=True)
-    compiled = torch.compile(block, backend="eager", fullgraph=True)
-    mine, other = (torch.autograd.grad(f(maps).square().sum(), (maps, *block.parameters())) for f in (compiled, block))
+    attention = make_attention(directions=4, channels=3)
+    compiled = torch.compile(block.attend, backend="eager", fullgraph=True)
+    inputs = (maps, *block.parameters(), *attention.parameters())
+    mine, other = (torch.autograd.grad(f(maps, attention).states.square().sum(), inputs) for f in (compiled, block.attend))
     for first, second in zip(mine, other, strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
 
