@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -160,40 +159,6 @@ def test_curves_of_a_network_that_sees_the_left_half() -> None:
     assert metrics.deletion(brightness_of_half, WHITE, worst, LEFT, 10).area.item() == pytest.approx(0.75)
     # The other class sees the other half.
     assert metrics.insertion(brightness_of_half, WHITE, best, LEFT + 1, 10, "zero").area.item() == pytest.approx(0.25)
-
-
-def literal_curve(network: Any, start: Tensor, end: Tensor, values: Tensor, target: int, steps: int) -> list[float]:
-    pixels = sorted((-float(values[i, j]), i, j) for i in range(SIZE[0]) for j in range(SIZE[1]))
-    found = []
-    for step in range(steps + 1):
-        mixed = start.clone()
-        for _, i, j in pixels[: round(step / steps * len(pixels))]:
-            mixed[:, i, j] = end[:, i, j]
-        found.append(float(network(mixed[None])[0, target]))
-    return found
-
-
-@pytest.mark.parametrize("steps", [1, 7, 70])
-def test_curves_equal_their_definition(steps: int) -> None:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(3, 3, *SIZE, generator=generator, dtype=torch.double)
-    weight = torch.randn(3 * 70, 4, generator=generator, dtype=torch.double)
-    maps, classes = (4 * random_maps(3)).floor(), torch.tensor([3, 0, 1])
-
-    def network(x: Tensor) -> Tensor:
-        return (x.flatten(1) @ weight).tanh()
-
-    blurred = metrics.gaussian_blur(images, 10 / 224 * 7)
-    for curve, starts, ends in (
-        (metrics.insertion(network, images, maps, classes, steps), blurred, images),
-        (metrics.deletion(network, images, maps, classes, steps), images, torch.zeros_like(images)),
-        (metrics.deletion(network, images, maps, classes, steps, blurred), images, blurred),
-    ):
-        for b in range(3):
-            expected = literal_curve(network, starts[b], ends[b], maps[b], int(classes[b]), steps)
-            assert curve.scores[b].tolist() == pytest.approx(expected, abs=1e-12)
-            area = sum((x + y) / 2 for x, y in itertools.pairwise(expected)) / steps
-            assert curve.area[b].item() == pytest.approx(area, abs=1e-12)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

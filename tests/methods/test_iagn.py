@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import tests.small  # noqa: F401 - registers tiny_vgg
 from fgzoo.errors import UsageError
-from fgzoo.methods.iagn import IAGN, IAGNNetwork, PMGHead, VectorNorm, stage_block, stage_taps
+from fgzoo.methods.iagn import IAGN, IAGNNetwork, PMGHead, VectorNorm, stage_taps
 from fgzoo.nn.backbone import Level
 from fgzoo.nn.crops import attention_boxes, crop_boxes
 from fgzoo.nn.evidence import EvidenceHead, alignment_loss, distillation_loss
@@ -115,48 +115,6 @@ def test_mobilenetv2_ends_in_its_1280_channels() -> None:
     with torch.device("meta"):
         net = network(IAGN(200, "mobilenetv2_100", pretrained=False))
     assert net.blocks[2][0].weight.shape[1] == 1280  # type: ignore[index]
-
-
-def test_block_follows_the_equations() -> None:
-    torch.manual_seed(0)
-    block = stage_block(3, 4, init="default").double()
-    features = torch.randn(2, 3, 4, 5, dtype=torch.double, requires_grad=True)
-    x = torch.einsum("oc,bchw->bohw", block[0].weight[:, :, 0, 0], features)
-
-    def normal(x: Tensor) -> Tensor:
-        x = x - x.mean(dim=(0, 2, 3), keepdim=True)
-        return (x / (x.square().mean(dim=(0, 2, 3), keepdim=True) + 1e-5).sqrt()).clamp_min(0)
-
-    padded = F.pad(normal(x), (1, 1, 1, 1))
-    windows = padded.unfold(2, 3, 1).unfold(3, 3, 1)
-    expected = normal(torch.einsum("ocij,bchwij->bohw", block[3].weight, windows))
-    torch.testing.assert_close(block(features), expected)
-    weights = torch.randn_like(expected)
-    ours, oracle = (torch.autograd.grad((y * weights).sum(), features)[0] for y in (block(features), expected))
-    torch.testing.assert_close(ours, oracle)
-
-
-def test_pmg_head_follows_the_equations() -> None:
-    torch.manual_seed(0)
-    pmg = PMGHead([3, 2], 5, feature_size=4, init="default").double()
-    first, hidden, second, _, last = pmg.classifier
-    for norm in (first, second):
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.normal_(norm.bias)
-    maps = [torch.randn(6, c, h, w, dtype=torch.double, requires_grad=True) for c, h, w in ((3, 4, 5), (2, 2, 3))]
-
-    def normal(x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
-        variance = (x - x.mean(0)).square().mean(0)
-        return (x - x.mean(0)) / (variance + 1e-5).sqrt() * norm.weight + norm.bias
-
-    peaks = torch.stack([torch.stack([f[n, c].max() for f in maps for c in range(f.shape[1])]) for n in range(6)])
-    x = normal(normal(peaks, first) @ hidden.weight.T + hidden.bias, second)
-    expected = torch.where(x > 0, x, x.exp() - 1) @ last.weight.T + last.bias
-    torch.testing.assert_close(pmg(maps), expected)
-    weights = torch.randn_like(expected)
-    ours, oracle = (torch.autograd.grad((z * weights).sum(), maps) for z in (pmg(maps), expected))
-    for mine, other in zip(ours, oracle, strict=True):
-        torch.testing.assert_close(mine, other)
 
 
 def test_a_single_vector_is_normalised_by_the_running_statistics() -> None:
