@@ -176,8 +176,8 @@ def insertion(
         maps: (B, H, W).
         classes: (B,), the class that the maps explain.
         steps: N, in how many equal steps all pixels are changed.
-        reference: `blur` (for insertion, as in the paper, whose code blurs less: sigma 3 of 224 pixels, where this has 10), `zero`,
-            or (B, C, H, W).
+        reference: `blur` (as in the paper, whose code blurs less: by a sigma of 3 of 224 pixels, where this has 10), `zero`, or
+            (B, C, H, W).
 
     Returns:
         The curve.
