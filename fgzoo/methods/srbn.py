@@ -284,12 +284,10 @@ class SRBNNetwork(nn.Module):
             if batch_norm:
                 self.batch_norm = nn.BatchNorm2d(projection)
         if spatial_lstm:
-            self.spatial_lstm = SpatialLSTM(projection, hidden_size, directions, neighbourhood)
+            self.spatial_lstm = SpatialLSTM(projection, hidden_size, directions, neighbourhood, attends=attention == "causal")
             self.deeper.extend(SpatialLSTM(hidden_size, hidden_size, directions) for _ in range(layers - 1))
         if attention == "causal":
-            assert self.spatial_lstm is not None
-            channels = self.spatial_lstm.inputs if content else None
-            self.attention = CausalAttention(hidden_size, directions, channels, attention_size)
+            self.attention = CausalAttention(hidden_size, directions, projection if content else None, attention_size)
         elif attention != "none":
             self.attention = LocalAttention(projection, attention_size, hidden_size if attention == "recurrent" else None)
         self.readout: BilinearReadout | HiddenReadout | ConcatReadout
@@ -434,8 +432,8 @@ class SRBN(FineGrainedClassifier):
         content: What is at a location counts in the causal attention's scores, too. Our decision.
         spatial_lstm: Off: the readout is the (attended) bilinear vector of B-CNN.
         layers: Layers of spatial LSTM, 2 in the paper; attention reads the first one's states. Our decision on that.
-        neighbourhood: What a cell of the first layer reads of the local features, see
-            [SpatialLSTM][fgzoo.nn.spatial_lstm.SpatialLSTM]: `own` or `causal`.
+        neighbourhood: What a cell of the first layer reads of the local features beside what it attends to: its `own`, or, as in
+            the paper, those of its `causal` neighbourhood, too, or `none`. Our decision on the default.
         shuffle: The control: attention and scan meet the locations in an order drawn anew for every training image (in evaluation
             always the same one), so that neighbours on the map are no neighbours in the scan.
         bilinear_head: Beside the LSTM's readout stands B-CNN's on the attended vector; each has its own cross-entropy. Without it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from fgzoo.errors import UsageError
 from fgzoo.nn.bilinear import single
 
-Neighbourhood = Literal["own", "causal"]
+Neighbourhood = Literal["none", "own", "causal"]
 
 #: Initial weights are drawn from U(-0.08, 0.08).
 INITIAL_RANGE = 0.08
 #: Side of the grid on which an attention's weights of locations are kept, that of VGG-16's last map of 224 pixels.
 REFERENCE_GRID = 14
-#: Rows and columns from a cell to what a `causal` neighbourhood has beside it: left, and the three above.
-CAUSAL = ((0, -1), (-1, -1), (-1, 0), (-1, 1))
+#: Rows and columns from a cell to what it reads of the map: of `causal` itself, what is at its left, and the three above.
+NEIGHBOURHOODS: dict[Neighbourhood, tuple[tuple[int, int], ...]] = {
+    "none": (),
+    "own": ((0, 0),),
+    "causal": ((0, 0), (0, -1), (-1, -1), (-1, 0), (-1, 1)),
+}
 
 
 class CausalAttention(nn.Module):
@@ -106,37 +110,45 @@ class SpatialLSTM(nn.Module):
     Source: Theis and Bethge, "Generative Image Modeling Using Spatial LSTMs" (arXiv 1506.03478), and their published code, which
     has the tanh outside the product in h; the causal neighbourhood of its figure 5b and attention as in "Where to Focus" (arXiv
     1709.05769). Our decisions: weights start from U(-0.08, 0.08); biases start at zero (a positive forget bias makes f_r + f_c
-    exceed one, and the memory grows from diagonal to diagonal); each of four directions has weights of its own; the
-    neighbourhood of a cell holds the cell itself, too.
+    exceed one, and the memory grows from diagonal to diagonal); each of four directions has weights of its own; a cell reads its
+    own location beside what it attends to, which is blurred as long as attention is wide.
 
     Args:
         input_size: Channels C of the map.
         hidden_size: Channels S of the hidden state.
         directions: 1: from the upper left; 4: from every corner, summed.
-        neighbourhood: x_ij is the feature at the cell (`own`), or that, the one at its left and the three above (`causal`).
+        neighbourhood: Whether x_ij holds the feature at the cell (`own`), or that, the one at its left and the three above
+            (`causal`), or neither (`none`).
+        attends: x_ij also holds what the cell attends to, see [attend][SpatialLSTM.attend].
 
     Shape:
         - maps: (B, C, H, W)
         - returns: (B, hidden_size, H, W), float32 (float64 for float64)
 
     Raises:
-        UsageError: `directions` is neither 1 nor 4.
+        UsageError: `directions` is neither 1 nor 4, or cells read nothing.
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, directions: Literal[1, 4] = 1, neighbourhood: Neighbourhood = "own"
+        self,
+        input_size: int,
+        hidden_size: int,
+        directions: Literal[1, 4] = 1,
+        neighbourhood: Neighbourhood = "own",
+        attends: bool = False,
     ) -> None:
         super().__init__()
         if directions not in (1, 4):
             raise UsageError(f"directions: {directions}; a map is scanned from 1 corner or from all 4")
-        if neighbourhood not in get_args(Neighbourhood):
-            raise UsageError(f"neighbourhood: '{neighbourhood}' is none of {', '.join(get_args(Neighbourhood))}")
+        if neighbourhood == "none" and not attends:
+            raise UsageError("neighbourhood: 'none' leaves cells without attention nothing to read")
         self.hidden_size = hidden_size
         self.directions = directions
-        self.neighbours = CAUSAL if neighbourhood == "causal" else ()
-        self.inputs = input_size * (1 + len(self.neighbours))  # channels that a cell reads
-        # Rows g, i, o, f_r, f_c; the columns of hidden_weight: left neighbour, then upper neighbour.
-        self.input_weight = nn.Parameter(torch.empty(directions, 5 * hidden_size, self.inputs))
+        self.neighbourhood = NEIGHBOURHOODS[neighbourhood]
+        inputs = input_size * (len(self.neighbourhood) + attends)
+        # Rows g, i, o, f_r, f_c; columns of input_weight: neighbourhood, then what is
+        # attended to; of hidden_weight: left neighbour, then upper neighbour.
+        self.input_weight = nn.Parameter(torch.empty(directions, 5 * hidden_size, inputs))
         self.hidden_weight = nn.Parameter(torch.empty(directions, 5 * hidden_size, 2 * hidden_size))
         self.bias = nn.Parameter(torch.zeros(directions * 5 * hidden_size))
         nn.init.uniform_(self.input_weight, -INITIAL_RANGE, INITIAL_RANGE)
@@ -145,25 +157,29 @@ class SpatialLSTM(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Scan a map."""
         steps = diagonals(*maps.shape[-2:])
-        projected = self._project(self._cells(maps)).split([step.stop - step.start for step in steps], dim=1)
+        projected = self._project_neighbourhood(maps, steps)
         return self._recur(maps, steps, lambda index, _: projected[index])
 
     def attend(self, maps: Tensor, attention: CausalAttention) -> Scan:
-        r"""Scan a map whose cells read what they attend to, $x_{ij} = \sum_{u \le i, v \le j} L_{uv} x_{uv}$."""
+        r"""Scan a map whose cells also read what they attend to, $\sum_{u \le i, v \le j} L_{uv} x_{uv}$."""
         height, width = maps.shape[-2:]
         steps, order = diagonals(height, width), diagonal_order(height, width, device=maps.device)
         rows, columns = order // width, order % width
         seen = (rows <= rows[:, None]) & (columns <= columns[:, None])
+        projected = self._project_neighbourhood(maps, steps) if self.neighbourhood else None
         looks: list[Tensor] = []
         with torch.autocast(maps.device.type, enabled=False):
-            cells, location = self._cells(single(maps)), attention.on_grid(height, width)
+            cells, location = self._cells(single(maps), NEIGHBOURHOODS["own"]), attention.on_grid(height, width)
             told = None if attention.content is None else attention.content(cells)[..., 0]
+            weight = self.input_weight[:, :, -cells.shape[-1] :]
 
             def read(index: int, before: Tensor) -> Tensor:
                 start, stop = steps[index].start, steps[index].stop
                 added = None if told is None else told[:, :stop]
                 looks.append(attention(before, location[:, :stop], added, seen[start:stop, :stop]))
-                return self._project(torch.einsum("nbkl,nlbc->nkbc", looks[-1], cells[:, :stop]))
+                expected = torch.einsum("nbkl,nlbc->nkbc", looks[-1], cells[:, :stop])
+                attended = torch.einsum("nlbc,ngc->nlbg", expected, weight)
+                return attended if projected is None else attended + projected[index]
 
             states = self._recur(maps, steps, read)
             last = self._on_map(looks[-1].permute(0, 3, 1, 2), height, width)[:, 0] / self.directions
@@ -188,18 +204,19 @@ class SpatialLSTM(nn.Module):
                 states.append(h)
             return self._on_map(torch.cat(states, dim=1), *maps.shape[-2:])
 
-    def _project(self, cells: Tensor) -> Tensor:
-        return torch.einsum("nlbc,ngc->nlbg", cells, self.input_weight)
+    def _project_neighbourhood(self, maps: Tensor, steps: list[Diagonal]) -> tuple[Tensor, ...]:
+        """What a diagonal's gates have of the cells' neighbourhoods, (N, n, B, 5 S) each, in one product."""
+        cells = self._cells(maps, self.neighbourhood)
+        projected = torch.einsum("nlbc,ngc->nlbg", cells, self.input_weight[:, :, : cells.shape[-1]])
+        return projected.split([step.stop - step.start for step in steps], dim=1)
 
-    def _cells(self, maps: Tensor) -> Tensor:
-        """What cells read of a map, in the order of each direction's scan, (B, C, H, W) -> (N, L, B, C)."""
-        height, width = maps.shape[-2:]
-        found = []
-        for k, order in enumerate(self._orders(height, width, maps.device)):
+    def _cells(self, maps: Tensor, neighbourhood: tuple[tuple[int, int], ...]) -> Tensor:
+        """What is in the cells' neighbourhoods, in the order of each direction's scan, (B, C, H, W) -> (N, L, B, n C)."""
+        padded, found = F.pad(maps, (1, 1, 1, 1)), []
+        for k, order in enumerate(self._orders(maps.shape[2], maps.shape[3], maps.device)):
             row, column = (-1 if k & 1 else 1), (-1 if k & 2 else 1)
-            padded = F.pad(maps, (1, 1, 1, 1))
-            beside = [padded.roll((-row * i, -column * j), (2, 3))[..., 1:-1, 1:-1] for i, j in self.neighbours]
-            found.append(torch.cat([maps, *beside], dim=1).flatten(2).permute(2, 0, 1)[order])
+            read = [padded.roll((-row * i, -column * j), (2, 3))[..., 1:-1, 1:-1] for i, j in neighbourhood]
+            found.append(torch.cat(read, dim=1).flatten(2).permute(2, 0, 1)[order])
         return torch.stack(found)
 
     def _on_map(self, scans: Tensor, height: int, width: int) -> Tensor:
