@@ -50,6 +50,8 @@ TAIL_TIPS = (DARK, WHITE, GOLD)
 GREEN_LEAF = ((0.2, 0.42), (0.35, 0.75), (0.3, 0.7))
 AUTUMN_LEAF = ((0.0, 0.14), (0.5, 0.9), (0.45, 0.95))
 
+#: By how much a bird that sits up is turned, radians: its parts then lie in the smallest square.
+SITTING = math.radians(27)
 #: Pixels of the canvas per pixel of the image, along each side: Pillow's shapes have no antialiasing of their own.
 SUPERSAMPLING = 3
 
@@ -183,15 +185,17 @@ def pose(random: np.random.Generator, size: int, difficulty: Difficulty) -> Scen
     stretch = random.uniform(0.94, 1.08)  # slim or stout
     flip = random.choice((-1.0, 1.0))
     angle = math.radians(random.uniform(-1, 1) * difficulty.rotation)
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    body = np.zeros((2, 3))
-    body[:, :2] = scale * turn @ np.diag([flip * stretch, 1 / stretch])
-    frames = {"body": body}
-    for joint, (pivot, range_) in JOINTS.items():
-        frames[joint] = _about(body, pivot, math.radians(random.uniform(-1, 1) * range_))
+    shape = np.diag([flip * stretch, 1 / stretch])
+    turns = {joint: math.radians(random.uniform(-1, 1) * range_) for joint, (_, range_) in JOINTS.items()}
+    frames, centres = _frames(scale, angle, shape, turns)
+    if np.ptp(centres, axis=0).max() > 0.93 * size:
+        # Too long for the image: it sits up, which takes the least room, and is as long as fits then.
+        angle = -flip * SITTING
+        _, centres = _frames(scale, angle, shape, turns)
+        scale *= min(1.0, 0.86 * size / float(np.ptp(centres, axis=0).max()))
+        frames, centres = _frames(scale, angle, shape, turns)
 
     # Anywhere, as long as the middle of every part that can decide stays in the image.
-    centres = np.array([frames[joint][:, :2] @ (x, y) + frames[joint][:, 2] for joint, x, y in DECIDING])
     low, high = 0.07 * size - centres.min(axis=0), 0.93 * size - centres.max(axis=0)
     low, high = np.minimum(low, high), np.maximum(low, high)
     shift = random.uniform(low, high)
@@ -409,6 +413,14 @@ def _leaf(random: np.random.Generator, centre: Array, scale: float) -> Leaf:
     hue, saturation, value = AUTUMN_LEAF if autumn else GREEN_LEAF
     colour = _hsv(random, hue, saturation, value)
     return Leaf(centre, scale * random.uniform(0.14, 0.3), scale * random.uniform(0.05, 0.1), angle, colour, True)
+
+
+def _frames(scale: float, angle: float, shape: Array, turns: dict[str, float]) -> tuple[dict[str, Array], Array]:
+    """Frames (2, 3) of body and joints of a bird at the origin, and the centres (6, 2) of what can decide; pixels."""
+    body = np.zeros((2, 3))
+    body[:, :2] = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]) @ shape
+    frames = {"body": body} | {joint: _about(body, pivot, turns[joint]) for joint, (pivot, _) in JOINTS.items()}
+    return frames, np.array([frames[joint][:, :2] @ (x, y) + frames[joint][:, 2] for joint, x, y in DECIDING])
 
 
 def _about(frame: Array, pivot: tuple[float, float], angle: float) -> Array:

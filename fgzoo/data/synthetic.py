@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from fgzoo.data.bird_drawing import DIFFICULTIES, PARTS, TRAITS, DifficultyName, Scene, paint, pose
+from fgzoo.data.bird_drawing import DIFFICULTIES, PARTS, TRAITS, Difficulty, DifficultyName, Scene, paint, pose
 from fgzoo.data.records import Listing, Part, Record
 from fgzoo.errors import UsageError
 
@@ -33,6 +34,8 @@ MAX_CLASSES = 200
 TEST_START = 1_000_000
 #: Painted images kept in a process, bytes.
 MEMORY = 512 * 2**20
+#: Fields of `Birds` that a set's identity names only where they are not the default: earlier sets keep their fingerprints.
+LATER_FIELDS = ("body", "trait", "clutter", "first_class")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Birds:
         size: Image side in pixels, 32 to 1024.
         difficulty: Size and contrast of the traits, range of poses, clutter and occlusion.
         seed: Another seed gives other images of the same classes.
+        body: Smallest and largest body length as a share of the image side, 0.05 to 1; `None`: the difficulty's. A bird too long
+            for the image sits up, and is no longer than fits then (about 0.8).
+        trait: Factor, 0.1 to 3, of the traits' size relative to the body; beyond that, wing bars run into one another.
+        clutter: Factor, 0 to 10, of the difficulty's largest numbers of leaves, twigs and berries, before and behind the bird.
+        first_class: The first of these classes among all 200; even, so that twins stay together.
     """
 
     classes: int = 12
@@ -54,6 +62,10 @@ class Birds:
     size: int = 128
     difficulty: DifficultyName = "medium"
     seed: int = 0
+    body: tuple[float, float] | None = None
+    trait: float = 1.0
+    clutter: float = 1.0
+    first_class: int = 0
 
     def __post_init__(self) -> None:
         self._require("classes", 2, MAX_CLASSES)
@@ -63,10 +75,38 @@ class Birds:
         self._require("seed", 0, 2**63 - 1)
         if self.difficulty not in DIFFICULTIES:
             raise UsageError(f"birds.difficulty must be one of {', '.join(DIFFICULTIES)}; got {self.difficulty!r}.")
+        if self.body is not None:
+            if len(self.body) != 2 or not all(_within(share, 0.05, 1) for share in self.body) or self.body[0] > self.body[1]:
+                raise UsageError(f"birds.body must be two numbers from 0.05 to 1, the smaller one first; got {self.body!r}.")
+            object.__setattr__(self, "body", tuple(self.body))  # a file's is a list, which cannot be hashed
+        for name, low, high in (("trait", 0.1, 3), ("clutter", 0, 10)):
+            if not _within(value := getattr(self, name), low, high):
+                raise UsageError(f"birds.{name} must be a number from {low} to {high}; got {value!r}.")
+        self._require("first_class", 0, MAX_CLASSES - self.classes)
+        if self.first_class % 2:
+            raise UsageError(f"birds.first_class must be even, so that twins stay together; got {self.first_class!r}.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells this set from others: every field by name, but for `LATER_FIELDS` that have their default."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in values.items() if name not in LATER_FIELDS or value != default}
+
+    @property
+    def codes(self) -> tuple[Code, ...]:
+        """The classes' traits."""
+        return class_codes()[self.first_class : self.first_class + self.classes]
+
+    @property
+    def drawing(self) -> Difficulty:
+        """The difficulty, with this set's own body lengths, size of traits and clutter."""
+        usual = DIFFICULTIES[self.difficulty]
+        leaves, clutter = (round(self.clutter * number) for number in (usual.leaves, usual.clutter))
+        return replace(usual, scale=self.body or usual.scale, trait=self.trait * usual.trait, leaves=leaves, clutter=clutter)
 
     def _require(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        if not isinstance(value, int) or not _within(value, low, high):
             raise UsageError(f"birds.{name} must be a whole number from {low} to {high}; got {value!r}.")
 
 
@@ -79,9 +119,9 @@ class SyntheticBirds:
 
     def __init__(self, birds: Birds | None = None) -> None:
         self.birds = birds or Birds()
-        self.codes = class_codes()[: self.birds.classes]
+        self.codes = self.birds.codes
         self.class_names = tuple(map(class_name, self.codes))
-        self._deciding = tuple(_deciding_traits(code, self.codes) for code in self.codes)
+        self._nearest = tuple(_nearest_class(code, self.codes) for code in self.codes)
         self._memory: dict[str, Tensor] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -97,8 +137,8 @@ class SyntheticBirds:
             train=_records(birds, "train", birds.classes * birds.train_per_class),
             test=_records(birds, "test", birds.classes * birds.test_per_class),
             read=self.read,
-            identity=repr(birds),
-            notes=(f"Generated: {', '.join(f'{name} {value}' for name, value in asdict(birds).items())}.",),
+            identity=f"Birds({', '.join(f'{name}={value!r}' for name, value in birds.settings.items())})",
+            notes=(f"Generated: {', '.join(f'{name} {value}' for name, value in birds.settings.items())}.",),
         )
 
     def read(self, record: Record) -> Tensor:
@@ -117,7 +157,14 @@ class SyntheticBirds:
         Of several parts that tell the two apart, it is the first that is visible.
         """
         visible = {part.name: part for part in record.parts}
-        return next((visible[name] for name in self._deciding[record.target] if name in visible), None)
+        pair = zip(TRAITS, self.codes[record.target], self.codes[self._nearest[record.target]], strict=True)
+        return next((visible[name] for name, own, other in pair if own != other and name in visible), None)
+
+    def deciding_share(self, record: Record) -> float:
+        """Share of the image's pixels, in [0, 1], that would differ were the same scene painted with the nearest other class."""
+        scene = self.scene(record)
+        own, other = (self.render(scene, target) for target in (record.target, self._nearest[record.target]))
+        return float((own != other).any(axis=2).mean())
 
     def scene(self, record: Record) -> Scene:
         """All of a record but its class; it follows from the seed and the record's name alone."""
@@ -173,14 +220,14 @@ def _records(birds: Birds, split: str, count: int) -> tuple[Record, ...]:
     for number in range(count):
         target = number % birds.classes
         scene = _scene(birds, split, number)
-        box = scene.box(_traits(class_codes()[target]))
+        box = scene.box(_traits(birds.codes[target]))
         records.append(Record(f"{split}/{number:06d}", target, box=box, parts=scene.visible_parts()))
     return tuple(records)
 
 
 def _scene(birds: Birds, split: str, number: int) -> Scene:
     index = number + (TEST_START if split == "test" else 0)
-    return pose(np.random.default_rng([birds.seed, index]), birds.size, DIFFICULTIES[birds.difficulty])
+    return pose(np.random.default_rng([birds.seed, index]), birds.size, birds.drawing)
 
 
 @cache
@@ -221,18 +268,23 @@ def class_name(code: Code) -> str:
     return ", ".join(filter(None, (words[value] for words, value in zip(TRAITS.values(), code, strict=True)))) or "plain"
 
 
-def _deciding_traits(code: Code, codes: Sequence[Code]) -> tuple[str, ...]:
-    """Parts in which a class differs from its nearest other class."""
+def _nearest_class(code: Code, codes: Sequence[Code]) -> int:
+    """The index of the class, other than this one, that differs in the fewest traits."""
 
-    def different(other: Code) -> tuple[str, ...]:
-        return tuple(part for part, a, b in zip(TRAITS, code, other, strict=True) if a != b)
+    def distance(index: int) -> int:
+        return sum(a != b for a, b in zip(code, codes[index], strict=True))
 
-    return min((different(other) for other in codes if other != code), key=len)
+    return min((index for index, other in enumerate(codes) if other != code), key=distance)
 
 
 def _changed(code: Code, trait: int, values: Sequence[int]) -> list[Code]:
     """All codes that differ from `code` in this trait alone."""
     return [(*code[:trait], value, *code[trait + 1 :]) for value in values if value != code[trait]]
+
+
+def _within(value: object, low: float, high: float) -> bool:
+    """Whether it is a number from `low` to `high`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def _traits(code: Code) -> dict[str, int]:

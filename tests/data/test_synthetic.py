@@ -1,3 +1,4 @@
+import hashlib
 import math
 import multiprocessing
 import pickle
@@ -80,6 +81,78 @@ def test_the_test_images_do_not_depend_on_the_number_of_training_images(birds: S
     other = SyntheticBirds(replace(SMALL, train_per_class=7))
     assert other.listing().test == birds.listing().test
     assert torch.equal(other.read(other.listing().test[0]), birds.read(birds.listing().test[0]))
+
+
+@pytest.mark.parametrize(
+    ("birds", "fingerprint", "pixels"),
+    [
+        (Birds(), "e6a743e54d48cfc4", "319435a43b591a08"),
+        (SMALL, "d37994df41162bae", "4e65bb06b39f4415"),
+        (Birds(40, 2, 1, 96, "hard", 3), "f2b1403b68101a22", "0586e1b4875cc19d"),
+        (Birds(6, 3, 1, 48, "easy", 1), "54eddaa52a8f36f3", "d0a25b84ea7be09b"),
+    ],
+)
+def test_sets_of_earlier_versions_are_the_same_to_the_bit(birds: Birds, fingerprint: str, pixels: str) -> None:
+    known = SyntheticBirds(birds)
+    listing = known.listing()
+    named = f"classes={birds.classes}, train_per_class={birds.train_per_class}, test_per_class={birds.test_per_class}"
+    assert listing.identity == f"Birds({named}, size={birds.size}, difficulty='{birds.difficulty}', seed={birds.seed})"
+    assert listing.fingerprint() == fingerprint
+    digest = hashlib.sha256()
+    for record in listing.train[:8] + listing.test[:4]:
+        digest.update(known.read(record).numpy().tobytes())
+        digest.update(repr(record).encode())
+    assert digest.hexdigest()[:16] == pixels
+
+
+def test_later_fields_are_named_where_they_are_set() -> None:
+    listing = SyntheticBirds(replace(SMALL, body=(0.2, 0.3), clutter=0.5)).listing()
+    assert listing.identity.endswith("seed=0, body=(0.2, 0.3), clutter=0.5)")
+    assert "body (0.2, 0.3), clutter 0.5." in listing.notes[0]
+    assert listing.fingerprint() != SyntheticBirds(SMALL).listing().fingerprint()
+    assert Birds(body=[0.2, 0.3]) == Birds(body=(0.2, 0.3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("body", "trait", "share"), [(0.12, 1, 0.0006), (0.24, 1, 0.0015), (0.48, 1, 0.0043), (0.95, 1, 0.0095), (0.8, 3, 0.026)]
+)
+def test_the_body_and_its_traits_move_the_deciding_share_and_its_part_stays_inside(
+    body: float, trait: float, share: float
+) -> None:
+    birds = SyntheticBirds(Birds(train_per_class=5, test_per_class=0, body=(body, body), trait=trait))
+    train = birds.listing().train
+    assert np.mean([birds.deciding_share(record) for record in train]) == pytest.approx(share, rel=0.15)
+    centres = np.array([birds.scene(record).part(part) for record in train for part in TRAITS])
+    assert ((centres >= 0.06 * 128) & (centres <= 0.94 * 128)).all()
+
+
+def test_the_deciding_share_counts_what_differs_from_the_twin(birds: SyntheticBirds) -> None:
+    record = birds.listing().train[5]
+    scene = birds.scene(record)
+    changed = (birds.render(scene, 5) != birds.render(scene, 4)).any(axis=2)
+    assert birds.deciding_share(record) == changed.sum() / 64**2
+
+
+def test_clutter_scales_what_is_before_and_behind_the_bird() -> None:
+    def detail(clutter: float) -> tuple[float, float]:
+        birds = SyntheticBirds(replace(SMALL, clutter=clutter))
+        train = birds.listing().train
+        edges = [np.abs(np.diff(birds.read(record).numpy().astype(float), axis=2)).mean() for record in train]
+        return float(np.mean([len(birds.scene(record).leaves) for record in train])), float(np.mean(edges))
+
+    (none, plain), (some, usual), (many, dense) = map(detail, (0.0, 1.0, 3.0))
+    assert none == 0 < some < many
+    assert plain < usual < dense
+
+
+def test_other_species_are_none_of_the_first() -> None:
+    first, others = SyntheticBirds(SMALL), SyntheticBirds(replace(SMALL, classes=MAX_CLASSES - 12, first_class=12))
+    assert not set(first.codes) & set(others.codes)
+    assert first.codes + others.codes == class_codes()
+    record = others.listing().train[7]
+    assert others.class_names[7] == class_name(class_codes()[19])
+    assert others.deciding_part(record) is not None
+    assert torch.equal(others.read(record), torch.from_numpy(others.render(others.scene(record), 7)).permute(2, 0, 1))
 
 
 def test_another_seed_gives_other_images_of_the_same_classes(birds: SyntheticBirds) -> None:
@@ -228,6 +301,13 @@ def test_colour_histograms_do_not_tell_the_class() -> None:
         ("test_per_class", -1, "0 to"),
         ("seed", -1, "0 to"),
         ("difficulty", "brutal", "easy, medium, hard"),
+        ("body", (0.04, 0.5), "two numbers from 0.05 to 1"),
+        ("body", (0.5, 0.4), "the smaller one first"),
+        ("body", (0.5,), "two numbers"),
+        ("trait", 0.0, "from 0.1 to 3"),
+        ("clutter", -0.1, "from 0 to 10"),
+        ("first_class", 190, "0 to 188"),
+        ("first_class", 3, "even"),
     ],
 )
 def test_an_invalid_argument_is_named_with_its_range(argument: str, value: object, legal: str) -> None:
