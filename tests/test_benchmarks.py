@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
@@ -18,9 +19,11 @@ from torch.multiprocessing import ProcessRaisedException
 from fgzoo import create_model
 from fgzoo.data.card import DataCard
 from fgzoo.data.records import Part, Record
+from fgzoo.data.synthetic import Birds
+from tests.command import fgzoo, weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("common", "plan", "costs", "runner", "results", "tables", "accuracy", "speed", "interpretability", "readouts")
+NAMES = ("common", "plan", "costs", "runner", "results", "tables", "accuracy", "speed", "interpretability", "readouts", "traits")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def speed(bench: Any, what: str, *typed: str) -> int:
         (["step", "--ranks", "2"], {"2 rank(s)"}),
         (["predict", "--methods", "srbn"], {"backbone", "forward", "reading", "predict", "explain"}),
         (["data"], {"Pillow recipe", "ours", "ours, from the cache", "decode alone, Pillow"}),
-        (["scan"], {"double loop", "scan"}),
+        (["scan"], {"bare passes of its backbones", "what is added", "double loop", "scan"}),
     ],
 )
 def test_each_measurement_writes_rows_and_a_page(bench: Any, written: Path, typed: list[str], compared: set[str]) -> None:
@@ -163,6 +166,80 @@ def test_the_picture_is_drawn(bench: Any, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(bench.interpretability, "NETWORKS", {"srbn": "SRBN"})
     bench.interpretability.picture(output=tmp_path / "maps.jpg")
     assert (tmp_path / "maps.jpg").stat().st_size > 5_000
+
+
+# ---------------------------------------------------------------------- traits
+
+
+@pytest.fixture
+def traits(bench: Any, written: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script with two species, two settings and two rows, and a backbone."""
+    traits = bench.traits
+    centre = traits.Setting(0.5, 2, 1.0)
+    rows = [row for row in traits.METHODS if row.label in ("Baseline", "WS-DAN")]
+    rows.append(traits.Method("none yet", "no-such-method"))
+    small = {
+        "CENTRE": centre, "SETTINGS": (centre, centre._replace(clutter=0.0)), "SEEDS": (0, 1), "EPOCHS": {2: 2}, "CLASSES": 2,
+        "TEST": 3, "SIZE": 32, "BATCH": 2, "SHOWN": 4, "METHODS": tuple(rows), "COLOURS": {"WS-DAN": "red"},
+        "PRETRAINING": Birds(4, 2, 1, 37, first_class=12),
+    }  # fmt: skip
+    for name, value in small.items():
+        monkeypatch.setattr(traits, name, value)
+    assert traits.common.main({"pretrain": traits.pretrain}, ["pretrain", "--epochs", "1"]) == 0
+    ratios = {"Baseline": 1.0, "WS-DAN": 2.1}
+    traits.write_csv(
+        written / "traits_cost.csv", [{"label": name, "times the Baseline's": ratio} for name, ratio in ratios.items()]
+    )
+    return traits
+
+
+def test_traits_are_run_once_and_reported(traits: Any, written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*typed: str) -> int:
+        status: int = traits.common.main({"run": traits.run}, ["run", "--locks", str(tmp_path / "locks"), *typed])
+        return status
+
+    assert run("--only", "*seed0*") == 0
+    rows = traits.read_csv(written / "traits.csv")
+    # The Baseline as long as WS-DAN, too, by 2.5 times the epochs.
+    assert [(row["label"], row["epochs"]) for row in rows[:3]] == [("Baseline", "2"), ("WS-DAN", "2"), ("Baseline", "5")]
+    assert len(rows) == 6
+    assert all(0 < float(row["share"]) < 0.02 and float(row["train_seconds"]) > 0 for row in rows)
+    assert all(0 <= float(row[f"hits_{name}"]) <= 1 for row in rows for name in ("final", "mean", "chance"))
+    with np.load(written / "traits.npz") as found:
+        for row in rows:
+            predicted, targets = (found[name(row)] for name in (traits.predicted_name, traits.targets_name))
+            assert predicted.dtype == np.uint16
+            assert float(row["top1"]) == pytest.approx((predicted == targets).mean(), abs=1e-4)
+    with traits.locked(tmp_path / "locks" / f"{rows[0]['cell'].replace('seed0', 'seed1')}.lock"):
+        assert run() == 0  # all but what another process has in work
+    again = traits.read_csv(written / "traits.csv")
+    assert again[:6] == rows
+    assert len(again) == 11
+    assert traits.common.main({"report": traits.report}, ["report"]) == 0
+    page = (written / "traits.md").read_text()
+    assert page.count("| WS-DAN |") == 2
+    assert "| uniform (chance) |" in page
+    assert (written / "traits.png").stat().st_size > 10_000
+
+
+def test_traits_train_as_the_command_line_does(traits: Any, written: Path, tmp_path: Path) -> None:
+    images, method = traits.Images(traits.CENTRE, 1), traits.METHODS[1]
+    model, _ = traits.train(method, images.data, 2, 1)
+    typed = {f"model.{name}": value for name, value in {**traits.SHARED, **method.arguments}.items()}
+    typed |= {"model.backbone_weights": written / "traits_backbone.safetensors", "data.name": "birds", "data.num_workers": 0}
+    typed |= {f"data.birds.{name}": value for name, value in images.data.birds.settings.items()}
+    typed |= {"data.birds.body": "[0.5, 0.5]", "data.image_size": 32, "data.resize": 37, "data.batch_size": 2}
+    typed |= {"trainer.max_epochs": 2, "trainer.accelerator": "cpu", "trainer.precision": "32-true", "seed_everything": 1}
+    options = [str(word) for name, value in typed.items() for word in (f"--{name}", value)]
+    assert fgzoo("fit", "--model", method.method, *options, "--output", tmp_path / "run").err == ""
+    mine = model.state_dict()
+    assert all(torch.equal(mine[name], theirs) for name, theirs in weights(tmp_path / "run").items())
+
+
+def test_traits_need_the_costs(traits: Any, written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (written / "traits_cost.csv").unlink()
+    assert traits.common.main({"run": traits.run}, ["run"]) == 2
+    assert "run `traits.py cost`" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- what results say
