@@ -366,7 +366,7 @@ class SRBNNetwork(nn.Module):
         if not self.shuffle:
             return self._scan(x)
         # In evaluation the same order for every image, so that testing is deterministic.
-        drawn = keys if keys is not None and self.training else torch.zeros(len(x), 3, dtype=torch.long, device=x.device)
+        drawn = keys if keys is not None and self.training else torch.zeros(x.shape[0], 3, dtype=torch.long, device=x.device)
         order = keyed_uniform(drawn, x[0, 0].numel(), salt=30).argsort(dim=1)
         alpha, hidden, penalty = self._scan(reordered(x, order))
         back = order.argsort(dim=1)

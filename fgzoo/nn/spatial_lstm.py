@@ -191,7 +191,7 @@ class SpatialLSTM(nn.Module):
         states: list[Tensor] = []
         with torch.autocast(maps.device.type, enabled=False):
             weight = self.hidden_weight.transpose(1, 2)
-            h = c = single(maps).new_zeros(self.directions, 0, len(maps), self.hidden_size)
+            h = c = single(maps).new_zeros(self.directions, 0, maps.shape[0], self.hidden_size)
             for index, step in enumerate(steps):
                 h, c = step.surround(h), step.surround(c)
                 left, upper = h[:, 1:], h[:, :-1]
