@@ -14,7 +14,6 @@ learning rates were chosen for plain fine-tuning alone, and are judged on the sa
 from __future__ import annotations
 
 import json
-import math
 import signal
 import statistics
 import sys
@@ -23,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +60,7 @@ class Setting(NamedTuple):
     """What the sweeps vary."""
 
     body: float  # length of the body as a share of the image's side
+    trait: float  # factor of the usual size of the parts in which species differ
     train: int  # training images a class
     clutter: float  # factor of the usual clutter
 
@@ -79,9 +79,15 @@ class Method(NamedTuple):
         return json.dumps(SHARED | self.arguments)
 
 
-SWEEPS = {"body": (0.12, 0.16, 0.24, 0.42, 0.8), "train": (10, 30, 100), "clutter": (0.0, 1.0, 3.0)}
-CENTRE = Setting(0.24, 30, 1.0)
-SETTINGS = tuple(dict.fromkeys(CENTRE._replace(**{name: value}) for name, values in SWEEPS.items() for value in values))
+CENTRE = Setting(0.24, 1.0, 30, 1.0)
+PARTS = (0.17, 1.0), (0.24, 1.0), (0.42, 1.0), (0.8, 1.3), (0.8, 3.0)
+#: By the setting's field on the axis; a larger deciding part has a larger body, then larger parts on it.
+SWEEPS = {
+    "body": [CENTRE._replace(body=body, trait=trait) for body, trait in PARTS],
+    "train": [CENTRE._replace(train=train) for train in (10, 30, 100)],
+    "clutter": [CENTRE._replace(clutter=clutter) for clutter in (0.0, 1.0, 3.0)],
+}
+SETTINGS = tuple(dict.fromkeys(chain.from_iterable(SWEEPS.values())))
 SEEDS = (0, 1, 2, 3, 4)
 #: By training images a class. Steps decide when a network has converged, so fewer images have more epochs.
 EPOCHS = {10: 12, 30: 6, 100: 4}
@@ -146,7 +152,7 @@ class Images:
 
     def __init__(self, setting: Setting, seed: int) -> None:
         body, side = (setting.body, setting.body), default_resize(SIZE, "standard")
-        birds = Birds(CLASSES, setting.train, TEST, side, seed=seed, body=body, clutter=setting.clutter)
+        birds = Birds(CLASSES, setting.train, TEST, side, seed=seed, body=body, trait=setting.trait, clutter=setting.clutter)
         self.data = painted(birds, seed, BATCH)
         shares = map(SyntheticBirds(birds).deciding_share, self.data.listing.test[:SHOWN])
         #: The deciding part's mean share of an image.
@@ -225,42 +231,38 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         """What no other cell is called."""
-        body, train, clutter = self.setting
-        return f"body{body}-train{train}-clutter{clutter}-seed{self.seed}-{slug(self.label)}-{self.epochs}-epochs"
+        body, trait, train, clutter = self.setting
+        return f"body{body}-trait{trait}-train{train}-clutter{clutter}-seed{self.seed}-{slug(self.label)}-{self.epochs}-epochs"
 
 
-def cost(*, rounds: int = 2) -> None:
-    """Measure what every method's training takes at the centre: results/traits_cost.csv.
+def cost(*, rounds: int = 7) -> None:
+    """Measure what an epoch of every method takes at the centre: results/traits_cost.csv.
 
     Args:
-        rounds: Trainings of each method, by turns, each after one of plain fine-tuning.
+        rounds: Trainings of each method, by turns, each straight after one of plain fine-tuning; the median ratio counts.
     """
     images, rows = Images(CENTRE, SEEDS[0]), []
     for method in rounds * list(methods().values()):
         both = METHODS[0], method
-        base, own = (train(one, images.data, EPOCHS[CENTRE.train], SEEDS[0])[1] for one in both)
+        base, own = (train(one, images.data, 1, SEEDS[0])[1] for one in both)
         rows.append({"label": method.label, "CPU seconds": f"{own:.2f}", "times the Baseline's": f"{own / base:.3f}"})
         say(", ".join(rows[-1].values()))
-    write_report("CPU seconds of a training at the centre of `traits.py`", markdown_table(rows), rows, "traits_cost")
+    write_report("CPU seconds of a training of one epoch at the centre of `traits.py`", markdown_table(rows), rows, "traits_cost")
 
 
 def costs() -> dict[str, float]:
-    """How many times the Baseline's seconds a method takes, by label, as `cost` measured it."""
+    """How many times the Baseline's seconds a method takes, by label, as `cost` measured it: the median round."""
     found = defaultdict(list)
     for row in read_csv(common.RESULTS / "traits_cost.csv"):
         found[row["label"]].append(float(row["times the Baseline's"]))
     if missing := set(methods()) - set(found):
         raise UsageError(f"results/traits_cost.csv lacks {', '.join(sorted(missing))}; run `traits.py cost`")
-    return {label: statistics.mean(ratios) for label, ratios in found.items()} | {BASELINE: 1.0}
+    return {label: statistics.median(ratios) for label, ratios in found.items()} | {BASELINE: 1.0}
 
 
 def equal_time(base: str, label: str, setting: Setting, known: Mapping[str, float]) -> int:
-    """Epochs that take `base` as long as a method that is more than a tenth dearer: times 1.5, 2, 2.5 ..., never shorter.
-
-    Halves, so that several methods share a run.
-    """
-    ratio = known[label] / known[base]
-    return round(EPOCHS[setting.train] * (math.ceil(2 * ratio) / 2 if ratio > 1.1 else 1))
+    """Epochs that take `base` as long as a method: times 1, 1.5, 2, 2.5 ..., the nearest, so that several methods share a run."""
+    return round(EPOCHS[setting.train] * max(1, round(2 * known[label] / known[base]) / 2))
 
 
 def cells() -> list[Cell]:
@@ -366,7 +368,7 @@ Points more than plain fine-tuning that took as long, with 95 % intervals; dashe
 ## What a method is worth
 
 Differences in points, paired by seed and image, in brackets 95 % intervals by a bootstrap of both. At equal CPU time the
-Baseline, or the parent, had as many more epochs as the method takes longer (`traits_cost.md`), up to the next half. CPU s is
+Baseline, or the parent, had as many more epochs as the method takes longer (`traits_cost.md`), to the nearest half. CPU s is
 training alone.
 
 {{worth}}
@@ -405,8 +407,7 @@ def hits(results: Results, label: str, name: str, titles: Mapping[Setting, str])
 
 def draw(axes: Axes, sweep: str, results: Results, known: Mapping[str, float], shares: Mapping[Setting, float]) -> None:
     """A sweep: differences to plain fine-tuning that took as long, of methods with intervals, of their parents dashed."""
-    along = sorted(one for one in shares if one._replace(**{sweep: getattr(CENTRE, sweep)}) == CENTRE)
-    places = {one: shares[one] if sweep == "body" else getattr(one, sweep) for one in along}
+    places = {one: shares[one] if sweep == "body" else getattr(one, sweep) for one in SWEEPS[sweep] if one in shares}
     for number, (label, colour) in enumerate(COLOURS.items()):
         aside = number - (len(COLOURS) - 1) / 2  # so that no interval covers another one
         for name in (label, *({methods()[label].parent} - {"", BASELINE})):
