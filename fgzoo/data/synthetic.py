@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, lru_cache
+from functools import cache
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -110,6 +110,34 @@ class Birds:
             raise UsageError(f"birds.{name} must be a whole number from {low} to {high}; got {value!r}.")
 
 
+class BirdRecord(Record):
+    """A synthetic bird's record. Its box and parts, which take a millisecond, are found when they are first asked for."""
+
+    __slots__ = ("birds",)
+    birds: Birds
+
+    @classmethod
+    def numbered(cls, birds: Birds, split: str, number: int) -> BirdRecord:
+        """The record of an image of a split; the set's classes take turns. Its fields are frozen, and two of them stay empty."""
+        record = cls.__new__(cls)
+        known = {"name": f"{split}/{number:06d}", "target": number % birds.classes, "path": None, "birds": birds}
+        for field, value in known.items():
+            object.__setattr__(record, field, value)
+        return record
+
+    def __getattr__(self, name: str) -> Any:
+        """Python asks here for nothing but what is not there: fill in box and parts."""
+        if name not in ("box", "parts"):
+            raise AttributeError(f"a record of birds has no attribute {name!r}")
+        scene = _scene(self.birds, self.name)
+        object.__setattr__(self, "box", scene.box(_traits(self.birds.codes[self.target])))
+        object.__setattr__(self, "parts", scene.visible_parts())
+        return getattr(self, name)
+
+    def __repr__(self) -> str:
+        return repr(Record(self.name, self.target, box=self.box, parts=self.parts))
+
+
 class SyntheticBirds:
     """A set of synthetic birds.
 
@@ -129,7 +157,7 @@ class SyntheticBirds:
         return {**self.__dict__, "_memory": {}}
 
     def listing(self) -> Listing:
-        """All records, with boxes and parts; nothing is painted until `listing.read` is called."""
+        """All records; nothing is laid out until a box or parts are asked for, nor painted until `listing.read` is called."""
         birds = self.birds
         return Listing(
             dataset="birds",
@@ -168,8 +196,7 @@ class SyntheticBirds:
 
     def scene(self, record: Record) -> Scene:
         """All of a record but its class; it follows from the seed and the record's name alone."""
-        split, number = record.name.split("/")
-        return _scene(self.birds, split, int(number))
+        return _scene(self.birds, record.name)
 
     def render(self, scene: Scene, target: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         """Paint a scene with the traits of a class, which need not be the record's: RGB (size, size, 3)."""
@@ -213,20 +240,13 @@ class SyntheticBirds:
             (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-@lru_cache(maxsize=4)
 def _records(birds: Birds, split: str, count: int) -> tuple[Record, ...]:
-    """A split's records. Laying out 1,800 scenes takes a second or two, and a process often asks for one set again."""
-    records = []
-    for number in range(count):
-        target = number % birds.classes
-        scene = _scene(birds, split, number)
-        box = scene.box(_traits(birds.codes[target]))
-        records.append(Record(f"{split}/{number:06d}", target, box=box, parts=scene.visible_parts()))
-    return tuple(records)
+    return tuple(BirdRecord.numbered(birds, split, number) for number in range(count))
 
 
-def _scene(birds: Birds, split: str, number: int) -> Scene:
-    index = number + (TEST_START if split == "test" else 0)
+def _scene(birds: Birds, name: str) -> Scene:
+    split, number = name.split("/")
+    index = int(number) + (TEST_START if split == "test" else 0)
     return pose(np.random.default_rng([birds.seed, index]), birds.size, birds.drawing)
 
 

@@ -171,6 +171,20 @@ def test_listing_paints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(record.box for record in SyntheticBirds(SMALL).listing().train)
 
 
+def test_listing_lays_out_nothing_that_training_does_not_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("laid out")
+
+    monkeypatch.setattr("fgzoo.data.synthetic.pose", fail)
+    assert len({record.name for record in SyntheticBirds(SMALL).listing().records}) == 12 * (4 + 2)
+
+
+def test_a_record_reaches_another_process_whole(birds: SyntheticBirds) -> None:
+    record = birds.listing().test[3]
+    assert pickle.loads(pickle.dumps(record)) == record
+    assert record.parts == birds.scene(record).visible_parts()
+
+
 def test_boxes_lie_in_the_image(birds: SyntheticBirds) -> None:
     for record in birds.listing().train:
         assert record.box is not None
