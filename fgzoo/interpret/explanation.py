@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fgzoo.errors import UsageError, did_you_mean
 from fgzoo.interpret.metrics import grad_cam
+from fgzoo.interpret.passes import shared_passes
 from fgzoo.nn.backbone import Backbone
 from fgzoo.prediction.inference import ImageLike, batches, check_reading, listed, most_probable, required_card, views_transform
 
@@ -109,7 +110,7 @@ def _batch(model: FineGrainedClassifier, pixels: Tensor, top_k: int, target: int
     known = model.card.class_names
     inputs = model.normalize(pixels.to(model.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
     # A hook on a part of a compiled network would not be called.
-    with model.evaluating(), torch.compiler.set_stance("force_eager"):
+    with model.evaluating(), torch.compiler.set_stance("force_eager"), shared_passes(model.network):
         with torch.no_grad():
             shares = model(inputs).logits.float().softmax(dim=1)
         classes = shares.argmax(dim=1) if target is None else torch.full_like(shares[:, 0], target, dtype=torch.long)

@@ -495,11 +495,11 @@ def _step_maps(stream: LocalStream, features: Tensor, targets: Tensor) -> tuple[
         steps = stream.unroll(features.clone().requires_grad_())
         logits = stream.classify(steps.states)
         chosen = logits.gather(2, targets.clone()[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(2)
-        gradients = [
-            torch.autograd.grad(chosen[:, step].sum(), read, retain_graph=True)[0] for step, read in enumerate(steps.inputs)
-        ]
+        # Of each step's logit with respect to every step's input, by one backward pass.
+        one_step = torch.eye(chosen.shape[1], device=chosen.device)
+        gradients = torch.autograd.grad(chosen.sum(dim=0), steps.inputs, one_step, is_grads_batched=True)
     with torch.no_grad():
-        weights = torch.stack(gradients, dim=1)
+        weights = torch.stack([gradient[step] for step, gradient in enumerate(gradients)], dim=1)
         if steps.alpha is None:
             maps = torch.einsum("ntc,nchw->nthw", weights / (height * width), features)
         else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,10 @@ from fgzoo.interpret import pictures
 from fgzoo.interpret.explanation import Explanation, explain
 from fgzoo.interpret.metrics import grad_cam
 from fgzoo.interpret.overlays import overlay
+from fgzoo.interpret.passes import shared_passes
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.baseline import Baseline, BaselineNetwork
+from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.output import MethodOutput
 from tests.builders import encode, picture
 from tests.command import Result, fgzoo
@@ -91,14 +94,50 @@ def test_probabilities_are_those_of_predict() -> None:
     assert (found.explained, found.share) == (found.classes[0], found.probabilities[0])
 
 
-def test_grad_cam_is_of_the_same_class() -> None:
-    model = small()
-    for name in NAMES:
-        found = one(model, explained=name)
-        wanted = grad_cam(lambda x: model(x).logits, model.network.backbone, inputs(model), torch.tensor([NAMES.index(name)]))
+@pytest.mark.parametrize("method", ["baseline", "rra", "iagn", "coarse2fine", "srbn"])
+def test_grad_cam_is_of_the_same_class(method: str) -> None:
+    model = small(method)
+    layer = next(module for module in model.network.modules() if isinstance(module, Backbone))
+    for name in NAMES[:2]:
+        found = one(model, explained=name, top_k=4)
+        wanted = grad_cam(lambda x: model(x).logits, layer, inputs(model), torch.tensor([NAMES.index(name)]))
         assert found.cam is not None
         assert torch.allclose(found.cam, wanted[0], atol=1e-5)
         assert (found.explained, found.share) == (name, dict(zip(found.classes, found.probabilities, strict=True))[name])
+
+
+@pytest.mark.parametrize("method", ["baseline", "rra", "iagn", "srbn"])
+def test_logits_maps_and_grad_cam_share_their_passes(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, passes = small(method), Counter[tuple[int, float]]()
+    compute = Backbone._levels_of
+
+    def counted(self: Backbone, images: Tensor, depth: int | None) -> list[Tensor]:
+        passes[id(self), images.double().sum().item()] += 1
+        return compute(self, images, depth)
+
+    monkeypatch.setattr(Backbone, "_levels_of", counted)
+    one(model)
+    assert set(passes.values()) == {1}
+
+
+def test_shared_passes_end_with_the_explanation() -> None:
+    model = small()
+    backbone = model.network.backbone
+    with shared_passes(model.network):
+        first, second = (backbone(inputs(model))[-1] for _ in range(2))
+        second.zero_()  # a caller's own copy
+        assert torch.equal(first, backbone(inputs(model))[-1])
+    assert "forward" not in vars(backbone)
+
+
+def test_a_gradient_to_the_images_passes_through_shared_passes() -> None:
+    model = small()
+    images = inputs(model).requires_grad_()
+    with shared_passes(model.network):
+        model(images.detach())
+        model(images).logits.sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
 
 
 def test_the_image_is_what_the_network_saw() -> None:
