@@ -108,9 +108,11 @@ SHARED = {
 RRA = {"global_width": 0, "hidden_size": 128, "local_scale": 1.0, "patch_percentile": 0.75, "normalize_states": True}
 RRA |= {"init": "orthogonal", "residual": True}
 # Three steps a batch move the backbone, hence half its rate.
-STAGES = {"stages": 2, "grids": [4, 2], "feature_size": 96, "init": "orthogonal", "backbone_lr_factor": 0.15}
-MAPS = {"num_maps": 8, "attention_stride": 16, "classifier_lr_factor": 0.125}
-BILINEAR = {"second_backbone": None, "init": "orthogonal", "clip_norm": 5.0}
+STAGES = {"stages": 2, "grids": [2, 1], "feature_size": 96, "init": "orthogonal", "backbone_lr_factor": 0.15}
+# The published crops and drops, made for birds that fill the image, train on views without a bird.
+MAPS = {"num_maps": 8, "attention_stride": 16, "feature_scale": 20.0, "classifier_lr_factor": 0.5}
+MAPS |= {"crop_theta": [0.1, 0.3], "drop_theta": [0.9, 0.99]}
+BILINEAR = {"second_backbone": None, "init": "orthogonal", "clip_norm": 5.0, "lr": 0.004, "backbone_lr_factor": 1.0}
 SRBN = {"rank": 256, "projection": 128, "hidden_size": 128, "attention_size": 64, "batch_norm": True, "residual": True}
 SRBN |= {"content": True, "hidden_weight": 1.0, "dropout": 0.0, "new_share": 0.0}
 METHODS = (

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from fgzoo.errors import CheckpointError, did_you_mean
-from fgzoo.files import atomic_write
+from fgzoo.files import atomic_write, parse_yaml
 from fgzoo.methods import BUILT_IN
 from fgzoo.recipes import recipe_files
 
@@ -172,7 +172,7 @@ def base_url() -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(f"zoo: {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or set(content) != {"base_url", "checkpoints"}:

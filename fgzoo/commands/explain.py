@@ -17,7 +17,7 @@ def explain(
     *,
     output: Path,
     class_: str = "predicted",
-    page_only: bool = False,
+    png: bool = False,
     top_k: PositiveInt = 5,
     batch_size: PositiveInt = 8,
     num_workers: NonNegativeInt | None = None,
@@ -26,7 +26,7 @@ def explain(
 ) -> int:
     """Where a checkpoint looked: a page of every image's classes, the method's maps over it, and Grad-CAM for comparison.
 
-    The page is OUTPUT/index.html, one file that needs no network; beside it are the same maps as PNG files, a folder an image.
+    The page is OUTPUT/index.html, one file that needs no network.
     Exit status: 0, or 1 where not one image could be read.
 
     Args:
@@ -36,7 +36,7 @@ def explain(
             a line, on standard input.
         output: The folder to write to.
         class_: The class that the maps explain, by name; `predicted`: each image's most probable one.
-        page_only: The page alone, without PNG files.
+        png: Beside the page, the same maps as PNG files, a folder an image.
         top_k: Classes to name, at most all of them.
         batch_size: Images that pass the network at once.
         num_workers: Loader processes; without it one per usable core, at most 8.
@@ -58,7 +58,7 @@ def explain(
     output.mkdir(parents=True, exist_ok=True)
     with files.Watch(len(paths), "explain") as watch:
         counted = watch.predictions(found)
-        drawn = counted if page_only else pictures.write_pictures(output, paths, counted)
+        drawn = pictures.write_pictures(output, paths, counted) if png else counted
         written = page.write_page(output / "index.html", model, paths, drawn, checkpoint, explained)
     watch.report()
     sys.stdout.write(f"{written}\n")

@@ -25,8 +25,13 @@ def load_models(checkpoints: Sequence[str], trust: Sequence[str], device: torch.
     return [load(path, trust).to(device) for path in paths]
 
 
-def loader_processes(asked: int | None) -> int:
-    """How many processes read images: as many as were asked for, by default as many as suit this machine."""
+def loader_processes(asked: int | None, single_batch: bool = False) -> int:
+    """How many processes read images: as many as were asked for, by default as many as suit this machine.
+
+    None by default for a single batch, which one process would read in any case: starting one takes longer than a photo.
+    """
+    if asked is not None or single_batch:
+        return asked or 0
     from fgzoo.data.datamodule import default_workers
 
-    return default_workers("folder") if asked is None else asked
+    return default_workers("folder")

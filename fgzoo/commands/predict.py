@@ -42,7 +42,7 @@ def predict(
             a line, on standard input.
         top_k: Classes to name, at most all of them.
         batch_size: Images that pass the network at once.
-        num_workers: Loader processes; without it one per usable core, at most 8.
+        num_workers: Loader processes; without it one per usable core, at most 8, and none for a single batch.
         device: auto, cpu, cuda, cuda:0 or mps.
         trust: A package whose classes a checkpoint may name (repeatable).
         also: One more checkpoint; probabilities are averaged (repeatable).
@@ -62,7 +62,7 @@ def predict(
 
     paths = files.image_paths(images, sys.stdin)
     models = load_models([checkpoint, *also], trust, files.find_device(device))
-    workers = loader_processes(num_workers)
+    workers = loader_processes(num_workers, single_batch=len(paths) <= batch_size)
     with files.Watch(len(paths)) as watch:
         if embed:
             batches = inference.embed(models, list(paths), batch_size, tta, workers, precision)

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
-import requests
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -48,7 +47,6 @@ _DAMAGED = (
     EOFError,
     RuntimeError,  # an encrypted zip file
 )
-_TRANSIENT = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 class TransferError(Exception):
@@ -284,6 +282,9 @@ def download(url: str, target: Path, digest: str, size: int | None = None, progr
     """
     if offline():
         raise TransferError(f"{url} could not be downloaded: FGZOO_OFFLINE is set")
+    import requests  # here and below: every verb imports this module, hardly any transfers
+
+    transient = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     part = target.with_name(f"{target.name}.part")
     attempt = 0
     while True:
@@ -291,7 +292,7 @@ def download(url: str, target: Path, digest: str, size: int | None = None, progr
         try:
             resumed = _receive(url, part, size, progress)
         except requests.RequestException as error:
-            if not isinstance(error, _TRANSIENT) or attempt >= ATTEMPTS:
+            if not isinstance(error, transient) or attempt >= ATTEMPTS:
                 raise TransferError(f"{url} could not be downloaded: {error}") from error
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
@@ -309,6 +310,8 @@ def download(url: str, target: Path, digest: str, size: int | None = None, progr
 
 def _receive(url: str, part: Path, size: int | None, progress: bool) -> bool:
     """Append what is missing to `part`; True where it held some bytes before."""
+    import requests
+
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:

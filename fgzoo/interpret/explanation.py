@@ -34,6 +34,8 @@ class Explanation(NamedTuple):
         maps: (S, H, W) in [0, 1], the method's own, from coarse to fine; S may be 0.
         names: Names of the maps.
         cam: (H, W) in [0, 1], Grad-CAM of the same class; `None` where the network offers nothing to differentiate.
+        map_shares: How much of the explained class's evidence each of the first maps carries, in [0, 1]; empty where the method
+            does not say.
         error: Why there is no answer, in one line; everything else is empty then.
     """
 
@@ -45,6 +47,7 @@ class Explanation(NamedTuple):
     maps: Tensor = torch.empty(0, 0, 0)
     names: tuple[str, ...] = ()
     cam: Tensor | None = None
+    map_shares: tuple[float, ...] = ()
     error: str | None = None
 
 
@@ -72,7 +75,7 @@ def explain(
 
     Raises:
         UntrainedError: The model has not been trained.
-        UsageError: An argument is out of its range, or the model's maps are not what they should be.
+        UsageError: An argument is out of its range, or the model's maps, or their shares, are not what they should be.
     """
     if top_k < 1:
         raise UsageError(f"explain: top_k is {top_k}; at least 1")
@@ -115,6 +118,7 @@ def _batch(model: FineGrainedClassifier, pixels: Tensor, top_k: int, target: int
             shares = model(inputs).logits.float().softmax(dim=1)
         classes = shares.argmax(dim=1) if target is None else torch.full_like(shares[:, 0], target, dtype=torch.long)
         maps, names = own_maps(model, inputs, classes)
+        carried = own_shares(model, inputs, classes, len(names))
         cams = comparison(model, inputs, classes)
     ranked, order = (found.tolist() for found in most_probable(shares, top_k))
     explanations = []
@@ -123,7 +127,8 @@ def _batch(model: FineGrainedClassifier, pixels: Tensor, top_k: int, target: int
             explanations.append(Explanation(error="the network's answer is not finite; nothing can be drawn"))
             continue
         answer = tuple(known[rank] for rank in order[index]), tuple(ranked[index]), known[place], float(shares[index, place])
-        explanations.append(Explanation(*answer, pixel, maps[index], names, None if cams is None else cams[index]))
+        cam = None if cams is None else cams[index]
+        explanations.append(Explanation(*answer, pixel, maps[index], names, cam, tuple(carried[index].tolist())))
     return explanations
 
 
@@ -153,6 +158,28 @@ def own_maps(model: FineGrainedClassifier, images: Tensor, classes: Tensor) -> t
     if count and maps.shape[2:] != images.shape[2:]:
         maps = F.interpolate(maps, size=images.shape[2:], mode="bilinear", align_corners=False)
     return maps.clamp(0, 1).cpu(), names
+
+
+def own_shares(model: FineGrainedClassifier, images: Tensor, classes: Tensor, count: int) -> Tensor:
+    """What the method says of how much its maps matter.
+
+    Args:
+        model: The model.
+        images: (B, 3, H, W), normalised.
+        classes: (B,), the classes to explain.
+        count: S, how many maps there are.
+
+    Returns:
+        (B, N) in [0, 1], N at most S, on the CPU.
+
+    Raises:
+        UsageError: map_shares() of a method of one's own gives something else.
+    """
+    shares = model.map_shares(images, classes)
+    if shares.ndim != 2 or len(shares) != len(images) or shares.shape[1] > count:
+        given = f"{type(model).__name__}.map_shares() gives shares of shape {tuple(shares.shape)}"
+        raise UsageError(f"explain: {given}, not ({len(images)}, N) with N at most {count}, the number of maps")
+    return shares.detach().float().clamp(0, 1).cpu()
 
 
 def comparison(model: FineGrainedClassifier, images: Tensor, classes: Tensor) -> Tensor | None:

@@ -1,13 +1,13 @@
 "use strict";
 (() => {
   const AT_ONCE = 8; // cards added whenever the end of the list comes near
+  const FIRST = 6; // maps shown unasked, where their shares of the evidence say which matter
   const STRENGTH = 0.6; // share of a map's colour where it is largest
   const PACE = 700; // milliseconds a map when they play
 
   const byId = (name) => document.getElementById(name);
-  const read = (name) => JSON.parse(byId(name).textContent);
   const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
-  const { colours, photos } = read("index");
+  const { colours, side, photos } = JSON.parse(byId("index").textContent);
   const heat = Uint8Array.from({ length: 768 }, (_, i) => parseInt(colours.slice(2 * i, 2 * i + 2), 16));
   const cards = new Map();
 
@@ -27,20 +27,28 @@
 
   // ------------------------------------------------------------------ pictures
 
+  function canvasOf(width, height) {
+    const canvas = Object.assign(make("canvas"), { width, height });
+    return canvas.getContext("2d", { willReadFrequently: true });
+  }
+
   async function decode(uri) {
     const image = new Image();
     image.src = uri;
     await image.decode();
-    const canvas = make("canvas");
-    canvas.width = image.naturalWidth;
-    canvas.height = image.naturalHeight;
-    const context = canvas.getContext("2d", { willReadFrequently: true });
+    const context = canvasOf(image.naturalWidth, image.naturalHeight);
     context.drawImage(image, 0, 0);
-    return context.getImageData(0, 0, canvas.width, canvas.height);
+    return context.getImageData(0, 0, image.naturalWidth, image.naturalHeight);
   }
 
-  async function decodeMap(uri) {
-    return (await decode(uri)).data.filter((_, i) => i % 4 === 0);
+  /** One of a sheet's maps, as large as the image. */
+  function enlarged(sheet, map, { width, height }) {
+    const columns = sheet.width / side;
+    const small = canvasOf(side, side);
+    small.putImageData(sheet, -side * (map % columns), -side * Math.floor(map / columns));
+    const large = canvasOf(width, height);
+    large.drawImage(small.canvas, 0, 0, width, height);
+    return large.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 0);
   }
 
   /** The map over the image: dim grey where it is zero, coloured where it is one. */
@@ -70,7 +78,11 @@
       this.entry = photos[number];
       this.visible = false;
       this.pictures = null;
-      this.step = this.entry.error ? 0 : Math.max(0, this.entry.maps.length - 1);
+      const { maps = [], map_shares: shares = [] } = this.entry;
+      // Maps without a share stand for all others, and come first.
+      this.order = [...maps.keys()].sort((a, b) => (shares[b] ?? 2) - (shares[a] ?? 2));
+      this.offered = shares.length ? Math.min(FIRST, maps.length) : maps.length;
+      this.step = shares.length ? 0 : Math.max(0, maps.length - 1);
       this.element = make("article", this.entry.error ? "photo bad" : "photo", null, this.header());
       this.element.append(this.entry.error ? make("p", "error", this.entry.error) : this.body());
     }
@@ -90,14 +102,44 @@
     }
 
     body() {
-      const { maps, cam } = this.entry;
       this.element.setAttribute("aria-labelledby", `title-${this.number}`);
-      const references = make("div", "references", null, this.figure(null, "Image"));
-      const grid = make("div", "grid", null, this.figure(null, "Image"));
-      if (cam) for (const place of [references, grid]) place.append(this.figure("cam", "Grad-CAM, for comparison"));
-      grid.append(...maps.map((name, i) => this.figure(i, name)));
-      const facts = make("div", "facts", null, this.answers(), this.explains(), references);
-      return make("div", "body", null, this.viewer(), facts, grid);
+      const references = make("div", "references", null, ...this.compared());
+      const facts = make("div", "facts", null, this.answers(), this.explains(), this.all(), references);
+      this.grid = make("div", "grid");
+      return make("div", "body", null, this.viewer(), facts, this.grid);
+    }
+
+    compared() {
+      const image = this.figure(null, "Image");
+      return this.entry.cam ? [image, this.figure("cam", "Grad-CAM, for comparison")] : [image];
+    }
+
+    /** The button that brings the maps that matter less. */
+    all() {
+      const button = make("button", "all", `Show all ${this.order.length} maps`);
+      button.type = "button";
+      button.hidden = this.offered === this.order.length;
+      button.addEventListener("click", () => {
+        button.hidden = true;
+        this.offered = this.order.length;
+        this.slider.max = this.offered - 1;
+        this.show(this.step);
+      });
+      return button;
+    }
+
+    /** The maps side by side, made when they are first asked for. */
+    fill() {
+      if (!this.grid.childElementCount) this.grid.append(...this.compared());
+      const made = this.grid.childElementCount - (this.entry.cam ? 2 : 1);
+      this.grid.append(...this.order.slice(made, this.offered).map((map) => this.figure(map, this.said(map))));
+      if (this.address) this.grid.querySelectorAll("img").forEach((element) => (element.src = this.address));
+    }
+
+    /** A map's name, and how much of the evidence it carries, where that is known. */
+    said(map) {
+      const share = this.entry.map_shares[map];
+      return this.entry.maps[map] + (share === undefined ? "" : `, ${percent(share)} of the evidence`);
     }
 
     /** The image, and a map over it where there is one. */
@@ -144,7 +186,7 @@
 
     viewer() {
       const { maps } = this.entry;
-      const viewer = make("div", "viewer", null, this.stage(maps.length ? this.step : null, maps[this.step]));
+      const viewer = make("div", "viewer", null, this.stage(maps.length ? this.order[this.step] : null, maps[this.order[this.step]]));
       if (!maps.length) {
         viewer.append(make("p", "none", "This method draws no maps of its own."));
         return viewer;
@@ -154,7 +196,7 @@
       this.place = make("span", "map-place");
       viewer.append(make("div", "caption", null, this.label, this.place));
       this.slider = make("input", "step");
-      Object.assign(this.slider, { type: "range", min: 0, max: maps.length - 1, step: 1, value: this.step });
+      Object.assign(this.slider, { type: "range", min: 0, max: this.offered - 1, step: 1, value: this.step });
       this.slider.setAttribute("aria-label", `Map of ${this.name}`);
       this.slider.addEventListener("input", () => {
         this.play(false);
@@ -173,44 +215,46 @@
 
     /** Turn to one of the method's maps. */
     show(step) {
-      const { maps } = this.entry;
+      const map = this.order[step];
+      const said = this.said(map);
+      const count = this.offered < this.order.length ? `${this.offered} of ${this.order.length}` : this.offered;
       this.step = step;
       this.slider.value = step;
-      this.slider.setAttribute("aria-valuetext", maps[step]);
-      this.label.textContent = maps[step];
-      this.place.textContent = maps.length < 2 ? "" : `${step + 1} / ${maps.length}`;
-      this.canvas.dataset.map = step;
-      this.canvas.setAttribute("aria-label", `${maps[step]}, over ${this.name}`);
+      this.slider.setAttribute("aria-valuetext", said);
+      this.label.textContent = said;
+      this.place.textContent = this.order.length < 2 ? "" : `${step + 1} / ${count}`;
+      this.canvas.dataset.map = map;
+      this.canvas.setAttribute("aria-label", `${said}, over ${this.name}`);
       this.draw();
     }
 
     play(on) {
       clearInterval(this.timer);
-      this.timer = on ? setInterval(() => this.show((this.step + 1) % this.entry.maps.length), PACE) : null;
+      this.timer = on ? setInterval(() => this.show((this.step + 1) % this.offered), PACE) : null;
       this.button.setAttribute("aria-pressed", String(on));
     }
 
     async decoded() {
-      const { image, maps, cam } = read(`photo-${this.number}`);
+      // With scripts, what stands in `noscript` is text.
+      const article = new DOMParser().parseFromString(byId(`photo-${this.number}`).textContent, "text/html");
+      const [image, maps] = [...article.images].map((one) => one.src);
+      this.address = image;
       this.element.querySelectorAll("img").forEach((element) => (element.src = image));
-      const [pixels, drawn, compared] = await Promise.all([
-        decode(image),
-        Promise.all(maps.map(decodeMap)),
-        cam ? decodeMap(cam) : null,
-      ]);
-      return { pixels, drawn, compared };
+      const [pixels, sheet] = await Promise.all([decode(image), maps && decode(maps)]);
+      return { pixels, sheet };
     }
 
     /** Draw what is in sight. */
     async draw() {
       if (!this.visible || this.entry.error) return;
+      if (document.body.classList.contains("side")) this.fill();
       this.pictures ??= this.decoded();
-      const { pixels, drawn, compared } = await this.pictures;
+      const { pixels, sheet } = await this.pictures;
       if (!this.visible) return;
       for (const canvas of this.element.querySelectorAll("canvas")) {
         const { map } = canvas.dataset;
         if (canvas.offsetParent === null || canvas.dataset.drawn === map) continue;
-        paint(canvas, pixels, map === "cam" ? compared : drawn[Number(map)]);
+        paint(canvas, pixels, enlarged(sheet, map === "cam" ? this.order.length : Number(map), pixels));
         canvas.dataset.drawn = map;
       }
     }

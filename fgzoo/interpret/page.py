@@ -1,8 +1,9 @@
 """Explanations as one HTML page that needs nothing else: no network, no other file, no fonts but the reader's own.
 
-The page holds each image once and each map as a small grey picture; the reader's browser draws the maps over the image as
-[overlay][fgzoo.interpret.overlays.overlay] does. An image's pictures are decoded when it comes into view, so that a page of a
-thousand images opens at once. A content security policy forbids every request and every script but the page's own.
+The page holds each image once, and all maps over it as one sheet of small grey ones, as an article that browsers without scripts
+show. With scripts it is text, whose pictures are decoded when the image comes into view, so that a page of a thousand images
+opens at once; the maps are drawn over the image as [overlay][fgzoo.interpret.overlays.overlay] does. A content security policy
+forbids every request and every script but the page's own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import html
 import inspect
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -20,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image, features
-from torch import Tensor
+from torchvision.utils import make_grid
 
 from fgzoo.files import atomic_write
 from fgzoo.interpret.explanation import Explanation
@@ -36,7 +40,9 @@ if TYPE_CHECKING:
 #: Where the pictures of all images go.
 PICTURES = "{{pictures}}"
 #: Quality of the embedded image, and of the maps, which are smooth.
-IMAGE_QUALITY, MAP_QUALITY = 82, 70
+IMAGE_QUALITY, MAP_QUALITY = 82, 80
+#: Side of an embedded map; networks' own grids have 7 to 56 cells a side.
+MAP_SIDE = 56
 
 
 def write_page(
@@ -67,9 +73,8 @@ def write_page(
         file.write(before)
         for number, (name, found) in enumerate(zip(names, explanations, strict=True)):
             entries.append(_entry(str(name), found))
-            if found.error is None:
-                _write_data(file, f"photo-{number}", _pictures(found))
-        _write_data(file, "index", {"colours": _colours(), "photos": entries})
+            file.write(f'<noscript id="photo-{number}">{_article(entries[-1], found)}</noscript>\n')
+        _write_data(file, "index", {"colours": _colours(), "side": MAP_SIDE, "photos": entries})
         file.write(after)
     return path
 
@@ -85,18 +90,37 @@ def _entry(name: str, found: Explanation) -> dict[str, Any]:
         return entry | {"error": found.error}
     shares = [round(share, 4) for share in found.probabilities]
     answer = {"classes": found.classes, "shares": shares, "explained": found.explained, "share": round(found.share, 4)}
-    return entry | answer | {"maps": found.names, "cam": found.cam is not None}
+    shown = {"maps": found.names, "map_shares": [round(share, 4) for share in found.map_shares], "cam": found.cam is not None}
+    return entry | answer | shown
 
 
-def _pictures(found: Explanation) -> dict[str, Any]:
-    """What the page shows of an image, as data URIs."""
-    image = Image.fromarray(found.image.permute(1, 2, 0).numpy())
-    cam = None if found.cam is None else _map_uri(found.cam)
-    return {"image": data_uri(image, IMAGE_QUALITY), "maps": [_map_uri(own) for own in found.maps], "cam": cam}
+def _article(entry: Mapping[str, Any], found: Explanation) -> str:
+    """An image, its answers and its maps as they are shown without scripts."""
+    name = html.escape(entry["path"])
+    title = f'<h2 dir="auto">{name}</h2>'
+    if found.error is not None:
+        return f'<article class="photo bad">{title}<p class="error">{html.escape(found.error)}</p></article>'
+    ranked = zip(found.classes, found.probabilities, strict=True)
+    answers = (f"<li>{html.escape(what)} {share:.1%}</li>" for what, share in ranked)
+    maps = sheet(found)
+    pictures = [_picture(Image.fromarray(found.image.permute(1, 2, 0).numpy()), IMAGE_QUALITY, f"{name} as the network saw it")]
+    pictures += [] if maps is None else [_picture(maps, MAP_QUALITY, f"Maps of {name}")]
+    return f'<article class="photo plain">{title}{"".join(pictures)}<ol>{"".join(answers)}</ol></article>'
 
 
-def _map_uri(attention: Tensor) -> str:
-    return data_uri(Image.fromarray((255 * attention.numpy()).round().astype(np.uint8)), MAP_QUALITY)
+def _picture(picture: Image.Image, quality: int, said: str) -> str:
+    size = f'width="{picture.width}" height="{picture.height}"'
+    return f'<img loading="lazy" {size} alt="{said}" src="{data_uri(picture, quality)}">'
+
+
+def sheet(found: Explanation) -> Image.Image | None:
+    """The maps, then Grad-CAM, grey and small, in the rows of a square; `None` without any."""
+    maps = found.maps if found.cam is None else torch.cat([found.maps, found.cam[None]])
+    if not len(maps):
+        return None
+    small = F.adaptive_avg_pool2d(maps, MAP_SIDE)
+    grid = make_grid(small[:, None], nrow=math.ceil(math.sqrt(len(small))), padding=0)[0]
+    return Image.fromarray((255 * grid).round().byte().numpy())
 
 
 def data_uri(picture: Image.Image, quality: int) -> str:

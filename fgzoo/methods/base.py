@@ -232,6 +232,19 @@ class FineGrainedClassifier(LightningSteps):
         """
         return [f"map {number}" for number in range(1, count + 1)]
 
+    def map_shares(self, images: Tensor, targets: Tensor) -> Tensor:
+        """How much of a class's evidence the maps of [explain][] carry, where a method can say so; pages show the largest first.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            targets: (B,), the explained classes.
+
+        Returns:
+            (B, N) in [0, 1], the shares of the first N maps, whose sum is 1, or 0 where none speaks for the class. By default
+            N = 0. Maps without a share, such as a mean of the others, come before all others.
+        """
+        return images.new_zeros(len(images), 0)
+
     def features(self, images: Tensor) -> Tensor:
         """What [embed][] gives of a batch: by default every backbone's last level for the whole image, averaged over locations.
 

@@ -377,3 +377,20 @@ class Coarse2Fine(FineGrainedClassifier):
         network = self.network
         assert isinstance(network, Coarse2FineNetwork)
         return [*super().map_names(count - 1), "mask" if network.stage == 1 else "mean map"]
+
+    def map_shares(self, images: Tensor, targets: Tensor) -> Tensor:
+        r"""What each attention map gives to the first pass's logit of a class, beyond what it gives to the mean class.
+
+        The classifier has no bias and reads what each map k pooled, $f_k$, with weights $w_{yk}$ of its own, so the logit is a
+        sum over maps, and with $c_k = (w_{yk} - \operatorname{mean}_j w_{jk}) \cdot f_k$ the shares are
+
+        $$s_k = \max(0, c_k) / \sum_m \max(0, c_m)$$
+
+        Adding the same to all logits changes no probability, and no share. The last map, which is all of them, has none.
+        """
+        network = self.network
+        assert isinstance(network, Coarse2FineNetwork)
+        with self.evaluating(), torch.no_grad():
+            pooled, weight = network.classify(images).pooled, network.classifier.weight.float()
+            given = (weight[targets] - weight.mean(dim=0)) * pooled
+        return F.normalize(given.unflatten(1, (self.arguments.num_maps, -1)).sum(dim=2).clamp_min(0), p=1, dim=1)

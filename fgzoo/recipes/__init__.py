@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from fgzoo.errors import UsageError, did_you_mean
+from fgzoo.files import parse_yaml
 
 FOLDER = Path(__file__).parent
 
@@ -98,7 +98,7 @@ def read_config(path: Path) -> dict[str, Any]:
         UsageError: It is no YAML, or holds no settings.
     """
     try:
-        content = copy.deepcopy(_parse(path.read_text(encoding="utf-8")))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise UsageError(f"--config: {path}{line}: no YAML: {error.problem}") from error
@@ -107,9 +107,3 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"--config: {path} holds no settings; expected `data:`, `model:`, `trainer:` and so on")
     return content
-
-
-@functools.cache
-def _parse(text: str) -> Any:
-    """The content of YAML; parsing takes a thousand times as long as copying, and a plan reads each recipe for every row."""
-    return yaml.safe_load(text)

@@ -41,13 +41,17 @@ class RecipeFile(ActionConfigFile):
                 raise MisconfiguredError(path, str(error)) from error
 
 
-def with_implied(verb: str, arguments: list[str]) -> list[str]:
-    """Put in front what a verb's arguments imply: a run's own config, a checkpoint's own arguments, or the default recipe."""
+def with_implied(verb: str, arguments: list[str]) -> tuple[list[str], Path | None]:
+    """Put in front what a verb's arguments imply: a run's own config, a checkpoint's own arguments, or the default recipe.
+
+    Returns:
+        The arguments, and the checkpoint whose own they are; it is not looked for again, when `last` may be another one.
+    """
     arguments = expand_method_names(arguments)
     if any(token.partition("=")[0] in ("--model.num_classes", "--model.init_args.num_classes") for token in arguments):
         raise UsageError("--model.num_classes: the data says how many classes there are; leave it away")
     if {"-h", "--help"} & set(arguments):
-        return arguments
+        return arguments, None
     configured = _value(arguments, "--config", "-c") is not None or _value(arguments, "--model") is not None
     resumed = _value(arguments, "--resume")
     if verb == "fit" and resumed is not None:
@@ -56,15 +60,15 @@ def with_implied(verb: str, arguments: list[str]) -> list[str]:
         folder = Path(resumed)
         if not (folder / CONFIG).is_file():
             raise UsageError(f"--resume: {folder} is no run's folder (it holds no {CONFIG})")
-        return ["--config", str(folder / CONFIG), *arguments]
+        return ["--config", str(folder / CONFIG), *arguments], None
     if configured:
-        return expand_presets(arguments)
+        return expand_presets(arguments), None
     base = Path(_value(arguments, "--trainer.default_root_dir") or "runs")
     said = _value(arguments, "--ckpt_path")
     if said is not None:
         path = find_checkpoint(said, base)
         # The checkpoint's own run may have been a fine-tuning that did reset its head.
-        return ["--config", config_of(path, values_of(arguments, "--trust")), "--reset_head", "false", *arguments]
+        return ["--config", config_of(path, values_of(arguments, "--trust")), "--reset_head", "false", *arguments], path
     if verb != "fit":
         run_folder = newest_run(base)
         if run_folder is None:
@@ -72,8 +76,8 @@ def with_implied(verb: str, arguments: list[str]) -> list[str]:
                 f"{verb}: there is no trained run below runs, and an untrained model would score by chance; train one by "
                 "`fgzoo fit`, or give --ckpt_path"
             )
-        return ["--config", str(run_folder / CONFIG), "--ckpt_path", str(run_folder), *arguments]
-    return expand_presets(["--config", DEFAULT_RECIPE, *arguments])
+        return ["--config", str(run_folder / CONFIG), "--ckpt_path", str(run_folder), *arguments], None
+    return expand_presets(["--config", DEFAULT_RECIPE, *arguments]), None
 
 
 def expand_method_names(arguments: Iterable[str]) -> list[str]:

@@ -47,12 +47,12 @@ class TrainingCLI(LightningCLI):
         self.typed = shlex.join(["fgzoo", verb, *arguments])
         self.console = console
         self.run_folder = Path()
-        self.checkpoint: Path | None = None
         self.resuming = False
         self.done = False
         self.started = time.perf_counter()
         #: Folders that this run made for itself, before it had anything to put there; the innermost first.
         self.claimed: list[Path] = []
+        arguments, self.checkpoint = with_implied(verb, arguments)
         try:
             super().__init__(
                 model_class=FineGrainedClassifier,
@@ -66,7 +66,7 @@ class TrainingCLI(LightningCLI):
                     "enable_model_summary": False,
                 },
                 parser_kwargs={"prog": "fgzoo", "exit_on_error": False},
-                args=[verb, *with_implied(verb, arguments)],
+                args=[verb, *arguments],
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
@@ -149,7 +149,7 @@ class TrainingCLI(LightningCLI):
             self.resuming = (self.run_folder / LAST).is_file()
             self.checkpoint = self.run_folder / LAST if self.resuming else None
             return
-        if config.ckpt_path:
+        if config.ckpt_path and self.checkpoint is None:
             self.checkpoint = find_checkpoint(config.ckpt_path, base)
         if self.verb == "fit":
             given = config.output or os.environ.get(RUN_VARIABLE)

@@ -175,6 +175,13 @@ def test_explanations_come_in_order_with_errors_between(tmp_path: Path) -> None:
             assert torch.allclose(each.maps, one(model, image).maps, atol=1e-5)
 
 
+def test_shares_of_the_evidence_are_known_of_attention_pooling_alone() -> None:
+    assert one(small("rra")).map_shares == ()
+    found = one(small("coarse2fine"))
+    assert len(found.map_shares) == len(found.names) - 1 == 4  # the mask has none
+    assert sum(found.map_shares) == pytest.approx(1)
+
+
 def test_the_modes_stay_as_they_were() -> None:
     model = small().train()
     one(model)
@@ -251,6 +258,20 @@ class FewNames(Baseline):
         return []
 
 
+class FlatShares(Baseline):
+    """Has one share for all images."""
+
+    def map_shares(self, images: Tensor, targets: Tensor) -> Tensor:
+        return torch.ones(1)
+
+
+class ManyShares(Baseline):
+    """Has more shares than maps."""
+
+    def map_shares(self, images: Tensor, targets: Tensor) -> Tensor:
+        return torch.ones(len(images), 2)
+
+
 class NotFinite(Baseline):
     """Draws maps that are no numbers."""
 
@@ -277,7 +298,10 @@ def test_a_network_that_grad_cam_cannot_read_has_its_own_maps_alone(cls: type[Fi
     assert found.maps.shape == (len(found.names), 64, 64)
 
 
-@pytest.mark.parametrize(("cls", "said"), [(FlatMaps, r"\(1, 64, 64\)"), (FewNames, "0 names")])
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [(FlatMaps, r"\(1, 64, 64\)"), (FewNames, "0 names"), (FlatShares, r"shape \(1,\)"), (ManyShares, r"shape \(1, 2\)")],
+)
 def test_maps_that_are_not_as_promised_are_refused(cls: type[FineGrainedClassifier], said: str) -> None:
     with pytest.raises(UsageError, match=f"{cls.__name__}.*{said}"):
         one(own(cls))
@@ -353,7 +377,7 @@ def test_a_sheet_of_many_maps_and_a_long_title_fits() -> None:
 
 
 def test_a_page_and_png_files(trained: SimpleNamespace, tmp_path: Path) -> None:
-    result = run(trained, *trained.photos, "--output", "out/deep", "--top-k", 2)
+    result = run(trained, *trained.photos, "--output", "out/deep", "--top-k", 2, "--png")
     assert result.status == 0, result.err
     out = tmp_path / "out" / "deep"
     assert result.out == "out/deep/index.html\n"
@@ -363,12 +387,12 @@ def test_a_page_and_png_files(trained: SimpleNamespace, tmp_path: Path) -> None:
 
 
 def test_the_page_alone(trained: SimpleNamespace, tmp_path: Path) -> None:
-    assert run(trained, *trained.photos, "--output", "out", "--page-only").status == 0
+    assert run(trained, *trained.photos, "--output", "out").status == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.html"]
 
 
 def test_the_page_names_what_it_was_made_with(trained: SimpleNamespace, tmp_path: Path) -> None:
-    run(trained, trained.photos[0], "--output", "out", "--page-only")
+    run(trained, trained.photos[0], "--output", "out")
     text = (tmp_path / "out" / "index.html").read_text()
     card = load(trained.run).card
     assert card is not None
@@ -380,7 +404,7 @@ def test_a_class_by_name(trained: SimpleNamespace, tmp_path: Path) -> None:
     card = load(trained.run).card
     assert card is not None
     name = card.class_names[2]
-    assert run(trained, trained.photos[0], "--output", "out", "--class", name, "--page-only").status == 0
+    assert run(trained, trained.photos[0], "--output", "out", "--class", name).status == 0
     assert f'"explained":"{name}"' in (tmp_path / "out" / "index.html").read_text()
 
 
@@ -397,7 +421,7 @@ def test_bad_files_are_entries_and_a_run_without_any_good_fails(trained: SimpleN
 
 def test_a_list_on_standard_input(trained: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{path}\n" for path in trained.photos)))
-    assert "3 images in" in run(trained, "-", "--output", "out", "--page-only").err
+    assert "3 images in" in run(trained, "-", "--output", "out").err
 
 
 REFUSED: dict[str, Callable[[SimpleNamespace], list[object]]] = {
@@ -433,7 +457,7 @@ def test_a_run_that_breaks_off_leaves_the_old_page(
         raise OSError("No space left on device")
 
     monkeypatch.setattr(pictures, "write_pictures", breaking)
-    result = run(trained, *trained.photos, "--output", "out")
+    result = run(trained, *trained.photos, "--output", "out", "--png")
     assert result.status == 1
     assert "No space left" in result.err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.html"]

@@ -19,10 +19,12 @@ from fgzoo.interpret import page
 from fgzoo.interpret.explanation import Explanation
 from tests.small import small
 
-HOSTILE = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script>&amp;{{pictures}}{{script}}'
+HOSTILE = '<img src=x onerror="window.hacked=1"></script></noscript><script>window.hacked=1</script>&amp;{{pictures}}{{script}}'
 
 
-def explanation(classes: tuple[str, ...] = ("Gull", "Crow"), steps: int = 3, side: int = 64, cam: bool = True) -> Explanation:
+def explanation(
+    classes: tuple[str, ...] = ("Gull", "Crow"), steps: int = 3, side: int = 64, cam: bool = True, shares: tuple[float, ...] = ()
+) -> Explanation:
     """An explanation of a photo-like image; map s is one round row 12, column 12 + 16 s, and falls off from there."""
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     maps = [torch.exp(-((rows - 12) ** 2 + (columns - 12 - 16 * s) ** 2) / 60.0) for s in range(steps)]
@@ -38,6 +40,7 @@ def explanation(classes: tuple[str, ...] = ("Gull", "Crow"), steps: int = 3, sid
         torch.stack(maps) if maps else torch.empty(0, side, side),
         names,
         maps[0].flip(0).contiguous() if maps and cam else torch.zeros(side, side) if cam else None,
+        shares,
     )
 
 
@@ -45,10 +48,15 @@ def write(folder: Path, entries: dict[str, Explanation], checkpoint: str = "runs
     return page.write_page(folder / "index.html", small(method), list(entries), entries.values(), checkpoint)
 
 
-def blocks(path: Path) -> dict[str, Any]:
-    """The page's data by name."""
-    found = re.findall(r'<script type="application/json" id="([\w-]+)">(.*?)</script>', path.read_text(), flags=re.DOTALL)
-    return {name: json.loads(text) for name, text in found}
+def index(path: Path) -> dict[str, Any]:
+    """The page's data."""
+    (found,) = re.findall(r'<script type="application/json" id="index">(.*?)</script>', path.read_text(), flags=re.DOTALL)
+    return dict(json.loads(found))
+
+
+def articles(path: Path) -> dict[str, str]:
+    """What the page shows of images without scripts, by name."""
+    return dict(re.findall(r'<noscript id="([\w-]+)">(.*?)</noscript>', path.read_text(), flags=re.DOTALL))
 
 
 def pixels(uri: str) -> np.ndarray:
@@ -58,32 +66,41 @@ def pixels(uri: str) -> np.ndarray:
 
 
 def test_an_entry_an_image_in_their_order(tmp_path: Path) -> None:
-    found = blocks(
-        write(tmp_path, {"a.jpg": explanation(), "b.jpg": Explanation(error="b.jpg is no image"), "c.jpg": explanation()})
-    )
-    assert list(found) == ["photo-0", "photo-2", "index"]
-    assert [entry["path"] for entry in found["index"]["photos"]] == ["a.jpg", "b.jpg", "c.jpg"]
-    assert found["index"]["photos"][1] == {"path": "b.jpg", "error": "b.jpg is no image"}
-    first = found["index"]["photos"][0]
+    bad = Explanation(error="b.jpg is no image")
+    path = write(tmp_path, {"a.jpg": explanation(shares=(0.75,)), "b.jpg": bad, "c.jpg": explanation()})
+    assert list(articles(path)) == ["photo-0", "photo-1", "photo-2"]
+    photos = index(path)["photos"]
+    assert [entry["path"] for entry in photos] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert photos[1] == {"path": "b.jpg", "error": "b.jpg is no image"}
+    first = photos[0]
     assert (first["classes"], first["shares"], first["explained"]) == (["Gull", "Crow"], [0.75, 0.25], "Gull")
     assert first["maps"] == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
+    assert (first["map_shares"], photos[2]["map_shares"]) == ([0.75], [])
 
 
-def test_maps_in_the_page_lie_where_they_were(tmp_path: Path) -> None:
-    original = explanation()
-    found = blocks(write(tmp_path, {"a.jpg": original}))["photo-0"]
-    assert np.abs(pixels(found["image"]) - original.image.permute(1, 2, 0).numpy()).mean() < 6
-    for step, uri in enumerate(found["maps"]):
-        drawn = pixels(uri)[..., 0]
-        assert np.abs(drawn - 255 * original.maps[step].numpy()).mean() < 3
-        row, column = np.unravel_index(drawn.argmax(), drawn.shape)
-        assert abs(row - 12) <= 2
-        assert abs(column - 12 - 16 * step) <= 2
+def test_an_image_and_its_maps_are_in_the_page_once_and_lie_where_they_were(tmp_path: Path) -> None:
+    original = explanation(steps=4)
+    path = write(tmp_path, {"a.jpg": original})
+    image, maps = re.findall(r' src="([^"]*)"', articles(path)["photo-0"])
+    assert path.read_text().count(";base64,") == 2
+    assert np.abs(pixels(image) - original.image.permute(1, 2, 0).numpy()).mean() < 6
+    sheet, side = pixels(maps)[..., 0], index(path)["side"]
+    assert sheet.shape == (2 * side, 3 * side)
+    for step, (row, column) in enumerate([(12, 12), (12, 28), (12, 44), (12, 60), (51, 12)]):  # the last is Grad-CAM
+        top, left = side * (step // 3), side * (step % 3)
+        brightest = np.unravel_index(sheet[top : top + side, left : left + side].argmax(), (side, side))
+        assert np.abs(np.array(brightest) * 64 / side - (row, column)).max() <= 3
 
 
-def test_an_image_takes_few_bytes(tmp_path: Path) -> None:
-    path = write(tmp_path, {"a.jpg": explanation(steps=10, side=224)})
-    assert len(path.read_bytes()) - len(write(tmp_path, {}).read_bytes()) < 40_000
+def test_a_single_map_is_a_sheet_and_none_is_no_sheet() -> None:
+    one, none = explanation(steps=1, cam=False), explanation(steps=0, cam=False)
+    assert page.sheet(one).size == (page.MAP_SIDE, page.MAP_SIDE)  # type: ignore[union-attr]
+    assert page.sheet(none) is None
+
+
+def test_an_image_with_many_maps_takes_few_bytes(tmp_path: Path) -> None:
+    path = write(tmp_path, {"a.jpg": explanation(steps=33, side=224)})
+    assert len(path.read_bytes()) - len(write(tmp_path, {}).read_bytes()) < 25_000
 
 
 @pytest.mark.parametrize("entries", [{}, {"a.jpg": explanation()}, {HOSTILE: explanation((HOSTILE, "Crow"))}])
@@ -112,16 +129,17 @@ def test_the_policy_allows_the_pages_own_script_and_style_alone(tmp_path: Path) 
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     path = write(tmp_path, {HOSTILE: explanation((HOSTILE, "Crow"))}, HOSTILE)
     text = path.read_text()
-    assert "<img" not in text
+    assert "<img src=x" not in text
     assert len(re.findall(r"<script>", text)) == 1
-    entry = blocks(path)["index"]["photos"][0]
+    assert len(articles(path)) == 1
+    entry = index(path)["photos"][0]
     assert (entry["path"], entry["classes"][0]) == (HOSTILE, HOSTILE)
     assert text.count("<h1>") == 1
 
 
 def test_a_name_that_is_no_text_is_written_all_the_same(tmp_path: Path) -> None:
     path = write(tmp_path, {"caf\udce9.jpg": explanation()}, "caf\udce9")
-    assert blocks(path)["index"]["photos"][0]["path"] == "caf?.jpg"
+    assert index(path)["photos"][0]["path"] == "caf?.jpg"
 
 
 def test_methods_go_by_the_names_of_the_list(tmp_path: Path) -> None:
