@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from PIL import Image
 
 from fgzoo import load
 from fgzoo.checkpoints.registry import SUFFIX, read_registry
+from fgzoo.data import download
 from fgzoo.data.synthetic import Birds, SyntheticBirds
-from tests.command import fgzoo
+from fgzoo.files import file_hash
+from tests.command import MACHINE, fgzoo
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGED = {name: entry for name, entry in read_registry().items() if entry.sources[0].startswith("package:")}
@@ -59,6 +63,44 @@ def test_predict_answers_at_once() -> None:
         (row,) = csv.DictReader(file)
     assert row["class_1"] in birds.listing().class_names
     assert row["error"] == ""
+
+
+def test_predict_imports_neither_training_nor_other_methods() -> None:
+    Image.new("RGB", (40, 30)).save("bird.png")
+    code = """import sys
+from fgzoo.cli import main
+assert main(["predict", "rra_birds", "bird.png"]) == 0
+sys.stderr.write(" ".join(sys.modules))"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.split()
+    assert "fgzoo.methods.rra" in found
+    unwanted = ("fgzoo.training", "fgzoo.interpret", "fgzoo.data.datamodule", "fgzoo.data.synthetic", "lightning.pytorch.cli")
+    others = tuple(f"fgzoo.methods.{name}" for name in ("baseline", "iagn", "coarse2fine", "srbn"))
+    assert [module for module in found if module.startswith((*unwanted, *others))] == []
+
+
+def test_what_is_here_is_found_without_what_downloads() -> None:
+    code = """import sys
+from fgzoo.checkpoints.run_folder import resolve
+assert resolve("baseline_birds").is_file()
+sys.exit(bool({"requests", "torch"} & set(sys.modules)))"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "baseline_birds", "bird.png"),
+        ("test", "--ckpt_path", "baseline_birds", "--data.birds.test_per_class", 1, "--trainer.limit_test_batches", 1, *MACHINE),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_command_verifies_its_checkpoint_once(arguments: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (40, 30)).save("bird.png")
+    verified = []
+    monkeypatch.setattr(download, "file_hash", lambda path, *rest: verified.append(path.name) or file_hash(path, *rest))
+    result = fgzoo(*arguments)
+    assert result.status == 0, result.err
+    assert verified == [f"baseline_birds{SUFFIX}"]
 
 
 def test_explain_answers_at_once() -> None:

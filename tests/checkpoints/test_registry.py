@@ -177,6 +177,22 @@ def test_list_as_a_table(two: None) -> None:
     assert "baseline_tiny_birds 51.2 50.0 ± 1.0 (3) 1.5 birds" in words
 
 
+def test_a_list_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+    parse = yaml.safe_load
+    monkeypatch.setattr(yaml, "safe_load", lambda text: parsed.append(text) or parse(text))
+    monkeypatch.setattr(registry, "REGISTRY", written(tmp_path, {**ENTRY, "name": "parsed_once"}))
+    assert (list_checkpoints(), find_entry("parsed_once").name, base_url()) == (["parsed_once"], "parsed_once", None)
+    assert len(parsed) == 1
+
+
+def test_a_list_that_has_changed_is_read_anew_and_readers_share_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path, ENTRY)
+    read_registry(path)["baseline_tiny_birds"].sources.clear()
+    assert read_registry(path)["baseline_tiny_birds"].as_dict() == ENTRY
+    assert list(read_registry(written(tmp_path, {**ENTRY, "name": "another"}))) == ["another"]
+
+
 def test_list_as_json(two: None) -> None:
     found = json.loads(fgzoo("list", "checkpoints", "*tiny*", "--json").out)
     assert found == {"checkpoints": {"baseline_tiny_birds": ENTRY}}
