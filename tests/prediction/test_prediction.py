@@ -627,6 +627,18 @@ def test_features_of_bad_files_alone_are_status_1(trained: SimpleNamespace, tmp_
 # ---------------------------------------------------------------------- loader processes
 
 
+@pytest.mark.parametrize(("batch_size", "in_process"), [(7, True), (4, False)])
+def test_a_single_batch_is_read_in_the_process_itself(
+    batch_size: int, in_process: bool, trained: SimpleNamespace, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise DataError("in the process itself" if get_worker_info() is None else "in another process")
+
+    monkeypatch.setattr(prediction, "decode", refused)
+    found = rows(fgzoo("predict", trained.run, *photos, "--device", "cpu", "--batch-size", batch_size))
+    assert {row["error"] for row in found} == {"in the process itself" if in_process else "in another process"}
+
+
 def test_a_loader_process_that_is_killed_is_named(
     model: FineGrainedClassifier, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
