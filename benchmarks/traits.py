@@ -1,6 +1,6 @@
 """When is an attention method worth its time? Measured on synthetic birds, where the part that decides and its size are known.
 
-    python benchmarks/traits.py pretrain    # a tiny backbone, on other species; results/traits_backbone.safetensors
+    python benchmarks/traits.py pretrain    # a tiny backbone, on other species: the weights of `birds_resnet`
     python benchmarks/traits.py cost        # CPU seconds of every method's training; results/traits_cost.csv
     python benchmarks/traits.py run         # results/traits.csv and .npz; what is there already is skipped
     python benchmarks/traits.py report      # results/traits.md and .png, of as much as has been run
@@ -50,6 +50,7 @@ from fgzoo.files import atomic_write
 from fgzoo.interpret import metrics
 from fgzoo.interpret.explanation import own_maps
 from fgzoo.methods import available
+from fgzoo.nn.birds_resnet import WEIGHTS
 from fgzoo.training.callbacks import ReproducibleSteps
 from fgzoo.training.command import quieten
 from fgzoo.training.environment import environment
@@ -75,7 +76,7 @@ class Method(NamedTuple):
 
     @property
     def settings(self) -> str:
-        """All its arguments, the weights' file aside."""
+        """All its arguments."""
         return json.dumps(SHARED | self.arguments)
 
 
@@ -102,7 +103,7 @@ AXES = {"body": "deciding part, % of the image", "train": "training images a cla
 PRETRAINING = Birds(48, 160, 10, default_resize(SIZE, "standard"), body=(0.1, 0.8), clutter=2.0, first_class=CLASSES)
 #: Of all methods.
 SHARED = {
-    "backbone": "test_resnet", "pretrained": False, "optimizer": "adamw", "lr": 0.012, "backbone_lr_factor": 0.3,
+    "backbone": "birds_resnet", "optimizer": "adamw", "lr": 0.012, "backbone_lr_factor": 0.3,
     "weight_decay": 0.05, "schedule": "one_cycle",
 }  # fmt: skip
 RRA = {"global_width": 0, "hidden_size": 128, "local_scale": 1.0, "patch_percentile": 0.75, "normalize_states": True}
@@ -136,11 +137,6 @@ def methods() -> dict[str, Method]:
     return {row.label: row for row in METHODS if row.method in available()}
 
 
-def weights_file() -> Path:
-    """The pretrained backbone's."""
-    return common.RESULTS / "traits_backbone.safetensors"
-
-
 def painted(birds: Birds, seed: int, batch: int) -> FGVCDataModule:
     """The data with every image painted, which whoever comes first would pay for otherwise."""
     data = FGVCDataModule("birds", None, SIZE, birds.size, batch_size=batch, num_workers=0, seed=seed, birds=birds)
@@ -170,8 +166,7 @@ def train(method: Method, data: FGVCDataModule, epochs: int, seed: int) -> tuple
     """Train as `fgzoo fit` does on a CPU, without a folder; returns the model and the CPU seconds that it took."""
     quieten()
     L.seed_everything(seed, workers=True, verbose=False)
-    given = {"backbone_weights": weights_file(), **SHARED, **method.arguments}
-    model = create_model(method.method, data.num_classes, **given)
+    model = create_model(method.method, data.num_classes, **SHARED | method.arguments)
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", precision="32-true", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
@@ -203,23 +198,22 @@ def judge(model: FineGrainedClassifier, batches: Sequence[Batch]) -> tuple[Row, 
 
 
 def pretrain(*, epochs: int = 13, seed: int = 0) -> None:
-    """Train the backbone on other species: results/traits_backbone.safetensors, in half precision, with a page beside it.
+    """Train the backbone on other species: the weights of `birds_resnet`, in half precision, and results/traits_backbone.md.
 
     Args:
         epochs: Epochs.
         seed: Seed.
     """
     data = painted(PRETRAINING, seed, 32)
-    scratch = Method("pretraining", "baseline", {"backbone_weights": None, "lr": 0.004, "backbone_lr_factor": 1.0})
+    scratch = Method("pretraining", "baseline", {"pretrained": False, "lr": 0.004, "backbone_lr_factor": 1.0})
     model, seconds = train(scratch, data, epochs, seed)
     row, _ = judge(model, list(batches_of(model, data, None)))
     weights = model.network.backbone.model.state_dict().items()
-    weights_file().parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(weights_file()) as part:
+    with atomic_write(WEIGHTS) as part:
         save_file({name: one.half().contiguous() for name, one in weights if one.is_floating_point()}, part)
     row = {"backbone": model.backbone, "images": data.listing.identity, "pixels": SIZE, "epochs": epochs, "seed": seed} | row
-    row |= {"CPU seconds": round(seconds), "KB": weights_file().stat().st_size // 1000}
-    write_report("The backbone of `traits.py`, trained on other species", markdown_table([row]), [row], "traits_backbone")
+    row |= {"CPU seconds": round(seconds), "KB": WEIGHTS.stat().st_size // 1000}
+    write_report("The backbone `birds_resnet`, trained on other species", markdown_table([row]), [row], "traits_backbone")
 
 
 class Cell(NamedTuple):

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.multiprocessing import ProcessRaisedException
 
 from fgzoo import create_model
 from fgzoo.data.card import DataCard
 from fgzoo.data.records import Part, Record
 from fgzoo.data.synthetic import Birds
+from fgzoo.nn import Backbone
 from tests.command import fgzoo, weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -173,7 +175,7 @@ def test_the_picture_is_drawn(bench: Any, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def traits(bench: Any, written: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script with two species, two settings and two rows, and a backbone."""
+    """The script with two species, two settings and two rows."""
     traits = bench.traits
     centre = traits.Setting(0.5, 1.0, 2, 1.0)
     other = centre._replace(clutter=0.0)
@@ -183,11 +185,10 @@ def traits(bench: Any, written: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     small = {
         "CENTRE": centre, "SWEEPS": sweeps, "SETTINGS": (centre, other), "SEEDS": (0, 1), "EPOCHS": {2: 2}, "CLASSES": 2,
         "TEST": 3, "SIZE": 32, "BATCH": 2, "SHOWN": 4, "METHODS": tuple(rows), "COLOURS": {"WS-DAN": "red"},
-        "PRETRAINING": Birds(4, 2, 1, 37, first_class=12),
+        "PRETRAINING": Birds(4, 2, 1, 37, first_class=12), "WEIGHTS": written / "birds_resnet.safetensors",
     }  # fmt: skip
     for name, value in small.items():
         monkeypatch.setattr(traits, name, value)
-    assert traits.common.main({"pretrain": traits.pretrain}, ["pretrain", "--epochs", "1"]) == 0
     ratios = {"Baseline": 1.0, "WS-DAN": 2.4}
     traits.write_csv(
         written / "traits_cost.csv", [{"label": name, "times the Baseline's": ratio} for name, ratio in ratios.items()]
@@ -228,7 +229,7 @@ def test_traits_train_as_the_command_line_does(traits: Any, written: Path, tmp_p
     images, method = traits.Images(traits.CENTRE, 1), traits.METHODS[1]
     model, _ = traits.train(method, images.data, 2, 1)
     typed = {f"model.{name}": value for name, value in {**traits.SHARED, **method.arguments}.items()}
-    typed |= {"model.backbone_weights": written / "traits_backbone.safetensors", "data.name": "birds", "data.num_workers": 0}
+    typed |= {"data.name": "birds", "data.num_workers": 0}
     typed |= {f"data.birds.{name}": value for name, value in images.data.birds.settings.items()}
     typed |= {"data.birds.body": "[0.5, 0.5]", "data.image_size": 32, "data.resize": 37, "data.batch_size": 2}
     typed |= {"trainer.max_epochs": 2, "trainer.accelerator": "cpu", "trainer.precision": "32-true", "seed_everything": 1}
@@ -236,6 +237,14 @@ def test_traits_train_as_the_command_line_does(traits: Any, written: Path, tmp_p
     assert fgzoo("fit", "--model", method.method, *options, "--output", tmp_path / "run").err == ""
     mine = model.state_dict()
     assert all(torch.equal(mine[name], theirs) for name, theirs in weights(tmp_path / "run").items())
+
+
+def test_a_backbone_is_pretrained_in_half_precision(traits: Any, written: Path) -> None:
+    assert traits.common.main({"pretrain": traits.pretrain}, ["pretrain", "--epochs", "1"]) == 0
+    state = load_file(traits.WEIGHTS)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float16}
+    loaded = Backbone("birds_resnet", weights=traits.WEIGHTS).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in state.items())
 
 
 def test_traits_need_the_costs(traits: Any, written: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fgzoo.errors import CheckpointError, UsageError, did_you_mean
+from fgzoo.nn import birds_resnet  # noqa: F401 - timm knows it from here on
 from fgzoo.nn.frozen import fold_batch_norms, freeze_batch_norms
 from fgzoo.nn.statistics import still_statistics
 from fgzoo.nn.weights import read_weights
@@ -38,8 +39,8 @@ class Backbone(nn.Module):
     tokens come as maps, after the final norm, and all their levels share one stride.
 
     Args:
-        name: A timm model name, e.g. `resnet50`.
-        pretrained: Load timm's pretrained weights (downloads them, unless cached).
+        name: A timm model name, e.g. `resnet50`; or `birds_resnet`, which is registered here.
+        pretrained: Load timm's pretrained weights (downloads them, unless cached; those of `birds_resnet` are in the package).
         weights: A local `.safetensors` or `.pth` file with the network's weights, with or without a classifier. Takes precedence
             over `pretrained`.
         max_stride: Cut the network after its deepest level of at most this stride; without such a level, or by default, nothing

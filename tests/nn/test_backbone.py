@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import tests.small  # noqa: F401 - registers tiny_vgg
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.nn import Backbone
+from fgzoo.nn.birds_resnet import WEIGHTS
 
 FAMILIES = ("test_resnet", "tiny_vgg", "test_efficientnet", "test_convnext", "test_vit")
 
@@ -188,3 +189,17 @@ def test_recomputing_keeps_less_and_gives_the_same_gradients_and_statistics(name
     assert kept_again < kept
     torch.testing.assert_close(gradients_again, gradients, rtol=0, atol=0)
     torch.testing.assert_close(state_again, state, rtol=0, atol=0)
+
+
+def test_birds_resnet_has_its_weights_in_the_package() -> None:
+    assert WEIGHTS.stat().st_size < 1_000_000
+    packaged, loaded = load_file(WEIGHTS), Backbone("birds_resnet").model.state_dict()
+    assert set(packaged) == {name for name in loaded if not name.endswith("num_batches_tracked")}
+    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in packaged.items())
+
+
+def test_timm_itself_builds_birds_resnet_with_a_new_classifier() -> None:
+    network = timm.create_model("birds_resnet", pretrained=True, num_classes=7).eval()
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(network.forward_features(images), Backbone("birds_resnet").eval()(images)[-1])
+    assert network(images).shape == (2, 7)
