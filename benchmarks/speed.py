@@ -9,6 +9,7 @@ within a turn. Weights are random and nothing is learnt, which matters to neithe
     python benchmarks/speed.py step --recipe --ranks 1 2 4             # several processes, joined by DistributedDataParallel
     python benchmarks/speed.py predict                                 # and explain, beside reading and the bare forward pass
     python benchmarks/speed.py data --images PATH --size 448           # the image pipeline beside the usual Pillow recipe
+    python benchmarks/speed.py startup --images PATH                   # whole commands, beside importing the libraries
     python benchmarks/speed.py scan --size 448 --batch 1               # SRBN beside its backbones, by the size of the grid
 """
 
@@ -18,6 +19,7 @@ import inspect
 import itertools
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -59,7 +61,7 @@ from fgzoo.nn import SpatialLSTM
 from fgzoo.recipes import list_recipes, read_recipe
 from fgzoo.training import callbacks, command, environment, faults
 
-PLAIN, BARE, FILES = "plain timm", "bare passes of its backbones", "from files"
+PLAIN, BARE, FILES, IMPORTS = "plain timm", "bare passes of its backbones", "from files", "importing the libraries"
 #: What the contender "before" has of the preset `small` instead of what made its step fast.
 BEFORE: dict[str, Any] = {"freeze": 0, "freeze_norm": "none"}
 #: Batches that a process may be asked for, which its schedule needs to know.
@@ -88,11 +90,11 @@ class Arguments:
         threads: Threads of a process.
         steps: Calls a block, of steps.
         blocks: Of each that is compared.
-        images: Data: a folder of JPEG files (default: synthetic birds of 500 x 375 pixels).
+        images: Data and startup: a folder of JPEG files (default: synthetic birds of 500 x 375 pixels).
         write: Write results/NAME.md and .csv.
     """
 
-    what: Literal["step", "predict", "data", "scan"]
+    what: Literal["step", "predict", "data", "startup", "scan"]
     _: KW_ONLY
     methods: Sequence[str] = ("baseline", "rra", "coarse2fine", "iagn", "srbn")
     backbone: str | None = None
@@ -120,20 +122,20 @@ class Arguments:
         return torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32)
 
 
-def clocks(before: Row | None = None) -> Row:
+def clocks(before: Row | None = None, whose: int = resource.RUSAGE_SELF) -> Row:
     """Milliseconds, since others, on the wall, of this process, and of it in the kernel; when the GPU has done what it had to."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    used = resource.getrusage(resource.RUSAGE_SELF)
+    used = resource.getrusage(whose)
     seconds = {"wall_ms": time.perf_counter(), "cpu_ms": used.ru_utime + used.ru_stime, "system_ms": used.ru_stime}
     return {name: 1e3 * value - (before or {}).get(name, 0) for name, value in seconds.items()}
 
 
-def timed(function: Callable[[], Any], images: int) -> Row:
-    """What a call takes of a function that handles so many images."""
-    before = clocks()
+def timed(function: Callable[[], Any], images: int, whose: int = resource.RUSAGE_SELF) -> Row:
+    """What a call takes of a function that handles so many images, in this process or in those that it waits for."""
+    before = clocks(whose=whose)
     function()
-    return {name: value / images for name, value in clocks(before).items()}
+    return {name: value / images for name, value in clocks(before, whose).items()}
 
 
 def take_turns(contenders: Mapping[str, Callable[[], Row]], blocks: int, base: Sequence[str], clock: str = CLOCK) -> list[Row]:
@@ -369,6 +371,27 @@ def data(args: Arguments) -> list[Row]:
     return [{**row, "images/s": 1e3 / row["cpu_ms"]} for row in rows]
 
 
+def startup(args: Arguments) -> list[Row]:
+    """Commands from start to end, each in a process of its own, beside one that imports the libraries and ends.
+
+    `predict` answers for one photograph by a checkpoint of the package. `fit` takes the first step of `fgzoo fit` and, beyond it,
+    keeps a checkpoint and says where. All find their bytecode, as they do from the second time on.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (photo,) = jpeg_files(folder, 1, args.images)
+        commands = {
+            IMPORTS: ("-c", "import torch, torchvision, timm, lightning"),
+            "predict": ("-m", "fgzoo", "predict", "rra_birds", str(photo.resolve())),
+            "fit": ("-m", "fgzoo", "fit", "--trainer.max_steps", "1"),
+        }
+        bytecode = {"PYTHONPYCACHEPREFIX": f"{folder}/bytecode", "PYTHONDONTWRITEBYTECODE": ""}
+        settings = {**os.environ, **bytecode, "OMP_NUM_THREADS": str(args.threads)}
+        run = partial(subprocess.run, cwd=folder, env=settings, check=True, capture_output=True)
+        processes = {name: partial(run, [sys.executable, *typed]) for name, typed in commands.items()}
+        contenders = {name: partial(timed, process, 1, resource.RUSAGE_CHILDREN) for name, process in processes.items()}
+        return take_turns(contenders, args.blocks, [IMPORTS])
+
+
 def scan(args: Arguments) -> list[Row]:
     """What SRBN adds to its backbones' passes, by the grid's size, forward and backward, by its recipe for CUB.
 
@@ -420,14 +443,14 @@ def double_loop(block: SpatialLSTM, maps: Tensor) -> Tensor:
     return torch.stack(list(h.values()), dim=-1).unflatten(-1, maps.shape[2:])
 
 
-MEASUREMENTS = {"step": step, "predict": predict, "data": data, "scan": scan}
+MEASUREMENTS = {"step": step, "predict": predict, "data": data, "startup": startup, "scan": scan}
 
 
 def measure(args: Arguments) -> None:
     """Measure what is asked for; the page has a line for all rows that are alike but for the block."""
     torch.set_num_threads(args.threads)
     function = MEASUREMENTS[args.what]
-    if args.what in ("data", "scan"):
+    if args.what in ("data", "startup", "scan"):
         rows = function(args)
     else:
         by_method = {method: function(args, method) for method in args.methods}
@@ -440,9 +463,10 @@ def measure(args: Arguments) -> None:
         measured = [name for name, value in blocks[0].items() if isinstance(value, float)]
         lines.append(blocks[0] | {name: common.median_and_range([block[name] for block in blocks]) for name in measured})
         del lines[-1]["block"]
-    settings = {name: getattr(args, name) for name in ("size", "batch", "classes", "precision", "steps")}
+    of_images = ("size", "batch", "classes", "precision", "steps")
+    settings = {name: getattr(args, name) for name in (("threads",) if args.what == "startup" else of_images)}
     about = ", ".join(f"{name} {value}" for name, value in settings.items())
-    text = f"{inspect.getdoc(function)}\n\n{about}; medians, in brackets the smallest and the largest block; ms an image."
+    text = f"{inspect.getdoc(function)}\n\n{about}; medians, in brackets the smallest and largest block; ms an image or command."
     rows = [row | settings for row in rows]
     common.write_report(f"Speed of {args.what}", f"{text}\n\n{common.markdown_table(lines)}", rows, args.write)
 

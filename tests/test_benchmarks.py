@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -80,6 +81,25 @@ def test_each_measurement_writes_rows_and_a_page(bench: Any, written: Path, type
     assert typed[0] != "step" or 0 < float(rows[0]["peak_gib"]) < 50
     assert all(float(row["cpu_ms"]) > 0 for row in rows)
     assert {row["block"] for row in rows} == {"1", "2"}
+
+
+def test_commands_are_measured_beside_the_import_of_the_libraries(
+    bench: Any, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, typed = subprocess.run, []
+
+    def run_nothing(command: list[str], **how: Any) -> Any:
+        if command[0] != sys.executable:  # git
+            return run(command, **how)
+        typed.append(command[1:4])
+        return run([sys.executable, "-c", "pass"], **how)
+
+    monkeypatch.setattr(subprocess, "run", run_nothing)
+    assert speed(bench, "startup", "--write", "found") == 0
+    assert [words[-1] for words in typed[1:3]] == ["predict", "fit"]
+    rows = bench.common.read_csv(written / "found.csv")
+    assert [row["what"] for row in rows] == ["importing the libraries", "predict", "fit"] * 2
+    assert all(float(row["cpu_ms"]) > 0 for row in rows)
 
 
 def test_a_measurement_that_there_is_not_is_refused(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
