@@ -27,6 +27,12 @@
 
   // ------------------------------------------------------------------ pictures
 
+  /** The text of an image's `noscript`, which may still be on its way: it is whole when something follows it. */
+  async function arrived(name) {
+    while (!byId(name)?.nextSibling) await new Promise(requestAnimationFrame);
+    return byId(name).textContent;
+  }
+
   function canvasOf(width, height) {
     const canvas = Object.assign(make("canvas"), { width, height });
     return canvas.getContext("2d", { willReadFrequently: true });
@@ -114,26 +120,34 @@
       return this.entry.cam ? [image, this.figure("cam", "Grad-CAM, for comparison")] : [image];
     }
 
-    /** The button that brings the maps that matter less. */
+    /** The button that brings the maps that matter less, and takes them away again. */
     all() {
-      const button = make("button", "all", `Show all ${this.order.length} maps`);
+      const few = this.offered;
+      const button = make("button", "all");
       button.type = "button";
-      button.hidden = this.offered === this.order.length;
-      button.addEventListener("click", () => {
-        button.hidden = true;
-        this.offered = this.order.length;
-        this.slider.max = this.offered - 1;
-        this.show(this.step);
-      });
+      button.hidden = few === this.order.length;
+      const offer = (count) => {
+        const other = count === few ? this.order.length : few;
+        this.offered = count;
+        button.textContent = count === few ? `Show all ${other} maps` : `Show the first ${other} maps`;
+        button.onclick = () => {
+          offer(other);
+          this.slider.max = other - 1;
+          this.show(Math.min(this.step, other - 1));
+        };
+      };
+      offer(few);
       return button;
     }
 
     /** The maps side by side, made when they are first asked for. */
     fill() {
       if (!this.grid.childElementCount) this.grid.append(...this.compared());
-      const made = this.grid.childElementCount - (this.entry.cam ? 2 : 1);
+      const first = this.entry.cam ? 2 : 1;
+      const made = this.grid.childElementCount - first;
       this.grid.append(...this.order.slice(made, this.offered).map((map) => this.figure(map, this.said(map))));
       if (this.address) this.grid.querySelectorAll("img").forEach((element) => (element.src = this.address));
+      [...this.grid.children].forEach((figure, i) => (figure.hidden = i >= first + this.offered));
     }
 
     /** A map's name, and how much of the evidence it carries, where that is known. */
@@ -235,8 +249,7 @@
     }
 
     async decoded() {
-      // With scripts, what stands in `noscript` is text.
-      const article = new DOMParser().parseFromString(byId(`photo-${this.number}`).textContent, "text/html");
+      const article = new DOMParser().parseFromString(await arrived(`photo-${this.number}`), "text/html");
       const [image, maps] = [...article.images].map((one) => one.src);
       this.address = image;
       this.element.querySelectorAll("img").forEach((element) => (element.src = image));

@@ -16,10 +16,12 @@ import io
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from tempfile import SpooledTemporaryFile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 PICTURES = "{{pictures}}"
 #: Quality of the embedded image, and of the maps, which are smooth.
 IMAGE_QUALITY, MAP_QUALITY = 82, 80
+#: Characters of pictures that are kept in memory while the page is written.
+MEMORY = 2**26
 #: Side of an embedded map; networks' own grids have 7 to 56 cells a side.
 MAP_SIDE = 56
 
@@ -67,14 +71,21 @@ def write_page(
         The file.
     """
     values = _values(model, checkpoint, explained)
-    before, after = (fill(part, values) for part in _packaged("page.html").split(PICTURES))
+    before, after = _packaged("page.html").split(PICTURES)
     entries = []
-    with atomic_write(path) as part, part.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.write(before)
+    # The list of all images stands before their pictures, so that the first ones are shown while the others are on their way.
+    with (
+        atomic_write(path) as part,
+        part.open("w", encoding="utf-8", errors="replace", newline="\n") as file,
+        SpooledTemporaryFile(MEMORY, "w+", encoding="utf-8", errors="replace", newline="\n") as pictures,
+    ):
         for number, (name, found) in enumerate(zip(names, explanations, strict=True)):
             entries.append(_entry(str(name), found))
-            file.write(f'<noscript id="photo-{number}">{_article(entries[-1], found)}</noscript>\n')
-        _write_data(file, "index", {"colours": _colours(), "side": MAP_SIDE, "photos": entries})
+            pictures.write(f'<noscript id="photo-{number}">{_article(entries[-1], found)}</noscript>\n')
+        index = {"colours": _colours(), "side": MAP_SIDE, "photos": entries}
+        file.write(fill(before, values | {"index": _data(index)}))
+        pictures.seek(0)
+        shutil.copyfileobj(pictures, file)
         file.write(after)
     return path
 
@@ -136,12 +147,12 @@ def _colours() -> str:
     return (255 * COLOURS(np.arange(256))[:, :3]).round().astype(np.uint8).tobytes().hex()
 
 
-def _write_data(file: TextIO, name: str, value: object) -> None:
-    """A block of data; no name in it can end the block or begin another element."""
+def _data(value: object) -> str:
+    """Data as JSON in which no name can end the element that holds it, or begin another."""
     text = json.dumps(value, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    file.write(f'<script type="application/json" id="{name}">{text}</script>\n')
+    return text
 
 
 # ---------------------------------------------------------------------- page

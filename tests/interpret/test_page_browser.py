@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fgzoo.interpret.explanation import Explanation
+from fgzoo.interpret.page import MAP_SIDE
 from tests.interpret.test_page import HOSTILE, explanation, write
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
@@ -148,6 +149,27 @@ def test_side_by_side_shows_every_map(reader: Reader, tmp_path: Path) -> None:
     assert not page.locator(".grid").is_visible()
 
 
+def test_maps_that_carry_most_come_first_and_the_others_on_demand(reader: Reader, tmp_path: Path) -> None:
+    shares = (0.05, 0.1, 0.4, 0.0, 0.2, 0.1, 0.1, 0.05)  # the ninth map has none
+    page = reader.open(write(tmp_path, {"a.jpg": explanation(steps=9, shares=shares)}))
+    assert page.locator(".viewer .caption").inner_text() == "step 9 of 9\n1 / 6 of 9"
+    slider = page.get_by_role("slider", name="Map of a.jpg")
+    slider.press("ArrowRight")
+    assert page.locator(".viewer .caption").inner_text() == "step 3 of 9, 40.0\u00a0% of the evidence\n2 / 6 of 9"
+    reader.wait("document.querySelector('.viewer canvas').dataset.drawn === '2'")
+    page.get_by_role("button", name="Side by side").click()
+    reader.wait("document.querySelectorAll('.grid figcaption').length === 8")
+    captions = page.locator(".grid figcaption:visible")
+    assert [said.partition(" of")[0] for said in captions.all_inner_texts()[2:]] == [f"step {n}" for n in (9, 3, 5, 2, 6, 7)]
+    page.get_by_role("button", name="Show all 9 maps").click()
+    reader.wait("[...document.querySelectorAll('.grid canvas')].filter((one) => one.dataset.drawn).length === 10")
+    assert captions.all_inner_texts()[-1] == "step 4 of 9, 0.0\u00a0% of the evidence"
+    page.get_by_role("button", name="Show the first 6 maps").click()
+    assert captions.count() == 8
+    page.get_by_role("button", name="One by one").click()
+    assert slider.get_attribute("max") == "5"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_it_without_scrolling_sideways(browser: Any, tmp_path: Path, scheme: str) -> None:
     reader = Reader(browser, 390, 844, color_scheme=scheme, is_mobile=True, has_touch=True)
@@ -203,6 +225,30 @@ def test_many_images_come_as_one_scrolls_and_can_be_found(reader: Reader, tmp_pa
     assert page.locator("#count").inner_text() == "30 of 60 images"
 
 
+def test_five_hundred_images_open_on_a_phone_with_those_in_sight_decoded(browser: Any, tmp_path: Path) -> None:
+    reader = Reader(browser, 390, 844, is_mobile=True, has_touch=True)
+    page = reader.open(write(tmp_path, dict.fromkeys((f"bird {number}.jpg" for number in range(500)), explanation())))
+    drawn = "[...document.querySelectorAll('.viewer canvas')].filter((one) => one.width && one.dataset.drawn)"
+    assert page.locator("#count").inner_text() == "500 images"
+    assert page.locator(".photo").count() < 20
+    assert page.evaluate(f"{drawn}.length") < 6
+    assert page.evaluate("document.images.length") < 60
+    page.locator(".photo").nth(7).scroll_into_view_if_needed()
+    reader.wait(f"{drawn}.some((one) => one.getAttribute('aria-label').endsWith('bird 7.jpg'))")
+    assert page.evaluate(f"{drawn}.length") < 6
+    reader.context.close()
+    assert reader.trouble == []
+
+
+def test_the_first_images_are_shown_while_the_others_are_on_their_way(reader: Reader, tmp_path: Path) -> None:
+    path = write(tmp_path, dict.fromkeys((f"bird {number}.jpg" for number in range(50)), explanation()))
+    text = path.read_text()
+    path.write_text(text[: text.index('<noscript id="photo-9"')])
+    page = reader.open(path)
+    assert page.locator("#count").inner_text() == "50 images"
+    assert page.locator(".photo h2").first.inner_text() == "bird 0.jpg"
+
+
 def test_short_cards_fill_the_window(reader: Reader, tmp_path: Path) -> None:
     reader.page.set_viewport_size({"width": 1200, "height": 4000})
     page = reader.open(write(tmp_path, {f"{n}.jpg": Explanation(error="no image") for n in range(20)}), drawn=False)
@@ -232,9 +278,16 @@ def test_the_policy_stops_requests(browser: Any, tmp_path: Path) -> None:
     reader.context.close()
 
 
-def test_without_scripts_the_page_says_so(browser: Any, tmp_path: Path) -> None:
-    reader = Reader(browser, java_script_enabled=False)
-    page = reader.open(write(tmp_path, {"a.jpg": explanation()}), drawn=False)
+def test_without_scripts_images_answers_and_maps_are_shown(browser: Any, tmp_path: Path) -> None:
+    reader = Reader(browser, 390, 844, java_script_enabled=False)
+    page = reader.open(write(tmp_path, {"a.jpg": explanation(), "b.jpg": Explanation(error="no image")}), drawn=False)
     assert page.locator("noscript .notice").is_visible()
     assert not page.locator("#controls").is_visible()
+    for name, side in (("a.jpg as the network saw it", 64), ("Maps of a.jpg", 2 * MAP_SIDE)):
+        image = page.get_by_role("img", name=name)
+        assert image.is_visible()
+        assert image.evaluate("(one) => one.naturalWidth") == side
+    assert page.locator(".plain li").all_inner_texts() == ["Gull 75.0%", "Crow 25.0%"]
+    assert page.locator(".bad .error").inner_text() == "no image"
+    assert not reader.is_wider_than(390)
     reader.context.close()

@@ -170,6 +170,30 @@ def test_attention_of_stage_1_ends_with_the_mask() -> None:
 # ---------------------------------------------------------------------- stage 0: WS-DAN
 
 
+def test_a_maps_share_is_what_the_class_loses_to_the_mean_class_without_it() -> None:
+    model = make().eval()
+    net = network(model)
+    images, classes = example_batch(batch=3)[0], torch.tensor([0, 3, 4])
+    with torch.no_grad():
+        nn.init.normal_(net.classifier.weight)
+
+        def lead(pooled: Tensor) -> Tensor:
+            logits = net.classifier(pooled)
+            return logits[torch.arange(3), classes] - logits.mean(dim=1)
+
+        pooled = net.classify(images).pooled
+        lost = []
+        for number in range(4):
+            without = pooled.clone().unflatten(1, (4, -1))
+            without[:, number] = 0
+            lost.append((lead(pooled) - lead(without.flatten(1))).clamp_min(0))
+        expected = torch.stack(lost, dim=1)
+        expected /= expected.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(model.map_shares(images, classes), expected)
+        net.classifier.weight += torch.randn(net.classifier.weight.shape[1])  # the same for all classes
+        torch.testing.assert_close(model.map_shares(images, classes), expected, atol=1e-4, rtol=1e-3)
+
+
 def test_stage_0_is_the_parent() -> None:
     images, targets, keys = example_batch()
     child, parent = make(stage=0), make(fine="none")
