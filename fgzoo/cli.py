@@ -19,7 +19,7 @@ VERBS = {
     "validate": "score a checkpoint on the validation split",
     "test": "score a checkpoint on the test split",
     "predict": "class names and probabilities of your own images, from a checkpoint",
-    "explain": "where a checkpoint looked in your own images: a page and PNG files",
+    "explain": "where a checkpoint looked in your own images: one page, or PNG files, too",
     "export": "a checkpoint as an ONNX or torch.export file that runs without fgzoo",
     "list": "name methods, recipes, data sets and checkpoints",
     "download": "fetch checkpoints of the zoo, verified",

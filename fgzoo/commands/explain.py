@@ -54,7 +54,8 @@ def explain(
     paths = files.image_paths(images, sys.stdin, "explain")
     (model,) = load_models([checkpoint], trust, files.find_device(device, "explain"))
     explained = None if class_ == "predicted" else class_
-    found = explanation.explain(model, list(paths), top_k, explained, batch_size, loader_processes(num_workers))
+    workers = loader_processes(num_workers, single_batch=len(paths) <= batch_size)
+    found = explanation.explain(model, list(paths), top_k, explained, batch_size, workers)
     output.mkdir(parents=True, exist_ok=True)
     with files.Watch(len(paths), "explain") as watch:
         counted = watch.predictions(found)

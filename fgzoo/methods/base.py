@@ -1,7 +1,8 @@
 """The contract of a method: what it declares, and what can be done with it.
 
 A method overrides at most [build_network][FineGrainedClassifier.build_network], [loss][FineGrainedClassifier.loss],
-[learning_rates][FineGrainedClassifier.learning_rates], [explain][FineGrainedClassifier.explain] and
+[learning_rates][FineGrainedClassifier.learning_rates], [explain][FineGrainedClassifier.explain] with
+[map_names][FineGrainedClassifier.map_names] and [map_shares][FineGrainedClassifier.map_shares], and
 [features][FineGrainedClassifier.features]. One that trains in stages declares them in [stages][FineGrainedClassifier.stages],
 one that takes several optimiser steps a batch in [steps_per_batch][FineGrainedClassifier.steps_per_batch] and
 [training_outputs][FineGrainedClassifier.training_outputs]. What is done with all that stands beside: arguments in `arguments.py`,
