@@ -43,7 +43,7 @@ from safetensors.torch import save_file
 from tables import Group, difference, gain, mean_std, paired, with_interval
 
 from fgzoo import FGVCDataModule, FineGrainedClassifier, create_model
-from fgzoo.data.synthetic import Birds, SyntheticBirds
+from fgzoo.data.synthetic import MAX_CLASSES, Birds, SyntheticBirds
 from fgzoo.data.transforms import default_resize
 from fgzoo.errors import TrainingError, UsageError
 from fgzoo.files import atomic_write
@@ -99,8 +99,10 @@ SHOWN = 10 * CLASSES
 COLOURS = {"RRA": "#d1495b", "IAGN": "#2e86ab", "Coarse2Fine": "#3d9a50", "SRBN": "#e0952b"}
 AXES = {"body": "deciding part, % of the image", "train": "training images a class", "clutter": "clutter, times the usual"}
 
-#: What the backbone was pretrained on: other species, small and large, in much clutter and little.
-PRETRAINING = Birds(48, 160, 10, default_resize(SIZE, "standard"), body=(0.1, 0.8), clutter=2.0, first_class=CLASSES)
+#: What the backbone was pretrained on: all other species, small and large, in much clutter and little.
+PRETRAINING = Birds(
+    MAX_CLASSES - CLASSES, 60, 3, default_resize(SIZE, "standard"), body=(0.1, 0.8), clutter=2.0, first_class=CLASSES
+)
 #: Of all methods.
 SHARED = {
     "backbone": "birds_resnet", "optimizer": "adamw", "lr": 0.012, "backbone_lr_factor": 0.3,
@@ -197,7 +199,7 @@ def judge(model: FineGrainedClassifier, batches: Sequence[Batch]) -> tuple[Row, 
     return {name: f"{float(value):.4f}" for name, value in row.items()}, predicted.numpy().astype(np.uint16)
 
 
-def pretrain(*, epochs: int = 13, seed: int = 0) -> None:
+def pretrain(*, epochs: int = 35, seed: int = 0) -> None:
     """Train the backbone on other species: the weights of `birds_resnet`, in half precision, and results/traits_backbone.md.
 
     Args:

@@ -95,10 +95,10 @@ def test_fit_with_nothing_else_is_rra_on_birds() -> None:
 
 
 def test_several_configs_merge_left_to_right(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("data: {batch_size: 5, image_size: 96}\n")
+    (tmp_path / "a.yaml").write_text("data: {batch_size: 5, image_size: 64}\n")
     (tmp_path / "b.yaml").write_text("data: {batch_size: 7}\n")
     data = resolved("--config", "birds/rra", "--config", "a.yaml", "--config", "b.yaml")["data"]
-    assert (data["batch_size"], data["image_size"], data["resize"]) == (7, 96, 128)
+    assert (data["batch_size"], data["image_size"], data["resize"]) == (7, 64, 110)
 
 
 def test_an_argument_wins_over_a_config() -> None:
