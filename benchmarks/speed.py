@@ -56,6 +56,7 @@ from fgzoo.data.images import decode
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.interpret import explanation
 from fgzoo.interpret.page import write_page
+from fgzoo.interpret.pictures import write_pictures
 from fgzoo.methods import find_method
 from fgzoo.nn import SpatialLSTM
 from fgzoo.recipes import list_recipes, read_recipe
@@ -90,7 +91,7 @@ class Arguments:
         threads: Threads of a process.
         steps: Calls a block, of steps.
         blocks: Of each that is compared.
-        images: Data and startup: a folder of JPEG files (default: synthetic birds of 500 x 375 pixels).
+        images: Predict, data and startup: a folder of JPEG files (default: synthetic birds of 500 x 375 pixels).
         write: Write results/NAME.md and .csv.
     """
 
@@ -327,26 +328,35 @@ def jpeg_files(folder: str, count: int, photographs: Path | None = None) -> list
 def predict(args: Arguments, method: str) -> list[Row]:
     """JPEG files of 500 x 375 pixels: reading them and the bare forward pass, beside `predict`, which does both, and `explain`.
 
-    Also the bare backbone's forward pass, and the size of `explain`'s page.
+    The networks are the preset small's. Also the bare backbone's forward pass, `explain` with PNG files, and its page's size.
     """
-    torch.manual_seed(0)
-    model = create_model(method, args.classes, args.backbone_of(method), pretrained=False).to(DEVICE).eval()
+    model = build(args, method).to(DEVICE).eval()
     names, resize = [f"class {index}" for index in range(args.classes)], round(args.size * 256 / 224)
     model.card, model.trained = DataCard("folder", names, args.size, resize, "squash", "bilinear", "torchcodec", "none"), True
     backbone = model.make_backbone().to(DEVICE).eval()
     with tempfile.TemporaryDirectory() as folder:
-        paths, page = jpeg_files(folder, args.batch), Path(folder) / "page.html"
+        paths, page = jpeg_files(folder, args.batch, args.images), Path(folder) / "page.html"
         batches = model.normalize(torch.stack([model.transform(decode(path)) for path in paths]).to(DEVICE)).split(32)
         inference = torch.inference_mode()
-        explain = partial(timed, lambda: write_page(page, model, paths, explanation.explain(model, paths)), args.batch)
+
+        def explain(png: bool) -> Path:
+            found = explanation.explain(model, paths)
+            return write_page(page, model, paths, write_pictures(page.parent, paths, found) if png else found)
+
         contenders = {
             "backbone": partial(timed, inference(lambda: [backbone(batch) for batch in batches]), args.batch),
             "forward": partial(timed, inference(lambda: [model(batch) for batch in batches]), args.batch),
             "reading": partial(timed, lambda: [model.transform(decode(path)) for path in paths], args.batch),
             "predict": partial(timed, lambda: model.predict(paths), args.batch),
-            "explain": lambda: {**explain(), "KB an image": page.stat().st_size / 1e3 / args.batch},
+            "explain": lambda: {
+                **timed(partial(explain, False), args.batch),
+                "KB an image": page.stat().st_size / 1e3 / args.batch,
+            },
+            "explain --png": partial(timed, partial(explain, True), args.batch),
         }
-        return take_turns(contenders, args.blocks, ["forward", "reading"])
+        rows = take_turns(contenders, args.blocks, ["forward", "reading"])
+    predicting = {row["block"]: row[CLOCK] for row in rows if row["what"] == "predict"}
+    return [{**row, "to predict": row[CLOCK] / predicting[row["block"]]} for row in rows]
 
 
 def data(args: Arguments) -> list[Row]:

@@ -67,7 +67,7 @@ def speed(bench: Any, what: str, *typed: str) -> int:
         (["step", "--end-to-end"], {"before", "after", "plain timm", "from files"}),
         (["step", "--recipe"], {"baseline", "bare passes of its backbones"}),
         (["step", "--ranks", "2"], {"2 rank(s)"}),
-        (["predict", "--methods", "srbn"], {"backbone", "forward", "reading", "predict", "explain"}),
+        (["predict", "--methods", "srbn"], {"backbone", "forward", "reading", "predict", "explain", "explain --png"}),
         (["data"], {"Pillow recipe", "ours", "ours, from the cache", "decode alone, Pillow"}),
         (["scan"], {"bare passes of its backbones", "what is added", "double loop", "scan"}),
     ],
