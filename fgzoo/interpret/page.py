@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 PICTURES = "{{pictures}}"
 #: Quality of the embedded image, and of the maps, which are smooth.
 IMAGE_QUALITY, MAP_QUALITY = 82, 80
+#: Largest side of an embedded image in pixels, which is about how large a card shows it.
+IMAGE_SIDE = 384
 #: Characters of pictures that are kept in memory while the page is written.
 MEMORY = 2**26
 #: Side of an embedded map; networks' own grids have 7 to 56 cells a side.
@@ -113,8 +115,9 @@ def _article(entry: Mapping[str, Any], found: Explanation) -> str:
         return f'<article class="photo bad">{title}<p class="error">{html.escape(found.error)}</p></article>'
     ranked = zip(found.classes, found.probabilities, strict=True)
     answers = (f"<li>{html.escape(what)} {share:.1%}</li>" for what, share in ranked)
-    maps = sheet(found)
-    pictures = [_picture(Image.fromarray(found.image.permute(1, 2, 0).numpy()), IMAGE_QUALITY, f"{name} as the network saw it")]
+    image, maps = Image.fromarray(found.image.permute(1, 2, 0).numpy()), sheet(found)
+    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
+    pictures = [_picture(image, IMAGE_QUALITY, f"{name} as the network saw it")]
     pictures += [] if maps is None else [_picture(maps, MAP_QUALITY, f"Maps of {name}")]
     return f'<article class="photo plain">{title}{"".join(pictures)}<ol>{"".join(answers)}</ol></article>'
 

@@ -92,6 +92,11 @@ def test_an_image_and_its_maps_are_in_the_page_once_and_lie_where_they_were(tmp_
         assert np.abs(np.array(brightest) * 64 / side - (row, column)).max() <= 3
 
 
+def test_a_large_image_is_embedded_as_large_as_it_is_shown(tmp_path: Path) -> None:
+    image, _ = re.findall(r' src="([^"]*)"', articles(write(tmp_path, {"a.jpg": explanation(side=448)}))["photo-0"])
+    assert pixels(image).shape == (page.IMAGE_SIDE, page.IMAGE_SIDE, 3)
+
+
 def test_a_single_map_is_a_sheet_and_none_is_no_sheet() -> None:
     one, none = explanation(steps=1, cam=False), explanation(steps=0, cam=False)
     assert page.sheet(one).size == (page.MAP_SIDE, page.MAP_SIDE)  # type: ignore[union-attr]
