@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -150,7 +150,7 @@ class SyntheticBirds:
         self.codes = self.birds.codes
         self.class_names = tuple(map(class_name, self.codes))
         self._nearest = tuple(_nearest_class(code, self.codes) for code in self.codes)
-        self._memory: dict[str, Tensor] = {}
+        self._memory = _painted(self.birds)
 
     def __getstate__(self) -> dict[str, object]:
         """Workers paint for themselves; sending them what is painted already would cost more."""
@@ -173,11 +173,11 @@ class SyntheticBirds:
         """Paint a record's image, or remember it: uint8 (3, size, size), the caller's own copy."""
         image = self._memory.get(record.name)
         if image is None:
-            image = torch.from_numpy(self.render(self.scene(record), record.target)).permute(2, 0, 1).contiguous()
+            image = np.ascontiguousarray(self.render(self.scene(record), record.target).transpose(2, 0, 1))
             # Epochs visit every image once: throwing the oldest out would throw out just the next one to be asked for.
-            if (len(self._memory) + 1) * image.numel() <= MEMORY:
+            if (len(self._memory) + 1) * image.size <= MEMORY:
                 self._memory[record.name] = image
-        return image.clone()
+        return torch.from_numpy(image.copy())  # numpy's, since torch would wake its threads for so little
 
     def deciding_part(self, record: Record) -> Part | None:
         """The part that tells the record's class from the nearest other class; `None` where it is hidden.
@@ -248,6 +248,12 @@ def _scene(birds: Birds, name: str) -> Scene:
     split, number = name.split("/")
     index = int(number) + (TEST_START if split == "test" else 0)
     return pose(np.random.default_rng([birds.seed, index]), birds.size, birds.drawing)
+
+
+@lru_cache(maxsize=1)
+def _painted(birds: Birds) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:  # noqa: ARG001 - the cache reads it
+    """The images that this process has painted of the set it came to last, by their records' names."""
+    return {}
 
 
 @cache

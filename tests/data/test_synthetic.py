@@ -44,7 +44,7 @@ def test_listing_is_balanced(birds: SyntheticBirds) -> None:
 
 def test_pixels_do_not_depend_on_the_order_of_reading(birds: SyntheticBirds) -> None:
     records = birds.listing().train[:6]
-    backwards = SyntheticBirds(SMALL)
+    backwards = pickle.loads(pickle.dumps(SyntheticBirds(SMALL)))  # which leaves behind what this process has painted
     images = [backwards.read(record) for record in reversed(records)][::-1]
     assert all(torch.equal(birds.read(r), image) for r, image in zip(records, images, strict=True))
 
@@ -69,6 +69,17 @@ def test_pickling_leaves_the_painted_images_behind(birds: SyntheticBirds) -> Non
     copy = pickle.loads(pickle.dumps(birds))
     assert not copy._memory
     assert torch.equal(copy.read(record), image)
+
+
+def test_a_process_paints_a_set_once(birds: SyntheticBirds, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = birds.listing().train[2]
+    image = birds.read(record)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("painted again")
+
+    monkeypatch.setattr("fgzoo.data.synthetic.paint", fail)
+    assert torch.equal(SyntheticBirds(replace(SMALL)).read(record), image)
 
 
 def test_train_and_test_share_no_image(birds: SyntheticBirds) -> None:
