@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-METHOD ?= srbn
+METHOD ?= rra
 # A worker takes a file of tests at a time, in the order of `tests/conftest.py`; by default those of few tests would come last.
 SPREAD := -n 3 --dist loadscope --no-loadscope-reorder
 # Threads that spin while they wait slow every other process on the same cores down.
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
-demo: install  ## Train on the built-in birds, test, compare, and draw where it looked (METHOD=srbn)
+demo: install  ## Fine-tune on the built-in birds, compare, and see where it looks, in three minutes (METHOD=rra)
 	$(BIN)/python -m fgzoo.demo --method $(METHOD)
 
 test: check  ## Everything: rules, types, tests

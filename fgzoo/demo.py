@@ -1,26 +1,27 @@
-"""`make demo`: train a method on the synthetic birds, test it, compare it with plain fine-tuning, and look where it looks."""
+"""`make demo`: a method and plain fine-tuning on species that are new to a pretrained backbone, and where the method looks."""
 
 from __future__ import annotations
 
 import csv
+import json
+import shlex
 import time
+import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import yaml
 from jsonargparse import auto_cli
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from fgzoo.checkpoints.loading import load
-from fgzoo.checkpoints.run_folder import CONFIG, new_folder
+from fgzoo.checkpoints.run_folder import new_folder
 from fgzoo.cli import main as fgzoo
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.records import Record
 from fgzoo.data.synthetic import Birds, SyntheticBirds
-from fgzoo.interpret.overlays import attention_picture, in_input_frame
+from fgzoo.training.arguments import DEFAULT_RECIPE, expand_presets, settings_of
 
 
 @dataclass
@@ -35,10 +36,11 @@ class Result:
 
 
 def demo(
-    method: str = "srbn",
+    method: str = DEFAULT_RECIPE.partition("/")[2],
     output: Path | None = None,
     epochs: int | None = None,
-    pictures: int = 5,
+    photos: int = 12,
+    browser: bool | None = None,
     more: list[str] | None = None,
 ) -> None:
     """Train, test, compare and explain on the built-in data.
@@ -47,110 +49,82 @@ def demo(
         method: Name of a method with a recipe for the birds.
         output: Folder of everything the demo makes; by default a new one below `demo`.
         epochs: Epochs of the method; by default its recipe's. The baseline gets as many, and as many as fit into the same time.
-        pictures: Images in the attention picture.
+        photos: Test images on the page.
+        browser: Open the page; by default where the demo runs in a terminal.
         more: Further arguments of every `fgzoo fit`, e.g. `["--data.birds.difficulty=hard"]`.
     """
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, highlight=False)
     output = output or new_folder(Path("demo"))
     started = time.perf_counter()
-    results = [train(method, output / method, epochs, more)]
+    data = data_of(method, more or [])
+    birds = SyntheticBirds(data.birds)
+    console.print(f"Painting {len(data.listing.records)} images of {data.num_classes} species, {output}/photos has some of them.")
+    for record in data.listing.records:
+        birds.read(record)  # the process remembers them, so that the first training does not pay for the others
+    write_photos(birds, data.splits["test"], output / "photos", photos)
+    results = [train(method, output / method, epochs, more, console)]
     if method != "baseline":
-        results += baselines(results[0], output, more)
-    picture = explain(results[0].folder, output / "attention.png", pictures)
+        results.append(train("baseline", output / "baseline", results[0].epochs, more, console))
+        as_long = round(results[0].seconds / results[1].seconds * results[1].epochs)
+        if as_long > results[1].epochs:
+            results.append(train("baseline", output / "baseline_as_long", as_long, more, console))
+    explain = ["explain", results[0].folder, output / "photos", "--output", output / "page"]
+    run(explain, console)
 
-    table = Table(title="Synthetic birds, test split", title_justify="left")
-    for column in ("method", "epochs", "seconds", "top-1 %", "top-5 %", "macro %", "NLL", "ECE"):
+    table = Table(title=f"{data.num_classes} species, {len(data.splits['test'])} test images", title_justify="left")
+    for column in ("method", "epochs", "seconds", "top-1 %", "top-5 %", "NLL", "ECE"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for result in results:
-        shown = [f"{100 * result.metrics[f'test/{key}']:.1f}" for key in ("top1", "top5", "macro")]
+        shown = [f"{100 * result.metrics[f'test/{key}']:.1f}" for key in ("top1", "top5")]
         shown += [f"{result.metrics['test/nll']:.3f}", f"{result.metrics['test/ece']:.3f}"]
         table.add_row(result.name, str(result.epochs), f"{result.seconds:.0f}", *shown)
+    console.print()
     console.print(table)
-    budgets = {2: "The baseline had as many epochs. ", 3: "The baseline had as many epochs, then as much time. "}
+    budgets = {2: " The baseline had as many epochs.", 3: " The baseline had as many epochs, then as much time."}
     console.print(
-        f"{budgets.get(len(results), '')}Chance is {100 / data_of(results[0].folder).num_classes:.1f} %. "
+        f"Chance is {100 / data.num_classes:.1f} %.{budgets.get(len(results), '')} "
         f"Everything took {time.perf_counter() - started:.0f} s."
     )
-    console.print(
-        f"Where it looked: {picture}; circled is the part that tells the bird's class from the nearest other\n"
-        f"Runs:            {', '.join(str(result.folder) for result in results)}",
-        highlight=False,
-    )
+    page = (output / "page" / "index.html").resolve()
+    console.print(f"Where it looked: {page}")
+    if console.is_terminal if browser is None else browser:
+        webbrowser.open(page.as_uri())
 
 
-def baselines(result: Result, output: Path, more: list[str] | None) -> list[Result]:
-    """Plain fine-tuning for as many epochs as a method, and, where that is more, for as long."""
-    epochs = result.epochs
-    equal = train("baseline", output / "baseline", epochs, more)
-    # What an epoch costs is the difference of two runs of different length: starting up costs, too.
-    other = 1 if epochs >= 3 else epochs + 2
-    epoch = (equal.seconds - fit("baseline", output / "probe", other, more)) / (epochs - other)
-    as_long = epochs + round((result.seconds - equal.seconds) / max(0.1, epoch))
-    if as_long <= epochs:
-        return [equal]
-    return [equal, train("baseline", output / "baseline_as_long", as_long, more)]
-
-
-def train(method: str, folder: Path, epochs: int | None, more: list[str] | None) -> Result:
+def train(method: str, folder: Path, epochs: int | None, more: list[str] | None, console: Console) -> Result:
     """Run `fgzoo fit` and `fgzoo test` into a run's folder, and read what they wrote."""
-    seconds = fit(method, folder, epochs, more)
-    _check(fgzoo(["test", "--ckpt_path", str(folder)]))
+    arguments = [] if epochs is None else ["--trainer.max_epochs", epochs]
+    run(["fit", "--config", f"birds/{method}", *arguments, *(more or []), "--output", folder], console)
+    run(["test", "--ckpt_path", folder], console)
     with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    metrics = {name: float(value) for name, value in rows[-1].items() if name.startswith("test/") and value}
-    done = 1 + max(int(row["epoch"]) for row in rows if row.get("train/loss"))
-    return Result(method, folder, done, seconds, metrics)
+        last = list(csv.DictReader(file))[-1]
+    metrics = {name: float(value) for name, value in last.items() if name.startswith("test/") and value}
+    cost = json.loads((folder / "cost.json").read_text())
+    return Result(method, folder, cost["epochs"], cost["seconds"], metrics)
 
 
-def fit(method: str, folder: Path, epochs: int | None, more: list[str] | None) -> float:
-    """Run `fgzoo fit` into a run's folder, and say how many seconds it took; `epochs` where they are not the recipe's."""
-    arguments = ["fit", "--config", f"birds/{method}", "--output", str(folder), *(more or [])]
-    arguments += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
-    started = time.perf_counter()
-    _check(fgzoo(arguments))
-    return time.perf_counter() - started
+def run(arguments: list[object], console: Console) -> None:
+    """Run a `fgzoo` command, and show it as one would type it."""
+    typed = list(map(str, arguments))
+    console.print(f"\n[bold]$ fgzoo {shlex.join(typed)}[/bold]")
+    if status := fgzoo(typed):
+        raise SystemExit(status)
 
 
-def explain(run: Path, path: Path, pictures: int) -> Path:
-    """Draw the maps of a trained run over some test images into a PNG, the part that decides each image's class circled."""
-    model = load(run)
-    assert model.card is not None
-    data = data_of(run)
-    birds = SyntheticBirds(data.birds)
-    chosen = of_many_classes([record for record in data.splits["test"] if birds.deciding_part(record) is not None], pictures)
-    images = torch.stack([model.transform(birds.read(record)) for record in chosen])
-    inputs = model.normalize(images)
-    with torch.no_grad():
-        predicted = model(inputs).logits.argmax(dim=1)
-    maps = model.explain(inputs)
-    shown = sorted({0, maps.shape[1] // 3, 2 * maps.shape[1] // 3, maps.shape[1] - 1})
-    captions, marks = [], []
-    for record, guess in zip(chosen, predicted.tolist(), strict=True):
-        part = birds.deciding_part(record)
-        verdict = "right" if guess == record.target else "wrong"
-        captions.append(f"{model.card.class_names[record.target]}\n({verdict})")
-        assert part is not None
-        marks.append(in_input_frame(part.x, part.y, data.birds.size, model.card.resize, model.card.image_size))
-    names = [model.map_names(maps.shape[1])[index] for index in shown]
-    return attention_picture(path, images, maps[:, shown], names, captions, marks)
-
-
-def of_many_classes(records: Sequence[Record], count: int) -> list[Record]:
-    """Some records, their classes evenly spread over all; `count` of them, or all there are."""
-    ordered = sorted(records, key=lambda record: record.target)
-    count = min(count, len(ordered))
-    return [ordered[index * len(ordered) // count] for index in range(count)]
-
-
-def data_of(run: Path) -> FGVCDataModule:
-    """A data module with the birds that a run was trained on."""
-    settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["data"]
+def data_of(method: str, more: list[str]) -> FGVCDataModule:
+    """The data that `fgzoo fit` will make of the recipe and of further arguments."""
+    settings = settings_of(expand_presets(["--config", f"birds/{method}", *more]))["data"]
     return FGVCDataModule(**{**settings, "birds": Birds(**settings["birds"])})
 
 
-def _check(status: int) -> None:
-    if status:
-        raise SystemExit(status)
+def write_photos(birds: SyntheticBirds, records: Sequence[Record], folder: Path, count: int) -> None:
+    """Write images as PNG files named by their class, their classes evenly spread over all; all where there are no more."""
+    ordered = sorted(records, key=lambda record: record.target)
+    count = min(count, len(ordered))
+    folder.mkdir(parents=True, exist_ok=True)
+    for record in (ordered[index * len(ordered) // count] for index in range(count)):
+        pixels = birds.read(record).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{birds.class_names[record.target]} {Path(record.name).stem}.png")
 
 
 if __name__ == "__main__":

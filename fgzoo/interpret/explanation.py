@@ -114,12 +114,12 @@ def _batch(model: FineGrainedClassifier, pixels: Tensor, top_k: int, target: int
     inputs = model.normalize(pixels.to(model.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
     # A hook on a part of a compiled network would not be called.
     with model.evaluating(), torch.compiler.set_stance("force_eager"), shared_passes(model.network):
-        with torch.no_grad():
-            shares = model(inputs).logits.float().softmax(dim=1)
-        classes = shares.argmax(dim=1) if target is None else torch.full_like(shares[:, 0], target, dtype=torch.long)
+        asked = None if target is None else torch.full((len(inputs),), target, device=inputs.device)
+        logits, cams = answers(model, inputs, asked)
+        shares = logits.softmax(dim=1)
+        classes = shares.argmax(dim=1) if asked is None else asked
         maps, names = own_maps(model, inputs, classes)
         carried = own_shares(model, inputs, classes, len(names))
-        cams = comparison(model, inputs, classes)
     ranked, order = (found.tolist() for found in most_probable(shares, top_k))
     explanations = []
     for index, (pixel, place) in enumerate(zip(pixels, classes.tolist(), strict=True)):
@@ -193,13 +193,25 @@ def comparison(model: FineGrainedClassifier, images: Tensor, classes: Tensor) ->
     Returns:
         (B, H, W) in [0, 1], on the CPU; `None` where there is no backbone, or no gradient reaches it.
     """
+    return answers(model, images, classes)[1]
+
+
+def answers(model: FineGrainedClassifier, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The logits, (B, K), and Grad-CAM as in [comparison][], by one pass; without classes of each image's most probable one."""
+    found: list[Tensor] = []
+
+    def scores(images: Tensor) -> Tensor:
+        found.append(model(images).logits.float())
+        return found[0]
+
+    cams = None
     layer = next((module for module in model.network.modules() if isinstance(module, Backbone)), None)
-    if layer is None:
-        return None
-    try:
-        cams = grad_cam(lambda inputs: model(inputs).logits.float(), layer, images, classes)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # what autograd raises where the logits do not depend on the features
-        return None
-    return torch.nan_to_num(cams).clamp(0, 1).cpu()
+    if layer is not None:
+        try:
+            cams = torch.nan_to_num(grad_cam(scores, layer, images, classes)).clamp(0, 1).cpu()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # what autograd raises where the logits do not depend on the features
+            pass
+    with torch.no_grad():
+        return (found[0] if found else scores(images)).detach(), cams

@@ -289,7 +289,7 @@ def _starts(side: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def grad_cam(scores: Scores, layer: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+def grad_cam(scores: Scores, layer: nn.Module, images: Tensor, classes: Tensor | None) -> Tensor:
     r"""Grad-CAM of a layer's output F: its channels weighted by the mean gradient of the class's logit.
 
     $$M_b = \max\Big(0, \sum_c \alpha_{bc} F_{bc}\Big), \quad
@@ -304,7 +304,7 @@ def grad_cam(scores: Scores, layer: nn.Module, images: Tensor, classes: Tensor) 
         scores: The network, as logits; in evaluation mode.
         layer: A module inside it, whose output is (B, C, h, w) or a list that ends in one.
         images: (B, C, H, W).
-        classes: (B,).
+        classes: (B,); `None`: each image's most probable one.
 
     Returns:
         (B, H, W) in [0, 1], enlarged bilinearly.
@@ -320,8 +320,9 @@ def grad_cam(scores: Scores, layer: nn.Module, images: Tensor, classes: Tensor) 
         return features[0] if isinstance(output, Tensor) else [*output[:-1], features[0]]
 
     with layer.register_forward_hook(tap), torch.enable_grad():
-        chosen = scores(images).gather(1, classes[:, None]).sum()
-        (gradient,) = torch.autograd.grad(chosen, features)
+        logits = scores(images)
+        chosen = logits.argmax(dim=1) if classes is None else classes
+        (gradient,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), features)
     cam = torch.einsum("bc,bchw->bhw", gradient.mean(dim=(2, 3)), features[0].detach())
     enlarged = F.interpolate(normalize_map(cam)[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)
     return enlarged[:, 0]

@@ -15,9 +15,8 @@ from fgzoo.nn.backbone import Backbone
 def shared_passes(network: nn.Module) -> Iterator[None]:
     """For a while, every backbone in evaluation mode answers images that it has seen with what it computed then.
 
-    The same images are those that are equal, whoever made them: a crop that is cut a second time passes once. Where a gradient
-    is to reach the images themselves, the pass is computed with its graph, as ever; no other pass builds one, so weights get no
-    gradients here.
+    The same images are those that are equal, whoever made them: a crop that is cut a second time passes once. A pass through
+    which a gradient is to reach the images is computed with its graph, as ever; no other builds one, so weights get no gradients.
 
     Args:
         network: Any network; afterwards its backbones are as they were, and what they computed is forgotten.
@@ -38,11 +37,11 @@ class _Remembering:
 
     def __call__(self, images: Tensor, depth: int | None = None) -> list[Tensor]:
         """The levels of [Backbone][fgzoo.nn.backbone.Backbone.forward], which the caller may write into."""
-        if torch.is_grad_enabled() and images.requires_grad:
-            return self.compute(images, depth)
-        for seen, its_depth, maps in self.known:
+        graph = torch.is_grad_enabled() and images.requires_grad
+        for seen, its_depth, maps in () if graph else self.known:
             if its_depth == depth and seen.shape == images.shape and torch.equal(seen, images):
                 return [level.clone() for level in maps]
-        with torch.no_grad():
-            self.known.append((images.clone(), depth, self.compute(images, depth)))
-        return [level.clone() for level in self.known[-1][2]]
+        with torch.set_grad_enabled(graph):
+            maps = self.compute(images, depth)
+        self.known.append((images.detach().clone(), depth, [level.detach().clone() for level in maps]))
+        return maps

@@ -131,7 +131,10 @@ class LocalStream(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Classify patches by their features."""
-        states = self.unroll(features).states
+        return self.summarize(self.unroll(features).states)
+
+    def summarize(self, states: Tensor) -> Tensor:
+        """Classify by the states of all steps, (N, T, hidden) -> (N, K)."""
         context = states[:, -1] if self.attention is None else self.attention(states)[0]
         return self.classify(context)
 
@@ -504,7 +507,7 @@ def _step_maps(stream: LocalStream, features: Tensor, targets: Tensor) -> tuple[
             maps = torch.einsum("ntc,nchw->nthw", weights / (height * width), features)
         else:
             maps = steps.alpha * torch.einsum("ntc,nchw->nthw", weights, features)
-        return maps, stream(features).float().softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
+        return maps, stream.summarize(steps.states).float().softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
 
 
 def read_boxes(path: Path, names: list[str], num_patches: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from fgzoo.checkpoints.run_folder import BEST, CONFIG, LAST, PROBABILITIES
 from fgzoo.data.dataset import IGNORED, sample_seed
@@ -211,16 +213,32 @@ def checkpoints(folder: Path, validates: bool) -> list[Callback]:
 
 
 class EpochLines(Callback):
-    """A plain line an epoch, for logs and pipes, where a progress bar would be noise."""
+    """A line an epoch; and in a terminal a bar below them, of the whole training, that says how much time is left."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.started = 0.0
         self.finished: str | None = None
+        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.bar.add_task("", total=None)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the bar; a resumed run's begins where it was."""
+        epochs, batches = trainer.max_epochs or -1, trainer.num_training_batches
+        total = None if epochs < 0 or math.isinf(batches) else epochs * batches
+        self.bar.update(self.task, total=total, completed=0 if total is None else trainer.current_epoch * batches)
+        if trainer.is_global_zero:
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Move the bar."""
+        self.bar.advance(self.task)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch before (its averages are known only now), and start the clock."""
         self._print(trainer)
+        self.bar.update(self.task, description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -230,7 +248,12 @@ class EpochLines(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the last epoch."""
+        self.bar.stop()
         self._print(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self.bar.stop()
 
     def _print(self, trainer: L.Trainer) -> None:
         if self.finished is None or not trainer.is_global_zero:

@@ -221,7 +221,7 @@ class TrainingCLI(LightningCLI):
         callbacks: list[Callback] = [
             *([RunRecord(self.run_folder, text)] if keeps else []),
             ReproducibleSteps(self.datamodule.seed),
-            RichProgressBar() if self.console.is_terminal else EpochLines(self.console),
+            *([EpochLines(self.console)] if fits else [RichProgressBar()] if self.console.is_terminal else []),
             *([FiniteLoss(), EndOnSigterm()] if fits else []),
             *([ImageScores(self.run_folder)] if keeps else []),
             *(checkpoints(self.run_folder, validates) if fits and keeps else []),
@@ -237,7 +237,7 @@ class TrainingCLI(LightningCLI):
             trainer = super().instantiate_trainer(
                 logger=[RunLogger(self.run_folder), *others] if keeps else False,
                 callbacks=[*(config.get("callbacks") or []), *callbacks],
-                enable_progress_bar=self.console.is_terminal,
+                enable_progress_bar=self.console.is_terminal and not fits,
                 enable_checkpointing=fits and keeps,
                 **kwargs,
             )
