@@ -51,6 +51,7 @@ from fgzoo.interpret import metrics
 from fgzoo.interpret.explanation import own_maps
 from fgzoo.methods import available
 from fgzoo.nn.birds_resnet import WEIGHTS
+from fgzoo.recipes import read_recipe
 from fgzoo.training.callbacks import ReproducibleSteps
 from fgzoo.training.command import quieten
 from fgzoo.training.environment import environment
@@ -71,16 +72,24 @@ class Method(NamedTuple):
 
     label: str
     method: str
-    arguments: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    more: dict[str, Any] = {}  # noqa: RUF012 - never changed
     parent: str = ""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of the recipe `birds/METHOD`, and more."""
+        return read_recipe(f"birds/{self.method}")["model"]["init_args"] | self.more
 
     @property
     def settings(self) -> str:
         """All its arguments."""
-        return json.dumps(SHARED | self.arguments)
+        return json.dumps(self.arguments, sort_keys=True)
 
 
-CENTRE = Setting(0.24, 1.0, 30, 1.0)
+#: What every recipe of the birds has.
+RECIPE = read_recipe("birds/baseline")
+#: The recipes' own birds.
+CENTRE = Setting(RECIPE["data"]["birds"]["body"][0], 1.0, RECIPE["data"]["birds"]["train_per_class"], 1.0)
 PARTS = (0.17, 1.0), (0.24, 1.0), (0.42, 1.0), (0.8, 1.3), (0.8, 3.0)
 #: By the setting's field on the axis; a larger deciding part has a larger body, then larger parts on it.
 SWEEPS = {
@@ -90,9 +99,9 @@ SWEEPS = {
 }
 SETTINGS = tuple(dict.fromkeys(chain.from_iterable(SWEEPS.values())))
 SEEDS = (0, 1, 2, 3, 4)
-#: By training images a class. Steps decide when a network has converged, so fewer images have more epochs.
-EPOCHS = {10: 12, 30: 6, 100: 4}
-CLASSES, TEST, SIZE, BATCH = 12, 50, 96, 16
+#: By training images a class; at the centre the recipes'. Steps decide when a network has converged.
+EPOCHS = {10: 12, 30: RECIPE["trainer"]["max_epochs"], 100: 4}
+CLASSES, TEST, SIZE, BATCH = 12, 50, RECIPE["data"]["image_size"], RECIPE["data"]["batch_size"]
 #: Test images whose maps are judged, and over which the deciding part's share is averaged: ten a class.
 SHOWN = 10 * CLASSES
 #: Whose differences are drawn, beside their parents', and what is written below the panels.
@@ -103,34 +112,19 @@ AXES = {"body": "deciding part, % of the image", "train": "training images a cla
 PRETRAINING = Birds(
     MAX_CLASSES - CLASSES, 60, 3, default_resize(SIZE, "standard"), body=(0.1, 0.8), clutter=2.0, first_class=CLASSES
 )
-#: Of all methods.
-SHARED = {
-    "backbone": "birds_resnet", "optimizer": "adamw", "lr": 0.012, "backbone_lr_factor": 0.3,
-    "weight_decay": 0.05, "schedule": "one_cycle",
-}  # fmt: skip
-RRA = {"global_width": 0, "hidden_size": 128, "local_scale": 1.0, "patch_percentile": 0.75, "normalize_states": True}
-RRA |= {"init": "orthogonal", "residual": True}
-# Three steps a batch move the backbone, hence half its rate.
-STAGES = {"stages": 2, "grids": [2, 1], "feature_size": 96, "init": "orthogonal", "backbone_lr_factor": 0.15}
-# The published crops and drops, made for birds that fill the image, train on views without a bird.
-MAPS = {"num_maps": 8, "attention_stride": 16, "feature_scale": 20.0, "classifier_lr_factor": 0.5}
-MAPS |= {"crop_theta": [0.1, 0.3], "drop_theta": [0.9, 0.99]}
-BILINEAR = {"second_backbone": None, "init": "orthogonal", "clip_norm": 5.0, "lr": 0.004, "backbone_lr_factor": 1.0}
-SRBN = {"rank": 256, "projection": 128, "hidden_size": 128, "attention_size": 64, "batch_norm": True, "residual": True}
-SRBN |= {"content": True, "hidden_weight": 1.0, "dropout": 0.0, "new_share": 0.0}
 METHODS = (
     Method(BASELINE, "baseline"),
-    Method("RRA's parent", "rra-parent", {"global_width": 0}),  # plain fine-tuning, but for how its classifier begins
-    Method("RRA", "rra", RRA, BASELINE),
-    Method("two networks, no recursion", "rra", RRA | {"recursion": False}, BASELINE),
-    Method("PMG", "pmg", STAGES),
-    Method("IAGN", "iagn", STAGES | {"residual": True}, "PMG"),
-    Method("WS-DAN", "wsdan", MAPS),
-    Method("Coarse2Fine", "coarse2fine", MAPS | {"decoder_widths": [32, 16]}, "WS-DAN"),
-    Method("B-CNN", "bcnn", BILINEAR),
-    Method("B-CNN + SPP", "bcnn-spp", BILINEAR, "B-CNN"),
-    Method("SRBN", "srbn", BILINEAR | SRBN, "B-CNN"),
-    Method("two networks, concatenated", "bcnn", BILINEAR | {"combine": "concat", "dropout": 0.0, "new_share": 0.0}),
+    Method("RRA's parent", "rra-parent"),  # plain fine-tuning, but for how its classifier begins
+    Method("RRA", "rra", parent=BASELINE),
+    Method("two networks, no recursion", "rra", {"recursion": False}, BASELINE),
+    Method("PMG", "pmg"),
+    Method("IAGN", "iagn", parent="PMG"),
+    Method("WS-DAN", "wsdan"),
+    Method("Coarse2Fine", "coarse2fine", parent="WS-DAN"),
+    Method("B-CNN", "bcnn"),
+    Method("B-CNN + SPP", "bcnn-spp", parent="B-CNN"),
+    Method("SRBN", "srbn", parent="B-CNN"),
+    Method("two networks, concatenated", "bcnn", {"combine": "concat", "dropout": 0.0}),
 )
 
 
@@ -157,7 +151,7 @@ class Images:
         shares = map(SyntheticBirds(birds).deciding_share, self.data.listing.test[:SHOWN])
         #: The deciding part's mean share of an image.
         self.share = statistics.mean(shares)
-        model = create_model("baseline", CLASSES, **SHARED)
+        model = create_model("baseline", CLASSES, **METHODS[0].arguments)
         model.card = self.data.card
         #: The test images, normalised, and where the part lies; the data alone decides how models prepare them.
         self.test = [one._replace(images=one.images.contiguous(memory_format=torch.channels_last))
@@ -168,7 +162,7 @@ def train(method: Method, data: FGVCDataModule, epochs: int, seed: int) -> tuple
     """Train as `fgzoo fit` does on a CPU, without a folder; returns the model and the CPU seconds that it took."""
     quieten()
     L.seed_everything(seed, workers=True, verbose=False)
-    model = create_model(method.method, data.num_classes, **SHARED | method.arguments)
+    model = create_model(method.method, data.num_classes, **method.arguments)
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", precision="32-true", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
@@ -259,8 +253,8 @@ def costs() -> dict[str, float]:
 
 
 def equal_time(base: str, label: str, setting: Setting, known: Mapping[str, float]) -> int:
-    """Epochs that take `base` as long as a method: times 1, 1.5, 2, 2.5 ..., the nearest, so that several methods share a run."""
-    return round(EPOCHS[setting.train] * max(1, round(2 * known[label] / known[base]) / 2))
+    """Epochs that take `base` as long as a method: times 1, 2, 3 ..., the nearest, so that several methods share a run."""
+    return EPOCHS[setting.train] * max(1, round(known[label] / known[base]))
 
 
 def cells() -> list[Cell]:
@@ -366,7 +360,7 @@ Points more than plain fine-tuning that took as long, with 95 % intervals; dashe
 ## What a method is worth
 
 Differences in points, paired by seed and image, in brackets 95 % intervals by a bootstrap of both. At equal CPU time the
-Baseline, or the parent, had as many more epochs as the method takes longer (`traits_cost.md`), to the nearest half. CPU s is
+Baseline, or the parent, had as many more epochs as the method takes longer (`traits_cost.md`), to the nearest multiple. CPU s is
 training alone.
 
 {{worth}}
