@@ -10,6 +10,7 @@ import shlex
 import time
 import warnings
 from argparse import ArgumentError
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,12 @@ from fgzoo.training.callbacks import EpochLines, ImageScores, ReproducibleSteps,
 from fgzoo.training.faults import EndOnSigterm, FiniteLoss, WholeCheckpoints, name_dead_worker
 from fgzoo.training.messages import MisconfiguredError, explain_parser_error, file_that_says, get_parameter_names
 from fgzoo.training.run_logger import RunLogger, run_loggers
+from fgzoo.training.time_budget import duration, epochs_within
 
 #: Tells the other processes of a run, which Lightning starts by the same command line, where its folder is.
 RUN_VARIABLE = "FGZOO_RUN_FOLDER"
+#: Tells them how many epochs fit into `--time`.
+EPOCHS_VARIABLE = "FGZOO_RUN_EPOCHS"
 
 
 class TrainingCLI(LightningCLI):
@@ -104,6 +108,8 @@ class TrainingCLI(LightningCLI):
         )
         parser.add_argument("--reset_head", type=bool, default=False, help="fit: leave out weights that depend on the classes.")
         parser.add_argument("--resume", type=str | None, default=None, help="fit: continue this run in its own folder.")
+        time_help = "fit: train as many epochs as fit into this time, e.g. 90s, 20m or 1.5h, by what the first steps take."
+        parser.add_argument("--time", type=str | None, default=None, help=time_help)
         trust = "A package whose classes a checkpoint may name; may be given several times."
         parser.add_argument("--trust", type=str, action="append", default=[], help=trust)
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
@@ -143,6 +149,10 @@ class TrainingCLI(LightningCLI):
         method = str(config.model.class_path).rpartition(".")[2].lower()
         base = Path(config.trainer.default_root_dir or "runs")
         runs = base / f"{config.data.name}-{method}"
+        if self.verb == "fit" and config.time is not None:
+            duration(config.time)  # refused before anything is built
+            if config.resume:
+                raise UsageError("--time: a resumed run keeps its epochs; leave it away")
         if self.verb == "fit" and config.resume:
             self.run_folder = Path(config.resume)
             # A run that was stopped in its first epoch begins again.
@@ -211,10 +221,13 @@ class TrainingCLI(LightningCLI):
         others = [] if logger in (None, True, False) else logger if isinstance(logger, list) else [logger]
         validates = bool(self.datamodule.splits["val"])
         text = None
+        if self.verb == "fit" and self.config["fit"].time is not None:
+            kwargs["max_epochs"] = self._epochs_within(duration(self.config["fit"].time))
         if self.verb == "fit" and not self.resuming:
-            # Where this run went is no setting of the next one.
+            # Where this run went is no setting of the next one, and how long it could last is in its epochs.
             settings = self.config["fit"].clone()
-            settings.output = settings.resume = None
+            settings.output = settings.resume = settings.time = None
+            settings.trainer.max_epochs = kwargs.get("max_epochs", settings.trainer.max_epochs)
             text = self._parser("fit").dump(settings, skip_unset=False, skip_link_targets=False)
             text = f"# {self.typed}\n{text}"
         fits, keeps = self.verb == "fit", not self.dry
@@ -246,6 +259,20 @@ class TrainingCLI(LightningCLI):
             return trainer
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(f"trainer: {error}") from error
+
+    def _epochs_within(self, seconds: float) -> int:
+        """As many epochs as fit; the other processes of a run that this one starts are told."""
+        if (told := os.environ.get(EPOCHS_VARIABLE)) is None:
+            if "WORLD_SIZE" in os.environ or SLURMEnvironment.detect():
+                raise UsageError("--time: processes that something else started cannot agree on it; give --trainer.max_epochs")
+            make = partial(LightningCLI.instantiate_trainer, self)
+            processes = make(callbacks=[], logger=False).world_size
+            steps = ReproducibleSteps(self.datamodule.seed)
+            epochs, epoch = epochs_within(seconds, self.model, self.datamodule, make, [steps], processes)
+            late = ", and one takes longer" if epoch > seconds else ""
+            self.console.print(f"{seconds:.0f} s: {epochs} epochs of about {epoch:.1f} s{late}", highlight=False)
+            told = os.environ[EPOCHS_VARIABLE] = str(epochs)
+        return int(told)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Hand the checkpoint to the trainer only where the trainer's whole state is to be restored."""
@@ -318,7 +345,8 @@ def run(verb: str, arguments: list[str]) -> int:
         cli = TrainingCLI(verb, arguments, console)
         cli.close()
     finally:
-        os.environ.pop(RUN_VARIABLE, None)
+        for name in (RUN_VARIABLE, EPOCHS_VARIABLE):
+            os.environ.pop(name, None)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0

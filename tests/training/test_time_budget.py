@@ -1,0 +1,58 @@
+"""`fgzoo fit --time`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fgzoo.errors import UsageError
+from fgzoo.training.time_budget import duration
+from tests.command import fgzoo, weights
+
+TINY = ["--data.birds", "{classes: 2, train_per_class: 8, test_per_class: 1, size: 48}", "--data.image_size", "32"]
+TINY += ["--data.resize", "36", "--data.batch_size", "2"]
+FIT = ["fit", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--data.num_workers", "0"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("2 min", 120), ("45", 45)])
+def test_a_duration_has_a_unit_or_is_in_seconds(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0s", "-5m", "20 parsecs", "m", "1h30m", "nan", "inf"])
+def test_what_is_no_duration_is_refused_before_anything_is_built(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no duration; give "):
+        duration(text)
+    assert "--time: '" in fgzoo(*FIT, "--config", "birds/baseline", f"--time={text}", "--output", tmp_path / "run").err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("recipe", ["birds/baseline", "birds/coarse2fine"])
+def test_a_time_gives_epochs_and_nothing_else(recipe: str, tmp_path: Path) -> None:
+    common = [*FIT, "--config", recipe, *TINY]
+    timed = fgzoo(*common, "--time", "4s", "--output", tmp_path / "timed")
+    settings = yaml.safe_load((tmp_path / "timed" / "config.yaml").read_text())
+    epochs = settings["trainer"]["max_epochs"]
+    assert f"4 s: {epochs} epochs of about " in timed.out
+    assert settings["time"] is None
+    fgzoo(*common, "--trainer.max_epochs", epochs, "--output", tmp_path / "counted")
+    counted = weights(tmp_path / "counted")
+    assert all(torch.equal(tensor, counted[name]) for name, tensor in weights(tmp_path / "timed").items())
+
+
+def test_more_time_gives_more_epochs_and_one_is_the_least(tmp_path: Path) -> None:
+    def epochs(time: str) -> int:
+        fgzoo(*FIT, "--config", "birds/baseline", *TINY, "--time", time, "--output", tmp_path / time)
+        found: int = yaml.safe_load((tmp_path / time / "config.yaml").read_text())["trainer"]["max_epochs"]
+        return found
+
+    assert epochs("1s") < epochs("8s")
+    assert epochs("0.001s") == 1
+
+
+def test_a_resumed_run_keeps_its_epochs(tmp_path: Path) -> None:
+    fgzoo(*FIT, "--config", "birds/baseline", *TINY, "--trainer.max_epochs", 1, "--output", tmp_path / "run")
+    assert "a resumed run keeps its epochs" in fgzoo("fit", "--resume", tmp_path / "run", "--time", "5s").err
