@@ -28,6 +28,8 @@ from fgzoo.recipes import read_config
 
 FOLDER = RESULTS / "accuracy"
 SCORES = ("top1", "top5", "macro", "nll", "ece")
+#: Settings of a run that its row leaves out.
+UNKEPT = ("environment.command", "prepared.class_names", "prepared.class_counts", "prepared.notes")
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -97,6 +99,8 @@ def row_of(cell: Cell, folder: Path) -> Row:
         "arguments": cell.experiment.arguments, "seed": cell.seed,
         "fold": "" if cell.fold is None else f"{cell.fold} of {cell.folds}",
         "epochs": cell.epochs, "size": cell.size, "split": split, **{name: scores[f"{split}/{name}"] for name in SCORES},
+        # Of classes of unequal size alone.
+        **({"tail": scores[f"{split}/tail"]} if f"{split}/tail" in scores else {}),
         # A resumed run knows the seconds of the epochs that it did itself.
         "train_seconds": f"{cost['seconds'] * cell.epochs / max(1, cost['epochs']):.0f}",
         "peak_gib": f"{cost['peak_memory_gib']:.2f}", "precision": config["trainer"]["precision"],
@@ -105,7 +109,7 @@ def row_of(cell: Cell, folder: Path) -> Row:
         **{name: f"{value:.4f}" for name, value in counted._asdict().items()}, "command": command_of(folder),
     }  # fmt: skip
     for name, value in flattened({**config, "cost": cost, "environment": environment, "prepared": data}).items():
-        if value is not None and name not in ("environment.command", "prepared.class_names", "prepared.notes"):
+        if value is not None and name not in UNKEPT:
             row[name] = hide_paths(value if isinstance(value, str) else json.dumps(value))
     return {name: str(value) for name, value in row.items()}
 

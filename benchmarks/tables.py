@@ -174,6 +174,7 @@ class Block(NamedTuple):
                 "runs": len(group.runs), "epochs": group.epochs,
                 "top-1 %": mean_std(group.values("top1")), "to Baseline": to_baseline, "to parent": to_parent,
                 "top-5 %": mean_std(group.values("top5")), "macro %": mean_std(group.values("macro")),
+                "tail %": mean_std(group.values("tail")),
                 "NLL": mean_std(group.values("nll"), 1, 3), "ECE %": mean_std(group.values("ece")),
                 **{name: f"{statistics.mean(group.values(key)):.{digits}f}" for key, (name, digits) in MEANS.items()},
                 "peak memory, GiB": f"{max(group.values('peak_gib')):.1f}" if group.values("peak_gib") else "-",

@@ -71,8 +71,8 @@ if (typed[0] == "test") == (split == "test"):
     predicted = probabilities.argmax(axis=1)
     np.savez(folder / f"{split}_probabilities.npz", targets=targets, predicted=predicted, probabilities=probabilities)
     top1 = (predicted == targets).mean()
-    head = ",".join(f"{split}/{name}" for name in ("top1", "top5", "macro", "nll", "ece"))
-    (folder / "metrics.csv").write_text(f"epoch,step,train/loss,{head}\\n3,9,0.5\\n3,9,,{top1},1,{top1},1.5,0.1\\n")
+    head = ",".join(f"{split}/{name}" for name in ("top1", "top5", "macro", "nll", "ece", "tail"))
+    (folder / "metrics.csv").write_text(f"epoch,step,train/loss,{head}\\n3,9,0.5\\n3,9,,{top1},1,{top1},1.5,0.1,0.25\\n")
 """
 
 
@@ -251,6 +251,7 @@ def test_a_plan_runs_every_cell_once_and_keeps_three_files(bench: Any, finished:
         right = kept.arrays[f"predicted/{row['cell']}"] == kept.arrays["targets/" + "f" * 16]
         assert float(row["top1"]) == pytest.approx(right.mean())
         assert row["model.lr"] == "0.1"
+        assert row["tail"] == "0.25"
         assert row["command"].endswith("--data.root PATH")
         (epoch, scored) = [line for line in kept.epochs if line["cell"] == row["cell"]]
         assert (epoch["train/loss"], scored["test/top1"]) == ("0.5", row["top1"])
@@ -463,6 +464,10 @@ def test_tables_pair_methods_with_baseline_and_parent(bench: Any, finished: Path
     assert f"{100 * np.mean(top1['RRA']):.1f} ± {100 * np.std(top1['RRA'], ddof=1):.1f}" in line
     assert " | 4 | 8 | 8 | " in line_of(text.partition("### Equal passes")[2], "| RRA |")  # epochs, passes, the baseline's epochs
     assert "| RRA's parent and RRA |" in text
+    columns = line_of(text, "| what |").split(" | ")
+    assert line.split(" | ")[columns.index("tail %")] == "25.0 ± 0.0"
+    equal = [{name: value for name, value in row.items() if name != "tail"} for row in rows]
+    assert "tail %" not in report(bench, finished, equal)  # where classes are of equal size
     # Without what single images were given there is a difference and no interval.
     assert "[" not in line_of(report(bench, finished, arrays={}), "| RRA |")
 

@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,13 @@ def _check_card(content: dict[str, Any], path: Path) -> None:
     """Refuse fields that have another type than they are written with."""
     card = content["fgzoo"]
     data = card.get("data")
+    known = {field.name for field in fields(DataCard)}
+    needed = {field.name for field in fields(DataCard) if field.default is MISSING}
     for what, fine in (
         ("method", isinstance(card["method"], str)),
         ("backbone", isinstance(card["backbone"], str)),
         ("num_classes", type(card["num_classes"]) is int),
-        ("data", data is None or (isinstance(data, dict) and set(data) == {field.name for field in fields(DataCard)})),
+        ("data", data is None or (isinstance(data, dict) and needed <= set(data) <= known)),
         ("hyper_parameters", isinstance(content.get("hyper_parameters", {}), dict)),
         ("state_dict", isinstance(content["state_dict"], dict)),
     ):

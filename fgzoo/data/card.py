@@ -25,6 +25,7 @@ class DataCard:
         interpolation: Always `bilinear`, antialiased.
         decoder: `torchcodec`, `pillow` or `generated`.
         fingerprint: Hash of the lists, see [Listing.fingerprint][fgzoo.data.records.Listing.fingerprint].
+        class_counts: Training images by class index; `None` where that is not known, as in checkpoints of before it was kept.
     """
 
     dataset: str
@@ -35,6 +36,7 @@ class DataCard:
     interpolation: str
     decoder: str
     fingerprint: str
+    class_counts: list[int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types only, so that a checkpoint loads with weights alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,8 +21,8 @@ from fgzoo.data.card import DataCard
 from fgzoo.data.dataset import RecordDataset, Sample, collate
 from fgzoo.data.images import DecoderName, active_decoder, decode
 from fgzoo.data.records import AircraftLevel, Listing, Record
-from fgzoo.data.samplers import EpochSampler
-from fgzoo.data.split import k_folds, stratified_holdout
+from fgzoo.data.samplers import Balance, ClassDecks, EpochSampler
+from fgzoo.data.split import k_folds, long_tail, stratified_holdout
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.data.transforms import (
     Augmentation,
@@ -63,6 +64,12 @@ class FGVCDataModule(L.LightningDataModule):
         val_fraction: Share of the training split held out for validation, stratified; 0 trains on all of it.
         folds: Number of cross-validation folds of the training split; 0: none. Excludes val_fraction.
         fold: The fold that is validated on, from 0.
+        tail: Thin the training images to a long tail: of the k-th class, k = 1, 2 ... in an order that the seed draws, at most
+            n_max k^-tail stay, at least one, with n_max those of the largest class. 0 keeps all. Validation and test stay whole.
+        balance: How often training shows a class: each image once an epoch (`none`), in proportion to the square root of the
+            number of its images (`sqrt`), or every class equally often (`full`), see
+            [ClassDecks][fgzoo.data.samplers.ClassDecks]. An epoch has as many images in any case. Excludes model.class_weights
+            and model.logit_adjustment.
         seed: Seed of splits, orders and augmentation; by default the run's (`--seed_everything`).
         decoder: `auto` (torchcodec where it is installed), `torchcodec` or `pillow`.
         on_error: `raise` stops at an image that cannot be read; `skip` leaves it out of training with a counted warning, on one
@@ -100,6 +107,8 @@ class FGVCDataModule(L.LightningDataModule):
         val_fraction: float = 0.0,
         folds: int = 0,
         fold: int = 0,
+        tail: float = 0.0,
+        balance: Balance = "none",
         seed: int | None = None,
         decoder: DecoderName = "auto",
         on_error: Literal["raise", "skip"] = "raise",
@@ -126,6 +135,10 @@ class FGVCDataModule(L.LightningDataModule):
             raise UsageError("data.folds and data.val_fraction both hold images out; give one of them")
         if folds and (folds < 2 or not 0 <= fold < folds):
             raise UsageError(f"data.fold: {fold} of {folds} folds; folds start from 0, and there are at least 2")
+        if not tail >= 0:
+            raise UsageError(f"data.tail: {tail}; the exponent of a long tail is at least 0, which keeps all images")
+        if balance not in get_args(Balance):
+            raise UsageError(f"data.balance: '{balance}' is none of {', '.join(get_args(Balance))}")
         if cache not in get_args(CacheMode):
             raise UsageError(f"data.cache: '{cache}' is none of {', '.join(get_args(CacheMode))}")
         if not cache_limit_gb > 0:
@@ -146,6 +159,8 @@ class FGVCDataModule(L.LightningDataModule):
         self.val_fraction = val_fraction
         self.folds = folds
         self.fold = fold
+        self.tail = tail
+        self.balance: Balance = balance
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.decoder: DecoderName = decoder
         self.on_error: Literal["raise", "skip"] = on_error
@@ -208,7 +223,7 @@ class FGVCDataModule(L.LightningDataModule):
 
     @cached_property
     def splits(self) -> dict[Split, tuple[Record, ...]]:
-        """Records by split: the official ones, with validation held out of training where that is asked for."""
+        """Records by split: the official ones; where asked for, validation is held out of training, and the rest thinned."""
         listing = self.listing
         train, val = listing.train, listing.val
         if self.folds:
@@ -217,7 +232,15 @@ class FGVCDataModule(L.LightningDataModule):
             if val:
                 raise UsageError("data.val_fraction: this data has a validation split of its own; leave val_fraction at 0")
             train, val = stratified_holdout(train, self.val_fraction, self.seed)
+        if self.tail:
+            train = long_tail(train, self.tail, self.seed)
         return {"train": tuple(train), "val": tuple(val), "test": listing.test}
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Training images by class index."""
+        counts = Counter(record.target for record in self.splits["train"])
+        return [counts[target] for target in range(self.num_classes)]
 
     def names(self, split: str) -> list[str]:
         """Names of a split's images, in the order of their index."""
@@ -235,6 +258,7 @@ class FGVCDataModule(L.LightningDataModule):
             interpolation="bilinear",
             decoder="generated" if self.listing.read is not None else active_decoder(self.decoder),
             fingerprint=self.listing.fingerprint(),
+            class_counts=self.class_counts,
         )
 
     # ------------------------------------------------------------------ Lightning's hooks
@@ -380,7 +404,10 @@ class FGVCDataModule(L.LightningDataModule):
         if split not in self._datasets:  # made once: it remembers which images were skipped
             self._datasets[split] = self.dataset(split)
         dataset = self._datasets[split]
-        sampler = EpochSampler(len(dataset), split == "train", self.seed, *self._rank())
+        decks = None
+        if split == "train" and self.balance != "none":
+            decks = ClassDecks([record.target for record in dataset.records], self.balance, self.seed)
+        sampler = EpochSampler(len(dataset), split == "train", self.seed, *self._rank(), decks)
         sampler.set_epoch(epoch)
         return DataLoader(
             dataset,

@@ -30,7 +30,8 @@ class RecordDataset(Dataset[Sample | None]):
     """Reads a record's image, transforms it, and returns (uint8 image, class, index).
 
     Random choices of the transform are decided by (seed, epoch, index): whichever worker reads a sample, and whatever it read
-    before, the result is the same. For the index [MASKED][] it returns the first image with the class [IGNORED][].
+    before, the result is the same. For the index [MASKED][] it returns the first image with the class [IGNORED][]; of N
+    images, an index from N on in (epoch, index) means a repetition within the epoch, of the image at that index modulo N.
 
     Args:
         records: The images.
@@ -68,16 +69,18 @@ class RecordDataset(Dataset[Sample | None]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         masked = index == MASKED
         index = 0 if masked else index
-        record = self.records[index]
-        self._note(index)
+        # A loop over the data set itself ends where an index is too large.
+        place = index % len(self.records) if isinstance(key, tuple) else index
+        record = self.records[place]
+        self._note(place)
         try:
             image = self.read(record)
         except DataError as error:
-            message = f"{error} ({self.split} image {index}, '{record.name}')"
+            message = f"{error} ({self.split} image {place}, '{record.name}')"
             if self.on_error == "raise":
                 raise DataError(message) from error
-            if not self.skipped[index]:
-                self.skipped[index] = True
+            if not self.skipped[place]:
+                self.skipped[place] = True
                 warnings.warn(f"skipped {int(self.skipped.sum())} so far: {message}", stacklevel=2)
             return None
         with torch.random.fork_rng(devices=[]):

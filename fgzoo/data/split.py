@@ -66,6 +66,30 @@ def k_folds(records: Sequence[Record], k: int, seed: int) -> list[Parted]:
     return [_parted(records, set(names[fold::k])) for fold in range(k)]
 
 
+def long_tail(records: Sequence[Record], exponent: float, seed: int) -> tuple[Record, ...]:
+    """Thin classes out to a long tail: of the k-th class, k = 1, 2 ..., at most n_max k^-exponent records stay, rounded.
+
+    n_max is the size of the largest class, and at least one record of every class stays. Zipf's law has the exponent 1.
+
+    Source: our decision; the order of the classes and what stays of each are drawn by the seed.
+
+    Args:
+        records: Records with distinct names.
+        exponent: At least 0, by which everything stays.
+        seed: Another seed, another order of the classes, another choice.
+
+    Returns:
+        The records that stay, in the order given.
+    """
+    classes = _shuffled_classes(records, seed)
+    largest = max(map(len, classes), default=0)
+    kept: set[str] = set()
+    order = sorted(classes, key=lambda members: _draw(seed, f"class {members[0].target}"))
+    for k, members in enumerate(order, start=1):
+        kept.update(record.name for record in members[: max(1, round(largest * k**-exponent))])
+    return tuple(record for record in records if record.name in kept)
+
+
 def _parted(records: Sequence[Record], held_out: set[str]) -> Parted:
     return (
         tuple(record for record in records if record.name not in held_out),
@@ -79,7 +103,8 @@ def _shuffled_classes(records: Sequence[Record], seed: int) -> list[list[Record]
     for record in records:
         classes[record.target].append(record)
 
-    def draw(record: Record) -> bytes:
-        return hashlib.sha256(f"{seed} {record.name}".encode()).digest()
+    return [sorted(classes[target], key=lambda record: _draw(seed, record.name)) for target in sorted(classes)]
 
-    return [sorted(classes[target], key=draw) for target in sorted(classes)]
+
+def _draw(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed} {name}".encode()).digest()

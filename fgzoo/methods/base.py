@@ -11,8 +11,10 @@ training and scoring in `steps.py`, with `optimization.py`, `evaluation.py`, `tr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -25,6 +27,8 @@ from torch import Tensor, nn
 from fgzoo.data.card import DataCard
 from fgzoo.errors import DataError, UntrainedError, UsageError
 from fgzoo.methods.arguments import require_choice
+from fgzoo.methods.class_balance import ClassWeights, adjusted_cross_entropy, weighted_cross_entropy
+from fgzoo.methods.evaluation import tail_classes
 from fgzoo.methods.optimization import Schedule, parameter_groups
 from fgzoo.methods.steps import LightningSteps
 from fgzoo.methods.training_stages import TrainingStage
@@ -55,6 +59,12 @@ class FineGrainedClassifier(LightningSteps):
         milestones: Epochs at which `step` multiplies the rate by `gamma`.
         gamma: See `milestones`.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
+        class_weights: What a class weighs in the cross-entropies of all heads: as much as any other (`none`), or in inverse
+            proportion to its number of training images (`full`) or to that number's square root (`sqrt`), with a mean of 1 over
+            training images. The numbers are the data module's, and are kept in checkpoints. Other terms have no weights.
+        logit_adjustment: Adds the logarithms of the classes' shares in the training images, times this, to the logits of the
+            cross-entropies in training (arXiv 2007.07314, where it is 1); answers stay unadjusted. The third way to learn classes
+            of unequal size beside `class_weights` and `data.balance`, of which a run takes one.
         clip_norm: Largest gradient norm; `None`: no clipping. It is applied after mixed precision's unscaling.
         ema_decay: Decay of an exponential moving average of the weights, which is then what is evaluated and saved; `None`: none.
         lr_batch: The batch that `lr` is meant for, over all devices. A run with another one scales the rates: in proportion with
@@ -99,6 +109,8 @@ class FineGrainedClassifier(LightningSteps):
         milestones: Sequence[int] = (),
         gamma: float = 0.1,
         label_smoothing: float = 0.0,
+        class_weights: ClassWeights = "none",
+        logit_adjustment: float = 0.0,
         clip_norm: float | None = None,
         ema_decay: float | None = None,
         lr_batch: int | None = None,
@@ -110,10 +122,15 @@ class FineGrainedClassifier(LightningSteps):
     ) -> None:
         super().__init__(num_classes)
         require_choice("freeze_norm", freeze_norm, FreezeNorm)
+        require_choice("class_weights", class_weights, ClassWeights)
         if num_classes < 2:
             raise UsageError(f"model.num_classes: {num_classes}; a classifier needs at least 2 classes")
         if not 0 <= label_smoothing < 1:
             raise UsageError(f"model.label_smoothing: {label_smoothing} is not in [0, 1)")
+        if not 0 <= logit_adjustment < math.inf:
+            raise UsageError(f"model.logit_adjustment: {logit_adjustment}; at least 0, which adjusts nothing")
+        if class_weights != "none" and logit_adjustment:
+            raise UsageError("model.logit_adjustment: model.class_weights evens out the classes, too; give one of them")
         if lr_batch is not None and lr_batch < 1:
             raise UsageError(f"model.lr_batch: {lr_batch}; at least 1, or leave it away to take lr as it is")
         if compile and recompute_backbone:
@@ -154,7 +171,7 @@ class FineGrainedClassifier(LightningSteps):
         raise NotImplementedError(f"{type(self).__name__} must define build_network()")
 
     def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
-        """Loss terms by name; their sum is minimised. By default the cross-entropy of every head.
+        """Loss terms by name; their sum is minimised. By default the [cross_entropy][] of every head.
 
         Args:
             output: What the network returned.
@@ -305,8 +322,29 @@ class FineGrainedClassifier(LightningSteps):
                 module.training = training
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy with this model's label smoothing, for classes (B,) or probabilities (B, K)."""
-        return F.cross_entropy(logits, targets, label_smoothing=self.arguments.label_smoothing)
+        """Cross-entropy with this model's label smoothing and `class_weights`, for classes (B,) or probabilities (B, K).
+
+        Raises:
+            UsageError: Classes are to weigh by their training images, and how many there are is not known.
+        """
+        given = self.arguments
+        if given.logit_adjustment:
+            return adjusted_cross_entropy(logits, targets, self._class_counts(), given.logit_adjustment, given.label_smoothing)
+        if given.class_weights != "none":
+            return weighted_cross_entropy(logits, targets, self._class_counts(), given.class_weights, given.label_smoothing)
+        return F.cross_entropy(logits, targets, label_smoothing=given.label_smoothing)
+
+    def _class_counts(self) -> tuple[int, ...]:
+        """Training images by class, of which each has some."""
+        if self.card is None or self.card.class_counts is None:
+            raise UsageError(
+                "model.class_weights, model.logit_adjustment: how many training images each class has is not known; train with a "
+                "data module whose card says so, or set model.card"
+            )
+        if 0 in self.card.class_counts:
+            absent = self.card.class_names[self.card.class_counts.index(0)]
+            raise UsageError(f"model.class_weights, model.logit_adjustment: class '{absent}' has no training image")
+        return tuple(self.card.class_counts)
 
     # ------------------------------------------------------------------ using a model
 
@@ -401,11 +439,19 @@ class FineGrainedClassifier(LightningSteps):
         frozen = any(backbone.frozen_norms for backbone in self._backbones())
         if stage == "fit" and self.arguments.freeze_norm != "none" and not frozen:
             rank_zero_warn(f"model.freeze_norm: '{self.backbone}' has no batch-norms, so there is nothing to freeze")
+        weighs = self.arguments.class_weights != "none" or self.arguments.logit_adjustment
+        if stage == "fit" and weighs and self._of_data("balance", "none") != "none":
+            raise UsageError(
+                "data.balance: model.class_weights or model.logit_adjustment evens out the classes, too; give one of them"
+            )
         card = self._of_data("card")
         if card is not None:
             if self.card is not None and stage != "fit":
                 self.card.check_classes(card)
+                # Which classes are rare is said by the images that were trained on.
+                card = replace(card, class_counts=self.card.class_counts)
             self.card = card
+        self.evaluation.tail = tail_classes(None if self.card is None else self.card.class_counts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything into the checkpoint that loading needs besides the weights."""

@@ -260,7 +260,8 @@ class RRANetwork(nn.Module):
                 "patches: 'file' looks boxes up by the images' names, which only images of a data module have; take "
                 "'activation', 'center' or 'random' for other images"
             )
-        return self.stored_boxes.to(images.device)[keys[:, 2]]
+        # An image that is repeated in an epoch has further indices.
+        return self.stored_boxes.to(images.device)[keys[:, 2] % len(self.stored_boxes)]
 
     def patch_features(self, images: Tensor, boxes: Tensor) -> Tensor:
         """The local backbone's last maps of the patches, which are seen at 32 pixels a side at least.

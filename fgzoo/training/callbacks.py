@@ -116,7 +116,7 @@ class RunRecord(Callback):
         counts = pl_module.evaluation.confusion.compute()
         # Validation may be set to come less often than once in the whole run.
         if trainer.is_global_zero and pl_module.card is not None and counts.sum() > 0:
-            write_report(self.folder, split, counts, pl_module.card.class_names)
+            write_report(self.folder, split, counts, pl_module.card.class_names, pl_module.card.class_counts)
 
 
 class ImageScores(Callback):

@@ -15,7 +15,9 @@ from fgzoo.files import atomic_write
 NAMED_CLASSES = 60
 
 
-def write_report(folder: Path, split: str, confusion: Tensor, class_names: Sequence[str]) -> list[Path]:
+def write_report(
+    folder: Path, split: str, confusion: Tensor, class_names: Sequence[str], class_counts: Sequence[int] | None = None
+) -> list[Path]:
     """Write `<split>_confusion.csv`, `.png`, `<split>_per_class.csv`, `.png` and `<split>_confused.csv` into a folder.
 
     Args:
@@ -23,6 +25,7 @@ def write_report(folder: Path, split: str, confusion: Tensor, class_names: Seque
         split: `val` or `test`.
         confusion: (K, K) counts; row: true class, column: predicted class.
         class_names: K names.
+        class_counts: K numbers of training images; `None` where they are not known.
 
     Returns:
         The files.
@@ -35,7 +38,9 @@ def write_report(folder: Path, split: str, confusion: Tensor, class_names: Seque
     rows = per_class(counts, class_names)
     named = [[name, *row] for name, row in zip(class_names, counts, strict=True)]
     _write_rows(matrix, ["true \\ predicted", *class_names], named)
-    _write_rows(classes, ["class", "images", "recall", "precision", "f1"], rows)
+    trained = [""] * len(rows) if class_counts is None else class_counts
+    with_trained = [[*row, count] for row, count in zip(rows, trained, strict=True)]
+    _write_rows(classes, ["class", "images", "recall", "precision", "f1", "training images"], with_trained)
     _write_rows(pairs, ["true", "predicted", "images"], most_confused(counts, class_names))
     _draw_confusion(matrix_picture, counts, class_names, split)
     _draw_per_class(classes_picture, rows, split)

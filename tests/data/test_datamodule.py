@@ -299,3 +299,48 @@ def test_skipping_is_refused_where_batches_must_be_equal(cub: Path, monkeypatch:
     monkeypatch.setattr(data, "_rank", lambda: (0, 2))
     with pytest.raises(UsageError, match=r"^data\.on_error: with several processes"):
         data.train_dataloader()
+
+
+# ---------------------------------------------------------------------- classes of unequal size
+
+
+def test_a_long_tail_thins_training_alone(cub: Path) -> None:
+    data, whole = module(cub, tail=1.0, val_fraction=0.2), module(cub, val_fraction=0.2)
+    assert sorted(data.class_counts) == [1, 2, 4]
+    assert (data.splits["val"], data.splits["test"]) == (whole.splits["val"], whole.splits["test"])
+    assert set(data.splits["train"]) < set(whole.splits["train"])
+    assert data.card.class_counts == [sum(r.target == target for r in data.splits["train"]) for target in range(3)]
+
+
+def test_balance_shows_every_class_equally_often(cub: Path) -> None:
+    data = module(cub, tail=1.0, balance="full", batch_size=1)
+    shown = torch.cat([targets for _, targets, _ in stream(data, 12)]).bincount()
+    assert sum(data.class_counts) == 5 + 2 + 2
+    assert shown.tolist() == [36, 36, 36]
+
+
+def test_a_repeated_image_is_augmented_anew(cub: Path) -> None:
+    data = module(cub, tail=9.0, balance="full", batch_size=1, augmentation="standard")
+    assert sorted(data.class_counts) == [1, 1, 5]
+    rare = data.class_counts.index(1)
+    shown = [images for images, targets, _ in stream(data, 1) if targets == rare]
+    assert len(shown) >= 2
+    assert not torch.equal(shown[0], shown[1])
+
+
+def test_workers_do_not_change_what_balance_shows(cub: Path) -> None:
+    arguments = {"tail": 1.0, "balance": "sqrt", "batch_size": 2}
+    assert same(stream(module(cub, **arguments)), stream(module(cub, num_workers=2, **arguments)))
+
+
+def test_a_loop_over_a_data_set_ends(cub: Path) -> None:
+    data = module(cub)
+    assert len(list(data.dataset("train"))) == len(data.splits["train"])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"), [("tail", -1.0, r"data\.tail: -1"), ("balance", "ful", r"data\.balance: 'ful' is none of")]
+)
+def test_what_unequal_classes_cannot_be_is_refused(argument: str, value: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        module(None, "birds", **{argument: value})

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from fgzoo.data.records import Record
-from fgzoo.data.split import k_folds, stratified_holdout
+from fgzoo.data.split import k_folds, long_tail, stratified_holdout
 from fgzoo.errors import UsageError
 
 
@@ -94,3 +94,31 @@ def test_impossible_number_of_folds(k: int) -> None:
 def test_class_of_one_image_has_no_folds() -> None:
     with pytest.raises(UsageError, match="Class 1 has a single image"):
         k_folds(records(7, 1), 2, 0)
+
+
+# ---------------------------------------------------------------------- long tails
+
+
+def test_a_long_tail_falls_with_a_power_of_the_rank() -> None:
+    thinned = per_class(long_tail(records(*[30] * 8), 1.0, seed=0))
+    assert sorted(thinned.values(), reverse=True) == [30, 15, 10, 8, 6, 5, 4, 4]  # round(30 / k): 7.5 is 8, 3.75 is 4
+
+
+def test_a_long_tail_takes_no_more_than_there_is_and_leaves_one() -> None:
+    sizes = (40, 1, 9, 2, 3)
+    thinned = per_class(long_tail(records(*sizes), 9.0, seed=0))
+    assert sorted(thinned) == [0, 1, 2, 3, 4]
+    assert all(1 <= count <= sizes[target] for target, count in thinned.items())
+
+
+def test_a_long_tail_of_exponent_zero_keeps_everything_in_order() -> None:
+    everything = records(5, 9, 2)
+    assert list(long_tail(everything, 0.0, seed=0)) == everything
+
+
+def test_the_seed_decides_which_classes_are_rare_and_the_order_given_does_not() -> None:
+    everything = records(*[12] * 6)
+    thinned = long_tail(everything, 1.0, seed=0)
+    assert set(long_tail(everything[::-1], 1.0, seed=0)) == set(thinned)
+    assert list(thinned) == [record for record in everything if record in thinned]
+    assert per_class(long_tail(everything, 1.0, seed=1)) != per_class(thinned)

@@ -13,7 +13,7 @@ from fgzoo.methods.baseline import Baseline
 from fgzoo.training.report import most_confused, per_class, write_report
 from fgzoo.training.run_logger import RunLogger
 from tests.builders import make_cub
-from tests.command import fit, metrics, weights
+from tests.command import fgzoo, fit, metrics, weights
 
 #: Rows: true a, b, c. a: 3 of 4 hit; b: 1 of 2, c never predicted right, and never once for its own 2 images.
 COUNTS = torch.tensor([[3, 1, 0], [1, 1, 0], [0, 2, 0]])
@@ -50,6 +50,24 @@ def test_report_writes_the_counts_as_they_are(tmp_path: Path) -> None:
         ["b", "1", "1", "0"],
         ["c", "0", "2", "0"],
     ]
+
+
+def test_report_says_how_many_images_each_class_was_trained_on(tmp_path: Path) -> None:
+    for counts, shown in (([7, 1, 2], ["7", "1", "2"]), (None, ["", "", ""])):
+        write_report(tmp_path, "test", COUNTS, NAMES, counts)
+        table = read(tmp_path / "test_per_class.csv")
+        assert table[0] == ["class", "images", "recall", "precision", "f1", "training images"]
+        assert [row[-1] for row in table[1:]] == shown
+
+
+def test_a_run_of_unequal_classes_reports_their_tail(tmp_path: Path) -> None:
+    root = make_cub(tmp_path / "data", per_class=6)
+    assert fit(root, "--output", tmp_path / "run", "--data.tail", 1, "--model.logit_adjustment", 1).status == 0
+    assert fgzoo("test", "--ckpt_path", tmp_path / "run").status == 0
+    table = read(tmp_path / "run" / "test_per_class.csv")
+    assert sorted(row[-1] for row in table[1:]) == ["1", "2", "3"]
+    rarest = next(row for row in table if row[-1] == "1")
+    assert float(metrics(tmp_path / "run")[-1]["test/tail"]) == pytest.approx(float(rarest[2]), abs=1e-4)
 
 
 def test_report_returns_files_that_exist(tmp_path: Path) -> None:

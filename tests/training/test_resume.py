@@ -84,6 +84,19 @@ def test_resuming_with_workers_ends_in_the_same_bits(runs: SimpleNamespace, tmp_
     torch.testing.assert_close(weights(tmp_path / "run"), weights(runs.whole), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("how", [("--data.balance", "sqrt"), ("--model.class_weights", "full"), ("--model.logit_adjustment", 1)])
+def test_classes_of_unequal_size_resume_to_the_last_bit(runs: SimpleNamespace, tmp_path: Path, how: tuple[object, ...]) -> None:
+    # One batch an epoch, so that every image of the deck counts.
+    typed = (*RANDOM[:4], "--data.tail", 1, "--data.batch_size", 2, *how)
+    assert fit(runs.root, "--output", tmp_path / "whole", *typed, epochs=EPOCHS).status == 0
+    with breaking_off(Baseline, epoch=2, batch=0):
+        assert fit(runs.root, "--output", tmp_path / "broken", *typed, epochs=EPOCHS).status == 130
+    assert fgzoo("fit", "--resume", tmp_path / "broken").status == 0
+    torch.testing.assert_close(weights(tmp_path / "broken"), weights(tmp_path / "whole"), rtol=0, atol=0)
+    assert fit(runs.root, "--output", tmp_path / "plain", *typed[:-2], epochs=EPOCHS).status == 0
+    assert metrics(tmp_path / "plain") != metrics(tmp_path / "whole")
+
+
 class StepFailedError(RuntimeError):
     def __init__(self) -> None:
         super().__init__("a step failed")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from fgzoo.data.card import DataCard
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.training_stages import TrainingStage
 from fgzoo.nn.backbone import Backbone
@@ -48,6 +49,15 @@ class Staged(FineGrainedClassifier):
 
     def stages(self) -> tuple[TrainingStage, ...]:
         return TrainingStage("heads", 1 / 3, {"backbone": 0.0}), TrainingStage("all", 2 / 3, {"first": 0.1})
+
+
+class Unequal(Staged):
+    """The same, of classes with 4, 3 and 1 training images."""
+
+    def build_network(self) -> nn.Module:
+        names = ["a", "b", "c"]
+        self.card = DataCard("folder", names, 64, 64, "squash", "bilinear", "pillow", "0" * 16, class_counts=[4, 3, 1])
+        return super().build_network()
 
 
 class StepsNetwork(nn.Module):

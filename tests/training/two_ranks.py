@@ -19,11 +19,13 @@ from fgzoo.methods import available, find_method
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.training.callbacks import ImageScores, ReproducibleSteps
 from tests.small import SMALL
-from tests.training.toys import CLASSES, Staged, Steps, loader, make, trainer
+from tests.training.toys import CLASSES, Staged, Steps, Unequal, loader, make, trainer
 
 #: Without batch statistics, two ranks of two images are one process of four.
 TOYS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "staged": (Staged, {"optimizer": "adamw", "lr": 1e-3, "clip_norm": 1.0}),
+    "weighted": (Unequal, {"optimizer": "adamw", "lr": 1e-3, "class_weights": "full", "label_smoothing": 0.1}),
+    "adjusted": (Unequal, {"optimizer": "adamw", "lr": 1e-3, "logit_adjustment": 1.0}),
     "steps": (Steps, {"optimizer": "adamw", "lr": 1e-3, "clip_norm": 1.0}),
     "steps with momentum": (Steps, {"optimizer": "sgd", "lr": 1e-2}),
     "frozen": (
