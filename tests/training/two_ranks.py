@@ -85,7 +85,7 @@ def scores(name: str, folder: Path, test_images: int, **how: Any) -> dict[str, f
     model = method(name)
     model.trained = True
     each = ImageScores(folder / f"{name} {test_images}")
-    return dict(trainer(folder, callbacks=[each], **how).test(model, datamodule=birds(test_images), verbose=False)[0])
+    return dict(trainer(folder, callbacks=[each], **how).test(model, datamodule=birds(test_images, tail=1.0), verbose=False)[0])
 
 
 def epochs(model: FineGrainedClassifier) -> int:
