@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 #: All that may lie in the package.
 PACKAGED = re.compile(
     r"fgzoo/(([a-z_]+/)?[a-z0-9_]+\.py|py\.typed|interpret/page\.(html|css|js)|recipes/([a-z0-9.-]+/)?[a-z0-9.-]+\.yaml"
-    r"|publish/citations\.bib|checkpoints/(zoo\.yaml|[a-z0-9]+_birds\.(md|safetensors)))"
+    r"|publish/citations\.bib|nn/birds_resnet\.safetensors|checkpoints/(zoo\.yaml|[a-z0-9]+_birds\.(md|safetensors)))"
 )
 BUILD = (
     "import sys; from setuptools import build_meta as build; out = sys.argv[1]; build.build_wheel(out); build.build_sdist(out)"
