@@ -79,6 +79,7 @@ def _own_place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeyp
         "FGZOO_REGISTRY",
         "FGZOO_ZOO_URL",
         "FGZOO_RUN_FOLDER",
+        "FGZOO_RUN_EPOCHS",
         "PL_GLOBAL_SEED",
     ):
         # Set first: what a test's code puts there is then taken away again.

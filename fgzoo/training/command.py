@@ -53,6 +53,8 @@ class TrainingCLI(LightningCLI):
         self.run_folder = Path()
         self.resuming = False
         self.done = False
+        #: What `--time` gives; `None` where epochs are counted.
+        self.seconds: float | None = None
         self.started = time.perf_counter()
         #: Folders that this run made for itself, before it had anything to put there; the innermost first.
         self.claimed: list[Path] = []
@@ -150,7 +152,7 @@ class TrainingCLI(LightningCLI):
         base = Path(config.trainer.default_root_dir or "runs")
         runs = base / f"{config.data.name}-{method}"
         if self.verb == "fit" and config.time is not None:
-            duration(config.time)  # refused before anything is built
+            self.seconds = duration(config.time)  # refused before anything is built
             if config.resume:
                 raise UsageError("--time: a resumed run keeps its epochs; leave it away")
         if self.verb == "fit" and config.resume:
@@ -221,8 +223,8 @@ class TrainingCLI(LightningCLI):
         others = [] if logger in (None, True, False) else logger if isinstance(logger, list) else [logger]
         validates = bool(self.datamodule.splits["val"])
         text = None
-        if self.verb == "fit" and self.config["fit"].time is not None:
-            kwargs["max_epochs"] = self._epochs_within(duration(self.config["fit"].time))
+        if self.seconds is not None:
+            kwargs["max_epochs"] = self._epochs_within(self.seconds)
         if self.verb == "fit" and not self.resuming:
             # Where this run went is no setting of the next one, and how long it could last is in its epochs.
             settings = self.config["fit"].clone()

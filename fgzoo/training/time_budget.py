@@ -18,8 +18,8 @@ from fgzoo.errors import UsageError
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.training_stages import stage_ends
 
-#: Steps measured in each epoch of the trial, after a first one that starts loaders and allocates; and batches of a validation.
-STEPS, VALIDATED = 4, 2
+#: Steps in each epoch of the trial, of which the median counts, since the first one starts loaders; batches of a validation.
+STEPS, VALIDATED = 5, 2
 #: Seconds in a unit of time.
 UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
@@ -37,33 +37,34 @@ def duration(text: str) -> float:
 
 
 class _Clock(Callback):
-    """Notes how long training steps, with what they wait for, and validation batches take."""
+    """Notes how long training steps of each epoch, with what they wait for, and validation batches take."""
 
     def __init__(self) -> None:
-        self.steps: dict[int, list[float]] = {}
+        self.steps: list[list[float]] = []
         self.validation: list[float] = []
-        self.last = math.nan
+        self.last = 0.0
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """A step ends, and the next one begins."""
-        now, self.last = time.perf_counter(), self.last
-        if trainer.global_step and not math.isnan(self.last):
-            self.steps.setdefault(trainer.current_epoch, []).append(now - self.last)
-        self.last = now
+    def _lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self.last = self.last, time.perf_counter()
+        return self.last - before
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """An epoch's first step is not counted."""
-        self.last = math.nan
+        """The first step begins with the epoch."""
+        self.steps.append([])
+        self._lap()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """A step ends, and the next one begins."""
+        self.steps[-1].append(self._lap())
 
     def on_validation_start(self, *_: Any) -> None:
-        """A validation starts its loader."""
-        self.started = time.perf_counter()
+        """The first batch begins with the validation."""
+        self._lap()
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        """A validation batch ends."""
-        now = time.perf_counter()
-        self.validation.append(now - self.started)
-        self.started = now
+        """A batch ends, and the next one begins."""
+        self.validation.append(self._lap())
 
 
 def epochs_within(
@@ -95,14 +96,13 @@ def epochs_within(
     shares = [stage.share for stage in model.stages()]
     epochs = next(n for n in range(len(shares), 100) if _in_proportion(model, shares, n))
     trainer = trial(
-        max_epochs=epochs, limit_train_batches=STEPS + 1, limit_val_batches=VALIDATED if data.splits["val"] else 0,
-        num_sanity_val_steps=0,
-        devices=1, num_nodes=1, strategy="auto", callbacks=[*callbacks, clock],
+        max_epochs=epochs, limit_train_batches=STEPS, limit_val_batches=VALIDATED if data.splits["val"] else 0,
+        num_sanity_val_steps=0, devices=1, num_nodes=1, strategy="auto", callbacks=[*callbacks, clock],
         logger=False, enable_checkpointing=False, enable_progress_bar=False,
     )  # fmt: skip
     trainer.fit(copy.deepcopy(model), datamodule=data)
     batches = math.ceil(len(data.train_dataloader()) / processes)
-    epoch = batches * statistics.mean(statistics.median(steps) for steps in clock.steps.values())
+    epoch = batches * statistics.mean(statistics.median(steps) for steps in clock.steps)
     if clock.validation:
         epoch += math.ceil(len(data.val_dataloader()) / processes) * statistics.median(clock.validation)
     left = seconds - (time.perf_counter() - started)
