@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,14 +47,15 @@ def test_a_time_gives_epochs_and_nothing_else(recipe: str, tmp_path: Path) -> No
     assert all(torch.equal(tensor, counted[name]) for name, tensor in weights(tmp_path / "timed").items())
 
 
-def test_more_time_gives_more_epochs_and_one_is_the_least(tmp_path: Path) -> None:
-    def epochs(time: str) -> int:
-        fgzoo(*FIT, "--config", "birds/baseline", *TINY, "--time", time, "--output", tmp_path / time)
-        found: int = yaml.safe_load((tmp_path / time / "config.yaml").read_text())["trainer"]["max_epochs"]
-        return found
-
-    assert epochs("1s") < epochs("8s")
-    assert epochs("0.001s") == 1
+@pytest.mark.parametrize(("time", "epochs"), [("31s", 3), ("23s", 2), ("1s", 1)])
+def test_what_a_trial_leaves_is_filled_with_epochs_of_which_one_is_the_least(
+    time: str, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A clock that is read once a step: the trial's start, five steps and end take 7 s, the 8 steps of an epoch 8 s.
+    clock = SimpleNamespace(perf_counter=partial(next, count()))
+    monkeypatch.setattr("fgzoo.training.time_budget.time", clock)
+    fgzoo(*FIT, "--config", "birds/baseline", *TINY, "--time", time, "--output", tmp_path / "run")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["max_epochs"] == epochs
 
 
 def test_an_epoch_of_one_batch_has_a_length(tmp_path: Path) -> None:
