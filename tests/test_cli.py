@@ -216,6 +216,7 @@ def test_a_run_says_what_it_cost(trained: SimpleNamespace) -> None:
     cost = json.loads((trained.run / "cost.json").read_text())
     assert (cost["epochs"], cost["processes"], cost["device"]) == (2, 1, "cpu")
     assert cost["seconds"] > 0
+    assert cost["cpu_seconds"] > 0
     # A process with torch in it holds more than 100 MiB and, with these networks, less than the machine.
     assert 0.1 < cost["peak_memory_gib"] < 64
     assert cost["parameters"] == sum(p.numel() for p in load(trained.run).parameters())

@@ -22,7 +22,7 @@ from fgzoo.data.dataset import IGNORED, sample_seed
 from fgzoo.data.records import Record
 from fgzoo.files import write_json
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.training.environment import environment, peak_memory
+from fgzoo.training.environment import cpu_seconds, environment, peak_memory
 from fgzoo.training.report import write_probabilities, write_report
 from fgzoo.training.run_logger import run_loggers
 
@@ -50,7 +50,7 @@ class RunRecord(Callback):
     def __init__(self, folder: Path, config: str | None) -> None:
         self.folder = folder
         self.config = config
-        self.started = 0.0
+        self.started = self.computed = 0.0
         self.first_epoch = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -69,7 +69,7 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self.started = time.perf_counter()
+        self.started, self.computed = time.perf_counter(), cpu_seconds()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop the rows of metrics.csv that a resumed run does again (its epoch is not known any earlier)."""
@@ -91,6 +91,7 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             cost = {
                 "seconds": round(time.perf_counter() - self.started, 1),
+                "cpu_seconds": round(cpu_seconds() - self.computed, 1),
                 "epochs": trainer.current_epoch - self.first_epoch,
                 "peak_memory_gib": round(peak_memory(pl_module.device) / 2**30, 3),
                 "device": str(pl_module.device),

@@ -17,6 +17,11 @@ import torch
 from fgzoo.version import __version__
 
 
+def cpu_seconds() -> float:
+    """What this process, and its children that have ended, have kept the CPU busy so far."""
+    return sum(os.times()[:4])
+
+
 def peak_memory(device: torch.device) -> int:
     """The most memory that this process has held so far.
 
