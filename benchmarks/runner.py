@@ -113,12 +113,12 @@ def run_cell(cell: Cell, machine: Machine, lock: int, gpu: str | None, stop: thr
     environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     if not (folder / "cost.json").is_file():
         fresh = [*fit_arguments(cell, machine), "--output", str(folder)]
-        _run_fgzoo(fresh if begun is None else ["fit", "--resume", str(folder)], folder, environment, lock, stop)
+        run_fgzoo(fresh if begun is None else ["fit", "--resume", str(folder)], folder, environment, lock, stop)
     if scores_of(cell, folder) is None:
-        _run_fgzoo(["test", "--ckpt_path", str(folder)], folder, environment, lock, stop)
+        run_fgzoo(["test", "--ckpt_path", str(folder)], folder, environment, lock, stop)
 
 
-def _run_fgzoo(typed: list[str], folder: Path, environment: dict[str, str], lock: int, stop: threading.Event) -> None:
+def run_fgzoo(typed: list[str], folder: Path, environment: dict[str, str], lock: int, stop: threading.Event) -> None:
     """Run the command line, its output into a log."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
