@@ -139,7 +139,7 @@ def judge(train: Answers, held_out: Answers, known: Answers, unknown: dict[str, 
 
 
 def run(
-    *, root: Sequence[str], weights: Sequence[str] = (), runs: Path = Path("runs/unknown"), only: str = "*",
+    *, root: Sequence[str] = (), weights: Sequence[str] = (), runs: Path = Path("runs/unknown"), only: str = "*",
     seeds: Sequence[int] = SEEDS, threads: int = 1,
 ) -> int:  # fmt: skip
     """Train every method on half of the classes, and judge every score; what is in results/unknown.csv already is skipped.
@@ -214,9 +214,10 @@ PAGE = """\
 
 {hardware}. `fgzoo fit {arguments}`. Mean ± standard deviation over seeds; "runs" says how many.
 
-AUROC: the share of pairs of a known and an unknown image in which the known one scores higher (50: chance). FPR: the share of unknown images
-that is accepted where 95 % of the known test images are. "Rejected" is what the threshold of the held-out images rejects, which accepts 95 %
-of those. AUROC of right and wrong: whether the known images that are called by their names score higher than those that are not.
+AUROC: the share of pairs of a known and an unknown image in which the known one scores higher (50: chance). FPR: the share of
+unknown images that is accepted where 95 % of the known test images are. "Rejected" is what the threshold of the held-out images
+rejects, which accepts 95 % of those. AUROC of right and wrong: whether the known images that are called by their names score
+higher than those that are not.
 
 ## By score, mean over methods
 

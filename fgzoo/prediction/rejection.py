@@ -11,9 +11,10 @@ Two are made of features, see [ClassMeans][]: they need the training images once
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -61,9 +62,10 @@ class Calibration:
             score: What decides.
         """
         temperature = fit_temperature(logits, targets)
-        scores = SCORES[score](logits.double(), temperature)
-        thresholds = torch.quantile(scores, torch.tensor(RATES, dtype=scores.dtype), interpolation="lower")
-        return cls(temperature, score, RATES, tuple(thresholds.tolist()), len(logits))
+        found = cls(temperature, score, RATES, (), len(logits))
+        scores = found.scores(logits.double())
+        thresholds = torch.quantile(scores, scores.new_tensor(RATES), interpolation="lower")
+        return replace(found, thresholds=tuple(thresholds.tolist()))
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Calibration:
@@ -78,7 +80,7 @@ class Calibration:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"checkpoint: its calibration is not what fgzoo writes ({error!r})") from error
         numbers = (found.temperature, *rates, *thresholds)
-        rising = all(one < other for one, other in zip(rates, rates[1:], strict=False))
+        rising = all(one < other for one, other in itertools.pairwise(rates))
         whole = len(rates) == len(thresholds) > 0 and rising and found.temperature > 0 and all(map(math.isfinite, numbers))
         if not whole or found.score not in get_args(Score):
             raise CheckpointError("checkpoint: its calibration is not what fgzoo writes")
@@ -108,7 +110,7 @@ class Calibration:
 
     def scores(self, logits: Tensor) -> Tensor:
         """How well known images look, (B,), by their logits (B, K)."""
-        return SCORES[self.score](logits, self.temperature)
+        return energy(logits) if self.score == "energy" else maximum_probability(logits, self.temperature)
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
@@ -143,12 +145,9 @@ def maximum_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return (logits / temperature).softmax(dim=1).amax(dim=1)
 
 
-def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """log sum exp of logits (B, K), which the temperature leaves alone: the negative energy, (B,)."""
+def energy(logits: Tensor) -> Tensor:
+    """The negative energy, log sum exp of logits (B, K): (B,)."""
     return logits.logsumexp(dim=1)
-
-
-SCORES = {"probability": maximum_probability, "energy": energy}
 
 
 @dataclass(frozen=True)
