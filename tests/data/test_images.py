@@ -225,3 +225,14 @@ def test_auto_prefers_torchcodec() -> None:
 def test_unknown_decoder() -> None:
     with pytest.raises(UsageError, match="choose auto, torchcodec or pillow"):
         active_decoder("opencv")
+
+
+@BOTH
+def test_a_picture_may_come_smaller_where_that_is_enough(tmp_path: Path, decoder: str) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encode(gradient(960, 640), exif=oriented(6)))
+    whole, small = decode(path, decoder), decode(path, decoder, enough=100)
+    assert whole.shape == (3, 960, 640)
+    assert small.shape == (3, 240, 160)
+    averaged = torch.nn.functional.avg_pool2d(whole.float(), 4)
+    assert (averaged - small.float()).abs().max() < 12

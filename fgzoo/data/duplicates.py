@@ -1,0 +1,154 @@
+"""Photos that show the same picture: copies of a file, and copies that were resized, compressed, recoloured, cut or mirrored.
+
+A picture is described by how its brightness changes from each cell of a 16 x 16 grid to the next, down and to the right, scaled
+to length 1. Two pictures are near-duplicates where the cosine of their descriptions, or of one's and that of the other's mirror
+image, is at least [SIMILARITY][]. All pairs are compared, by matrix products.
+
+Source: the differences of the difference hash (dHash; N. Krawetz, "Kind of Like That", hackerfactor.com, 2013), as numbers
+instead of signs and on a finer grid; the threshold is our decision. Among 2,889 photos of fifty bird species, 2,457 of sixty cars
+cut out by their boxes, and 1,500 synthetic birds, two of different scenes reach 0.80, 0.86 and 0.72. JPEG at quality 30, a sixth
+of the size, a third more light, less contrast, no colour, a caption, or a rotation by one degree leave at least 0.89 in 99 % of
+the photos; half of those that lose 3 % of each side keep 0.89, most that lose a tenth are not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.fft import dctn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from fgzoo.data.images import decode
+from fgzoo.data.records import Record
+from fgzoo.errors import DataError
+from fgzoo.files import file_hash
+
+#: From which cosine on two pictures are the same one.
+SIMILARITY = 0.87
+#: Cells a side of the grid.
+GRID = 16
+#: Pixels that a side keeps when a file is decoded.
+ENOUGH = 4 * GRID
+#: Where brightness changes by less than this, of 255, from cell to cell (root mean square), there is nothing to compare.
+FLAT = 0.5
+#: Pictures whose descriptions are compared with all others at once.
+BLOCK = 512
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+class NearDuplicates(NamedTuple):
+    """Which of N images are the same picture, as indices into them, in ascending order.
+
+    Attributes:
+        groups: Near-duplicates, two or more together; of a group, each image is near at least one other. No image is in two.
+        identical: Images whose files are the same to the last byte (of pictures that were read: whose pixels are). Each of these
+            groups lies within one of `groups`.
+        unreadable: Why an image could not be compared, by index.
+    """
+
+    groups: Groups
+    identical: Groups
+    unreadable: dict[int, str]
+
+
+def near_duplicates(
+    images: Sequence[Path] | Sequence[Record],
+    read: Callable[[Record], Tensor] | None = None,
+    similarity: float = SIMILARITY,
+    threads: int = 1,
+) -> NearDuplicates:
+    """Find near-duplicates among images.
+
+    Beside decoding, 10,000 images take four seconds on one core, 40,000 three quarters of a minute; each takes 2 KB of memory.
+
+    Args:
+        images: Files, or records of a data set.
+        read: How the data set reads a record, see [Listing][fgzoo.data.records.Listing]; `None`: by decoding its file.
+        similarity: From which cosine, at most 1, on two pictures are the same.
+        threads: How many read files at once.
+
+    Returns:
+        The groups.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        seen = list(pool.map(lambda image: _look(image, read), images))
+    digests: dict[str, list[int]] = defaultdict(list)
+    unreadable = {}
+    for index, found in enumerate(seen):
+        if isinstance(found, str):
+            unreadable[index] = found
+        else:
+            digests[found[0]].append(index)
+    identical = tuple(tuple(members) for members in digests.values() if len(members) > 1)
+    # Copies stand for one another, so that many of them make few pairs.
+    firsts = np.array([members[0] for members in digests.values()], dtype=np.int64)
+    cells = np.stack([seen[first][1] for first in firsts]) if len(firsts) else np.empty((0, GRID, GRID), np.float32)
+    labels = _components(*_description(cells), similarity)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for label, members in zip(labels.tolist(), digests.values(), strict=True):
+        groups[label] += members
+    return NearDuplicates(
+        tuple(sorted(tuple(sorted(members)) for members in groups.values() if len(members) > 1)), identical, unreadable
+    )
+
+
+def _look(image: Path | Record, read: Callable[[Record], Tensor] | None) -> tuple[str, NDArray[np.float32]] | str:
+    """The digest of an image, and the mean brightness of its cells, (GRID, GRID); or why it cannot be read."""
+    try:
+        if read is not None and isinstance(image, Record):
+            pixels = read(image)
+            digest = hashlib.sha256(f"{tuple(pixels.shape)}".encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
+        else:
+            path = image.path if isinstance(image, Record) else image
+            assert path is not None, "a record without a file is read by its data set"
+            pixels, digest = decode(path, enough=ENOUGH), file_hash(path, "sha256")
+    except (DataError, OSError) as error:
+        return str(error)
+    grey = pixels.float().mean(dim=0, keepdim=True)
+    return digest, F.adaptive_avg_pool2d(grey, GRID)[0].numpy()
+
+
+def _description(cells: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Brightness (N, GRID, GRID) -> two parts of descriptions of length 1, both (N, GRID^2 / 2), or 0 where a picture is flat.
+
+    The cosine transform has the steps between neighbours for its eigenvectors: weighted by the roots of their eigenvalues, its
+    coefficients have the inner products of the differences themselves, in half the numbers. Mirroring leaves the first part
+    (even columns) and negates the second (odd ones).
+    """
+    steps = 4 * np.sin(np.pi * np.arange(GRID) / (2 * GRID)) ** 2
+    waves = dctn(cells, axes=(1, 2), norm="ortho") * np.sqrt(steps[:, None] + steps)
+    lengths = np.linalg.norm(waves, axis=(1, 2), keepdims=True)
+    flat = lengths < FLAT * GRID
+    waves = np.where(flat, 0, waves / np.where(flat, 1, lengths)).astype(np.float32)
+    even, odd = (np.ascontiguousarray(waves[:, :, first::2]).reshape(len(waves), GRID * GRID // 2) for first in (0, 1))
+    return even, odd
+
+
+def _components(even: NDArray[np.float32], odd: NDArray[np.float32], similarity: float) -> NDArray[np.int64]:
+    """A label for each of N pictures by their descriptions, the same for those that a chain of near ones connects."""
+    count = len(even)
+    labels = np.arange(count)
+    for start in range(0, count, BLOCK):
+        some = slice(start, start + BLOCK)
+        cosines = odd[some] @ odd[start:].T
+        # Of a picture and its mirror image the one that is nearer.
+        np.abs(cosines, out=cosines)
+        cosines += even[some] @ even[start:].T
+        first, second = np.nonzero(cosines >= similarity)
+        # What is connected so far stays connected: a picture and the one that its label names are an edge, too.
+        rows, columns = np.concatenate([first + start, np.arange(count)]), np.concatenate([second + start, labels])
+        graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
+        components = connected_components(graph, directed=False)[1]
+        labels = np.unique(components, return_index=True)[1][components]
+    return labels
