@@ -15,7 +15,7 @@ from fgzoo.methods import import_path
 
 #: Verb -> what it does, as `fgzoo --help` shows it.
 VERBS = {
-    "fit": "train a method; with nothing else, RRA on the built-in synthetic birds",
+    "fit": "PHOTOS: from a folder or CSV to a tested classifier and its report; or any method on any data set",
     "validate": "score a checkpoint on the validation split",
     "test": "score a checkpoint on the test split",
     "predict": "class names and probabilities of your own images, from a checkpoint",
@@ -89,9 +89,14 @@ def _prepare_process() -> None:
 def _train(verb: str, arguments: list[str]) -> int:
     """Lightning's verbs; its interrupt handling ends in exit status 1, ours in 130."""
     from fgzoo.training.command import run
+    from fgzoo.training.photos import fit_photos
 
     try:
-        return run(verb, arguments)
+        if verb == "fit" and arguments and not arguments[0].startswith("-"):
+            fit_photos(arguments[0], arguments[1:])
+        else:
+            run(verb, arguments)
+        return 0
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from end

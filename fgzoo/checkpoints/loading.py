@@ -19,6 +19,7 @@ from fgzoo.checkpoints.safetensors import read_safetensors, training_only
 from fgzoo.data.card import DataCard
 from fgzoo.errors import CheckpointError
 from fgzoo.methods import available, import_path
+from fgzoo.methods.arguments import without_files
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.weights import read_plain
 from fgzoo.version import __version__
@@ -111,8 +112,12 @@ def arguments_of(checkpoint: Mapping[str, Any], cls: type[FineGrainedClassifier]
         [implied_arguments][FineGrainedClassifier.implied_arguments].
     """
     kept = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
-    unread = {"pretrained": False} | {name: None for name in kept if name.endswith("backbone_weights")}
-    return {**cls.implied_arguments, **kept, **{name: value for name, value in unread.items() if name in kept}}
+    return {**cls.implied_arguments, **_untrained(kept)}
+
+
+def _untrained(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that read and fetch no weights."""
+    return without_files(arguments) | ({"pretrained": False} if "pretrained" in arguments else {})
 
 
 def method_class(path: str, trust: Sequence[str] = ()) -> type[FineGrainedClassifier]:
@@ -185,10 +190,8 @@ def class_dependent(model: FineGrainedClassifier) -> list[str]:
     Found by building the same network for one class more, without memory (on the meta device).
     """
     arguments = {k: v for k, v in dict(model.hparams).items() if not k.startswith("_")}
-    arguments.update({k: v for k, v in (("pretrained", False), ("backbone_weights", None)) if k in arguments})
-    arguments["num_classes"] = model.num_classes + 1
     with torch.device("meta"):
-        other = type(model)(**arguments)
+        other = type(model)(**_untrained(arguments) | {"num_classes": model.num_classes + 1})
     shapes = {key: value.shape for key, value in other.state_dict().items()}
     return [key for key, value in model.state_dict().items() if shapes.get(key) != value.shape]
 

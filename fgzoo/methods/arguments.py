@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, TypeVar, cast, get_args
 
@@ -23,6 +23,11 @@ def require_choice(name: str, value: str, choices: Any) -> None:
     """
     if value not in get_args(choices):
         raise UsageError(f"model.{name}: '{value}' is none of {', '.join(get_args(choices))}")
+
+
+def without_files(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's arguments by name, without files of weights and teachers, which lie on one machine alone."""
+    return {**arguments, **{name: None for name in arguments if name == "teacher" or name.endswith("backbone_weights")}}
 
 
 class BuildsNetwork(type):

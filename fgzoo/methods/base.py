@@ -28,6 +28,7 @@ from fgzoo.data.card import DataCard
 from fgzoo.errors import DataError, UntrainedError, UsageError
 from fgzoo.methods.arguments import require_choice
 from fgzoo.methods.class_balance import ClassWeights, adjusted_cross_entropy, weighted_cross_entropy
+from fgzoo.methods.distillation import check_teachers, distillation_loss, teacher_probabilities
 from fgzoo.methods.evaluation import tail_classes
 from fgzoo.methods.optimization import Schedule, parameter_groups
 from fgzoo.methods.steps import LightningSteps
@@ -78,6 +79,10 @@ class FineGrainedClassifier(LightningSteps):
             meanwhile would not fit the other ones.
         output_stride: Stride of the backbones' last level, 8 or 16 instead of 32, where timm can build a network so: finer maps
             at a higher cost. `None`: each network's own.
+        teacher: Trained checkpoints of the same classes to learn from, too: names, runs' folders or files. The command line loads
+            them; in Python, set `teachers`. What is scored learns from the average of their probabilities for the same view.
+        teacher_weight: What the teachers count; the loss terms of the classes have the rest.
+        teacher_temperature: Divides the logits of teachers and student before both are compared.
         recompute_backbone: Compute the backbone's activations again in the backward pass instead of keeping them: less memory,
             about a third more time.
 
@@ -85,6 +90,7 @@ class FineGrainedClassifier(LightningSteps):
         arguments: Every argument by name, see [HasArguments][fgzoo.methods.arguments.HasArguments].
         network: The torch network that [build_network][] made; it alone is compiled and exported.
         card: The data the weights were trained on, and how its images were prepared; `None` before that is known.
+        teachers: Trained models to learn from, see `teacher`; no part of this one, nor of its checkpoints.
         trained: Whether the weights have been trained. An untrained model is not tested.
     """
 
@@ -119,6 +125,9 @@ class FineGrainedClassifier(LightningSteps):
         freeze: int = 0,
         freeze_norm: FreezeNorm = "none",
         output_stride: int | None = None,
+        teacher: Sequence[str] | str | None = None,
+        teacher_weight: float = 0.5,
+        teacher_temperature: float = 2.0,
     ) -> None:
         super().__init__(num_classes)
         require_choice("freeze_norm", freeze_norm, FreezeNorm)
@@ -131,6 +140,10 @@ class FineGrainedClassifier(LightningSteps):
             raise UsageError(f"model.logit_adjustment: {logit_adjustment}; at least 0, which adjusts nothing")
         if class_weights != "none" and logit_adjustment:
             raise UsageError("model.logit_adjustment: model.class_weights evens out the classes, too; give one of them")
+        if not 0 < teacher_weight <= 1:
+            raise UsageError(f"model.teacher_weight: {teacher_weight} is not in (0, 1]")
+        if not 0 < teacher_temperature < math.inf:
+            raise UsageError(f"model.teacher_temperature: {teacher_temperature} is no positive number")
         if lr_batch is not None and lr_batch < 1:
             raise UsageError(f"model.lr_batch: {lr_batch}; at least 1, or leave it away to take lr as it is")
         if compile and recompute_backbone:
@@ -140,6 +153,7 @@ class FineGrainedClassifier(LightningSteps):
         self.num_classes = num_classes
         self.backbone = backbone
         self.card: DataCard | None = None
+        self.teachers: Sequence[FineGrainedClassifier] = []
         self.network: nn.Module
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
@@ -334,6 +348,25 @@ class FineGrainedClassifier(LightningSteps):
             return weighted_cross_entropy(logits, targets, self._class_counts(), given.class_weights, given.label_smoothing)
         return F.cross_entropy(logits, targets, label_smoothing=given.label_smoothing)
 
+    def taught(self, terms: dict[str, Tensor], output: MethodOutput, images: Tensor) -> dict[str, Tensor]:
+        """Loss terms with that of the teachers, where there are any, see `teacher_weight`.
+
+        Args:
+            terms: What [loss][] gave.
+            output: The output whose logits are scored.
+            images: (B, 3, H, W), what it is of, normalised.
+
+        Returns:
+            Scalars by name.
+        """
+        if not self.teachers:
+            return terms
+        given = self.arguments
+        probabilities = teacher_probabilities(self.teachers, self, images, given.teacher_temperature)
+        soft = distillation_loss(output.logits, probabilities, given.teacher_temperature)
+        weighed = {name: (1 - given.teacher_weight) * term for name, term in terms.items()}
+        return weighed | {"teacher": given.teacher_weight * soft}
+
     def _class_counts(self) -> tuple[int, ...]:
         """Training images by class, of which each has some."""
         if self.card is None or self.card.class_counts is None:
@@ -451,6 +484,8 @@ class FineGrainedClassifier(LightningSteps):
                 # Which classes are rare is said by the images that were trained on.
                 card = replace(card, class_counts=self.card.class_counts)
             self.card = card
+        if stage == "fit":
+            check_teachers(self.teachers, self)
         self.evaluation.tail = tail_classes(None if self.card is None else self.card.class_counts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -46,6 +46,8 @@ class LightningSteps(HasArguments):
     network: nn.Module
     normalize: Callable[[Tensor], Tensor]
     loss: Callable[[MethodOutput, Tensor], dict[str, Tensor]]
+    taught: Callable[[dict[str, Tensor], MethodOutput, Tensor], dict[str, Tensor]]
+    teachers: Sequence[LightningSteps]
     stages: Callable[[], tuple[TrainingStage, ...]]
     parameter_groups: Callable[[], list[dict[str, Any]]]
     training_outputs: Callable[[Tensor, Tensor, Tensor], Iterator[MethodOutput]]
@@ -68,7 +70,9 @@ class LightningSteps(HasArguments):
         return stage_at(self.stage_ends, self.global_step)
 
     def on_fit_start(self) -> None:
-        """Refuse to train without the callbacks that the steps need."""
+        """Refuse to train without the callbacks that the steps need, and bring the teachers to the device."""
+        for teacher in self.teachers:
+            teacher.to(self.device).eval()
         present: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, EnterStages) for callback in present):
             raise UsageError(
@@ -96,10 +100,12 @@ class LightningSteps(HasArguments):
         terms: dict[str, Tensor] = {}
         shown: dict[str, Tensor] = {}
         for output in self.training_outputs(images, classes, self.sample_keys(index)):
-            step_terms = self.loss(output, targets)
+            step_terms, last = self.loss(output, targets), len(totals) == self.steps_per_batch - 1
+            if last:
+                step_terms = self.taught(step_terms, output, images)
             total = torch.stack(list(step_terms.values())).sum()
             if not self.automatic_optimization:
-                self._optimize(total, last=len(totals) == self.steps_per_batch - 1)
+                self._optimize(total, last)
             totals.append(total)
             terms.update({f"loss_{name}": term.detach() for name, term in step_terms.items()})
             shown.update({name.removeprefix("log_"): x for name, x in output.extra.items() if name.startswith("log_")})

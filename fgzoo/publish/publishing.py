@@ -23,6 +23,7 @@ from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.files import file_hash
 from fgzoo.methods import method_name
+from fgzoo.methods.arguments import without_files
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.publish.model_card import Training, model_card
 from fgzoo.training.command import run as run_training
@@ -129,7 +130,7 @@ def _check_alike(run: Path, seeds: Sequence[Path]) -> None:
 
     def settings(config: dict[str, Any]) -> tuple[dict[str, Any], Any, Any]:
         data = {key: value for key, value in config["data"].items() if key not in MACHINE_SETTINGS}
-        model = {key: value for key, value in config["model"]["init_args"].items() if key != "backbone_weights"}
+        model = without_files(config["model"]["init_args"])
         return data, (config["model"]["class_path"], model), config["trainer"]["max_epochs"]
 
     first, *others = [_config(folder) for folder in (run, *seeds)]
@@ -151,8 +152,7 @@ def _store_and_score(
 ) -> tuple[dict[str, float], list[tuple[str, str, int]], Path]:
     """Write the file into a folder that looks like its run's, and test it as a person would."""
     part = folder / LAST.parent / f"{name}{SUFFIX}"
-    if "backbone_weights" in model.hparams:
-        model.hparams["backbone_weights"] = None  # a path of the machine it was trained on
+    model.hparams.update(without_files(model.hparams))
     save_safetensors(model, part, dtype)
     shutil.copyfile(run / CONFIG, folder / CONFIG)
     run_training("test", ["--ckpt_path", str(part)])

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from fgzoo.checkpoints.loading import load_weights, read_checkpoint
+from fgzoo.checkpoints.loading import load, load_weights, read_checkpoint
 from fgzoo.checkpoints.run_folder import LAST, check_new, find_checkpoint, new_folder, newest_run, next_folder, run_of
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import UntrainedError, UsageError
@@ -206,6 +206,8 @@ class TrainingCLI(LightningCLI):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from error
         config = self.config[self.verb]
+        if self.verb == "fit" and (said := self.model.arguments.teacher):
+            self.model.teachers = [load(one, trust=config.trust) for one in ([said] if isinstance(said, str) else said)]
         if self.resuming:
             assert self.checkpoint is not None
             checkpoint = read_checkpoint(self.checkpoint)
@@ -331,11 +333,11 @@ class TrainingCLI(LightningCLI):
             self.console.print(f"Next: fgzoo test --ckpt_path {self.run_folder}", highlight=False)
 
 
-def run(verb: str, arguments: list[str]) -> int:
+def run(verb: str, arguments: list[str]) -> TrainingCLI:
     """Run a training verb, `fit`, `validate` or `test`, with what followed it on the command line.
 
     Returns:
-        The exit status.
+        What was run; its `run_folder` holds what it wrote.
 
     Raises:
         UsageError: Something the user gave is wrong.
@@ -346,12 +348,12 @@ def run(verb: str, arguments: list[str]) -> int:
     try:
         cli = TrainingCLI(verb, arguments, console)
         cli.close()
+        return cli
     finally:
         for name in (RUN_VARIABLE, EPOCHS_VARIABLE):
             os.environ.pop(name, None)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    return 0
 
 
 # ---------------------------------------------------------------------- the process

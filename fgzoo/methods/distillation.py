@@ -1,0 +1,71 @@
+"""Learning from trained models: their softened probabilities as targets beside the classes (Hinton et al., arXiv 1503.02531)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fgzoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from fgzoo.methods.base import FineGrainedClassifier
+
+
+def check_teachers(teachers: Sequence[FineGrainedClassifier], student: FineGrainedClassifier) -> None:
+    """Refuse teachers that have not been trained, or know other classes.
+
+    Raises:
+        UntrainedError, DataError: See [FineGrainedClassifier.transform][] and [DataCard.check_classes][].
+        UsageError: There is none, though the student was asked to learn from one.
+    """
+    if student.arguments.teacher and not teachers:
+        raise UsageError("model.teacher: `fgzoo fit` loads it; in Python, set model.teachers = [fgzoo.load(...)]")
+    for teacher in teachers:
+        _ = teacher.transform
+        if teacher.card is not None and student.card is not None:
+            teacher.card.check_classes(student.card)
+
+
+def teacher_probabilities(
+    teachers: Sequence[FineGrainedClassifier], student: FineGrainedClassifier, images: Tensor, temperature: float
+) -> Tensor:
+    """What teachers make of a student's images, each at the size and with the statistics that it was trained with.
+
+    Args:
+        teachers: Trained models, of the student's classes and on its device.
+        student: Whose images these are.
+        images: (B, 3, H, W), normalised for the student.
+        temperature: Divides the logits.
+
+    Returns:
+        (B, K) probabilities, averaged over teachers.
+    """
+    pixels = images * student.pixel_std + student.pixel_mean
+    found = []
+    for teacher in teachers:
+        assert teacher.card is not None
+        seen = (pixels - teacher.pixel_mean) / teacher.pixel_std
+        if max(seen.shape[-2:]) != teacher.card.image_size:
+            seen = F.interpolate(seen, size=(teacher.card.image_size,) * 2, mode="bilinear", antialias=True)
+        with torch.no_grad():
+            found.append((teacher(seen).logits.float() / temperature).softmax(dim=1))
+    return torch.stack(found).mean(dim=0)
+
+
+def distillation_loss(logits: Tensor, probabilities: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(p || softmax(z / T)), averaged over images; T^2 keeps its gradients as large as the cross-entropy's.
+
+    Args:
+        logits: (B, K), the student's z.
+        probabilities: (B, K), the teachers' p.
+        temperature: T.
+
+    Returns:
+        A scalar.
+    """
+    student = (logits.float() / temperature).log_softmax(dim=1)
+    return temperature**2 * F.kl_div(student, probabilities, reduction="batchmean")
