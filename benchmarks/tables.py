@@ -264,19 +264,21 @@ def over_datasets(blocks: Sequence[Block]) -> str:
     if len(blocks) == 1 or len({block.dataset for block in blocks}) < len(blocks):
         return ""
     rows: dict[str, Row] = defaultdict(dict)
-    gains: dict[str, list[NDArray[Any]]] = defaultdict(list)
+    gains: dict[tuple[str, str], list[NDArray[Any]]] = defaultdict(list)
+    parents = {row.label: row.parent for row in blocks[0].plan.rows}
     for block in blocks:
-        for group in (group for group in block.groups if group.label == BASELINE or group not in block.baselines):
+        by_label = {group.label: group for group in block.groups}
+        for group in (group for group in block.groups if group.label in parents):
             shown = f"{mean_std(group.values('top1'))} ({len(group.runs)} runs)"
             rows[group.label] |= {"what": group.label, f"{block.dataset}, top-1 %": shown}
-            base = block.baseline_for(group, group.epochs)
-            if base is not None and base is not group and group.runs.keys() & base.runs.keys():
-                mine, theirs = paired(group, base)
-                gained = gain(mine, theirs, block.arrays)
-                gains[group.label] += [] if gained is None else [gained]
-    for label, found in gains.items():
+            bases = block.baseline_for(group, group.epochs), by_label.get(parents[group.label])
+            for name, base in zip((BASELINE, "parent"), bases, strict=True):
+                if base is not None and base is not group and group.runs.keys() & base.runs.keys():
+                    gained = gain(*paired(group, base), block.arrays)
+                    gains[group.label, name] += [] if gained is None else [gained]
+    for (label, name), found in gains.items():
         if len(found) == len(blocks):
-            rows[label]["mean difference to Baseline"] = percentage_points(*with_interval(found))
+            rows[label][f"mean difference to {name}"] = percentage_points(*with_interval(found))
     return markdown_table([row for row in rows.values() if all(f"{block.dataset}, top-1 %" in row for block in blocks)])
 
 
