@@ -22,11 +22,26 @@ from fgzoo import create_model
 from fgzoo.data.card import DataCard
 from fgzoo.data.records import Part, Record
 from fgzoo.data.synthetic import Birds
+from fgzoo.methods.baseline import Baseline
 from fgzoo.nn import Backbone
-from tests.command import fgzoo, weights
+from tests.builders import make_cub
+from tests.command import fgzoo, fit, weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("common", "plan", "costs", "runner", "results", "tables", "accuracy", "speed", "interpretability", "readouts", "traits")
+NAMES = (
+    "common",
+    "plan",
+    "costs",
+    "runner",
+    "results",
+    "tables",
+    "accuracy",
+    "speed",
+    "interpretability",
+    "readouts",
+    "sizes",
+    "traits",
+)
 
 
 @pytest.fixture(scope="module")
@@ -292,3 +307,18 @@ def test_no_folder_of_this_machine_is_written(bench: Any) -> None:
 
 def test_the_median_stands_beside_its_range(bench: Any) -> None:
     assert bench.common.median_and_range([3.0, 1.0, 2.0, 1234.5]) == "2.50 (1.00 to 1,234.50)"
+
+
+# ---------------------------------------------------------------------- other sizes
+
+
+def test_a_run_is_validated_at_other_sizes(bench: Any, tmp_path: Path) -> None:
+    root, run = make_cub(tmp_path / "data", per_class=6), tmp_path / "run"
+    assert fit(root, "--data.folds", 2, "--data.fold", 1, "--seed_everything", 3, "--output", run).status == 0
+    with np.load(run / "val_probabilities.npz") as scored:
+        assert bench.sizes.predicted(run, root, 64).tolist() == scored["predicted"].tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        sides = []
+        patch.setattr(Baseline, "normalize", lambda _, images: sides.append(images.shape[-1]) or images / 255)
+        bench.sizes.predicted(run, root, 96)
+    assert set(sides) == {96}

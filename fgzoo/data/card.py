@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -47,6 +47,14 @@ class DataCard:
         from fgzoo.data.transforms import evaluation_transform
 
         return evaluation_transform(self.image_size, self.resize, self.resize_mode)
+
+    def at_size(self, image_size: int) -> DataCard:
+        """The card of the same weights for images of another size: the network's input and what it is cropped from in proportion.
+
+        Args:
+            image_size: Side of the network's input in pixels.
+        """
+        return replace(self, image_size=image_size, resize=round(self.resize * image_size / self.image_size))
 
     def check_classes(self, other: DataCard) -> None:
         """Refuse to score weights on classes that they do not know.

@@ -1,0 +1,89 @@
+"""Do networks answer better at another size than that of their training? FixRes (Touvron et al., arXiv 1906.06423), untuned.
+
+    python benchmarks/sizes.py preset --runs RUNS --root cub=PATH cars=PATH     # results/sizes.md and .csv
+
+The finished runs of a plan on folds are validated again, at larger sizes; images are resized in proportion.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import common
+import numpy as np
+import torch
+from common import Row, markdown_table, say, write_report
+from plan import read_plan
+from results import Results, predicted_name, targets_name
+from runner import paths_by_name
+from tables import percentage_points, with_interval
+
+from fgzoo import FGVCDataModule, load
+from fgzoo.errors import UsageError
+from fgzoo.recipes import read_config
+
+
+def predicted(run: Path, root: Path, size: int) -> np.ndarray:
+    """The classes that a run's last checkpoint gives its validation images at a size in pixels."""
+    model, data = load(run), read_config(run / "config.yaml")["data"]
+    assert model.card is not None
+    model.card = model.card.at_size(size)
+    kept = {name: data[name] for name in ("name", "resize_mode", "folds", "fold", "decoder")}
+    seed = read_config(run / "config.yaml")["seed_everything"]
+    images = FGVCDataModule(
+        root=root, image_size=size, resize=model.card.resize, num_workers=0, seed=seed, cache="disk", **kept
+    )  # fmt: skip
+    images.setup("validate")
+    with torch.no_grad():
+        answers = [model(model.normalize(batch[0])).logits.argmax(dim=1) for batch in images.val_dataloader()]
+    return torch.cat(answers).numpy()
+
+
+def sizes(
+    plan: str,
+    *,
+    runs: Path,
+    root: Sequence[str] = (),
+    pixels: Sequence[int] = (184, 208, 240),
+    labels: Sequence[str] = ("Baseline", "RRA"),
+) -> None:
+    """Validate finished runs at other sizes.
+
+    Args:
+        plan: A plan on folds.
+        runs: Where its runs lie.
+        root: Folders of data sets, NAME=PATH.
+        pixels: Sizes.
+        labels: Rows of the plan.
+    """
+    results, places, gains, rows = Results(read_plan(plan).name), paths_by_name(root, "--root"), {}, []
+    for row in (row for row in results.rows if row["label"] in labels and (runs / row["cell"]).is_dir()):
+        targets, known = results.arrays[targets_name(row)], results.arrays[predicted_name(row)]
+        run, size = runs / row["cell"], int(row["size"])
+        if (changed := (predicted(run, places[row["dataset"]], size) != known).mean()) > 0.002:
+            raise UsageError(f"{run.name}: {changed:.1%} of the classes are not those of the plan's results")
+        for other in pixels:
+            found = predicted(run, places[row["dataset"]], other)
+            gain = (found == targets).astype(float) - (known == targets)
+            gains.setdefault((row["dataset"], row["label"], size, other), {}).setdefault(row["seed"], []).append(gain)
+            rows.append(
+                {"cell": row["cell"], "size": other, "top1": f"{(found == targets).mean():.4f}", "at its own": row["top1"]}
+            )
+            say(", ".join(map(str, rows[-1].values())))
+    table: dict[tuple[str, str, int], Row] = {}
+    for (dataset, label, size, other), seeds in gains.items():
+        shown = table.setdefault((dataset, label, size), {"data": dataset, "what": label, "trained at": size})
+        stacked = np.stack([np.concatenate(folds) for folds in seeds.values()])
+        shown["runs"] = sum(map(len, seeds.values()))
+        shown[f"{other} pixels"] = percentage_points(*with_interval([stacked]))
+    text = "Points more than at the size of training, paired by seed and image; 95 % intervals by a bootstrap of both.\n\n"
+    write_report(
+        f"Plan `{plan}` at other sizes than it was trained at", text + markdown_table(list(table.values())), rows, "sizes"
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(common.main(sizes))
