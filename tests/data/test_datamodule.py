@@ -261,6 +261,14 @@ def test_a_batch_without_one_readable_image_is_an_error() -> None:
         collate([None, None])
 
 
+def test_a_batch_is_its_images_pixel_by_pixel() -> None:
+    images = [torch.randint(0, 256, (3, 6, 5), dtype=torch.uint8) for _ in range(3)]
+    batch, targets, index = collate([(image, 2, place) for place, image in enumerate(images)])
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(batch, torch.stack(images), rtol=0, atol=0)
+    assert (targets.tolist(), index.tolist()) == ([2, 2, 2], [0, 1, 2])
+
+
 # ---------------------------------------------------------------------- the card
 
 
