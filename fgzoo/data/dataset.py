@@ -114,6 +114,6 @@ def collate(samples: list[Sample | None]) -> tuple[Tensor, Tensor, Tensor]:
     good = [sample for sample in samples if sample is not None]
     if not good:
         raise DataError(f"data: none of the {len(samples)} images of a batch could be read")
-    # Pixel by pixel, as decoders give them and networks take them: to turn them round and back takes a quarter of the time to read.
+    # Pixel by pixel, as decoders give them and networks take them: turning them round and back is slow.
     images, targets, index = default_collate([(image.permute(1, 2, 0), *others) for image, *others in good])
     return images.permute(0, 3, 1, 2), targets, index
