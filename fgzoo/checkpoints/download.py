@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
+from fgzoo.checkpoints.hub import SCHEME, fetch_from_hub
 from fgzoo.checkpoints.registry import SUFFIX, ZooEntry, base_url, find_entry
 from fgzoo.data.download import TransferError, WriteError, accept, by_hand_to, download, has_digest, locked, offline
 from fgzoo.errors import CheckpointError
@@ -46,7 +47,7 @@ def fetch_checkpoint(name: str) -> Path:
     """A checkpoint of the zoo as a verified file; downloaded where it is not here yet. Two processes do it once.
 
     Args:
-        name: A name of [list_checkpoints][fgzoo.list_checkpoints].
+        name: A name of [list_checkpoints][fgzoo.list_checkpoints], or an address on the hub, see [fgzoo.checkpoints.hub][].
 
     Returns:
         The file, whose hash is right.
@@ -55,6 +56,11 @@ def fetch_checkpoint(name: str) -> Path:
         CheckpointError: There is no such checkpoint, or no source delivered it. The message says how to supply it by hand.
         UsageError: The cache cannot be written.
     """
+    if name.startswith(SCHEME):
+        try:
+            return fetch_from_hub(name)
+        except TransferError as error:
+            raise CheckpointError(f"download: {error}") from error
     entry = find_entry(name)
     digest = f"sha256:{entry.sha256}"
     for path in _own_files(entry):
@@ -130,7 +136,7 @@ def _fetch(entry: ZooEntry, target: Path, digest: str) -> None:
 def _get(address: str, target: Path, digest: str, size: int) -> None:
     if address.startswith(("http:", "https:")):
         return download(address, target, digest, size, progress=sys.stderr.isatty())
-    source = _from_hub(address) if address.startswith("hf:") else Path(url2pathname(urlsplit(address).path))
+    source = fetch_from_hub(address) if address.startswith("hf:") else Path(url2pathname(urlsplit(address).path))
     part = target.with_name(f"{target.name}.part")
     if not source.is_file():
         raise TransferError(f"{address} could not be copied: no file {source}")
@@ -141,18 +147,3 @@ def _get(address: str, target: Path, digest: str, size: int) -> None:
             raise WriteError(f"{address} could not be written to {part}: the disk is full") from error
         raise TransferError(f"{address} could not be copied: {error}") from error
     return accept(part, target, digest, address)
-
-
-def _from_hub(address: str) -> Path:
-    """The file in huggingface_hub's own cache, which resumes, and knows the person's token."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise TransferError(f"{address} needs the package huggingface_hub: pip install huggingface_hub") from error
-    path, _, revision = address.removeprefix("hf://").partition("@")
-    owner, repository, file = path.split("/", 2)
-    try:
-        return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file, revision=revision or None))
-    except Exception as error:  # it raises types of its own, of requests, of httpx and of the system
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise TransferError(f"{address} could not be downloaded: {reason}") from error

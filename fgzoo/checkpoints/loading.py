@@ -29,7 +29,7 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
     """Read a checkpoint as tensors and plain values, executing nothing.
 
     Args:
-        source: A checkpoint file (Lightning's, or `.safetensors`), a run's folder, or a name of the zoo.
+        source: A checkpoint file (Lightning's, or `.safetensors`), a run's folder, a name of the zoo, or `hf://OWNER/NAME`.
 
     Returns:
         Lightning's checkpoint dictionary, with fgzoo's card under `fgzoo`.
@@ -73,7 +73,7 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier
     """Load a trained model; nothing but the checkpoint is needed.
 
     Args:
-        source: A checkpoint file (Lightning's, or `.safetensors`), a run's folder, or a name of the zoo, which is downloaded.
+        source: A checkpoint file (Lightning's, or `.safetensors`), a run's folder, a name of the zoo, or `hf://OWNER/NAME`.
         trust: Packages whose classes the checkpoint may name. fgzoo's own methods, those of installed plug-ins and classes that
             are already imported need no trust.
 

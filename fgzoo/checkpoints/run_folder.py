@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 from fgzoo.checkpoints.download import fetch_checkpoint
+from fgzoo.checkpoints.hub import SCHEME
 from fgzoo.checkpoints.registry import list_checkpoints
 from fgzoo.errors import CheckpointError, UsageError, did_you_mean
 
@@ -56,11 +57,11 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def resolve(source: str | Path) -> Path:
-    """The file that is meant: a path itself, the last checkpoint of a run's folder, or one of the zoo, which is downloaded.
+    """The file that is meant: a path itself, a run's last checkpoint, or one of the zoo or the hub, which is downloaded.
 
     Args:
-        source: A checkpoint file, a run's folder, or a name of [list_checkpoints][fgzoo.list_checkpoints]. A file or a run of
-            that name comes first.
+        source: A checkpoint file, a run's folder, a name of [list_checkpoints][fgzoo.list_checkpoints], or `hf://OWNER/NAME`. A
+            file or a run of that name comes first.
 
     Returns:
         The file.
@@ -74,7 +75,7 @@ def resolve(source: str | Path) -> Path:
     if (path / LAST).is_file():
         return path / LAST
     names = list_checkpoints()
-    if str(source) in names:
+    if str(source) in names or str(source).startswith(SCHEME):
         return fetch_checkpoint(str(source))
     if path.is_dir():
         raise CheckpointError(f"checkpoint: the folder {path} holds no {LAST}")

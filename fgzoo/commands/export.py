@@ -26,8 +26,8 @@ def export(
     with torch to standard error.
 
     Args:
-        checkpoint: A checkpoint file, a run's folder, a name of `fgzoo list checkpoints`, or `last` or `best` of the newest run
-            below runs/.
+        checkpoint: A checkpoint file, a run's folder, a name of `fgzoo list checkpoints`, hf://OWNER/NAME, or `last` or `best` of
+            the newest run below runs/.
         format_: ONNX, or a program of torch.export.
         output: An .onnx or .pt2 file; without it the checkpoint's name, in the working folder.
         images: Images of one's own on which the file must answer as torch does, too: files, folders and patterns as for predict;

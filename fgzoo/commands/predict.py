@@ -36,8 +36,8 @@ def predict(
     Exit status: 0, or 1 where not one image could be read. Without --output: a table on a terminal, CSV in a pipe.
 
     Args:
-        checkpoint: A checkpoint file, a run's folder, a name of `fgzoo list checkpoints`, or `last` or `best` of the newest run
-            below runs/.
+        checkpoint: A checkpoint file, a run's folder, a name of `fgzoo list checkpoints`, hf://OWNER/NAME, or `last` or `best` of
+            the newest run below runs/.
         images: A file, a folder (every image below it), a quoted pattern such as 'photos/**/*.jpg', or - for a list of paths, one
             a line, on standard input.
         top_k: Classes to name, at most all of them.

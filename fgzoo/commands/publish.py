@@ -19,6 +19,7 @@ def publish_run(
     dtype: Literal["float32", "float16"] = "float32",
     licence: str | None = None,
     source: Sequence[str] = (),
+    push: str | None = None,
 ) -> int:
     """Turn a tested run into a checkpoint that others load by name.
 
@@ -33,17 +34,20 @@ def publish_run(
         seeds: Tested runs of other seeds, for mean and spread.
         dtype: float16 halves the file.
         licence: Of the weights, e.g. CC-BY-NC-4.0; without it Apache-2.0 for the synthetic birds, for others it must be given.
-        source: Where the file will be found; without it where it is written.
+        source: Where the file will be found; without it on the hub if it is pushed, else where it is written.
+        push: OWNER/NAME, a repository of the Hugging Face hub that gets file and card, for hf://OWNER/NAME; one that is there
+            keeps its visibility.
 
     Returns:
         The exit status.
     """
     from fgzoo.publish.publishing import publish
 
-    made = publish(run, name, output, registry, seeds, dtype, licence, source)
+    made = publish(run, name, output, registry, seeds, dtype, licence, source, push)
     top1 = made.entry.metrics["top1"]["value"]
     Console(soft_wrap=True).print(
-        f"{made.file}: {made.entry.size / 1e6:.2f} MB, top-1 {100 * top1:.1f} %. Card: {made.card}. Entry in {made.registry}",
+        f"{made.file}: {made.entry.size / 1e6:.2f} MB, top-1 {100 * top1:.1f} %. Card: {made.card}. Entry in {made.registry}"
+        + (f". Pushed: {made.page}; `fgzoo predict hf://{push} photos/`" if made.page else ""),
         highlight=False,
         markup=False,
     )

@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 import torch
 
+from fgzoo.checkpoints.hub import SCHEME, hub_file
 from fgzoo.checkpoints.run_folder import BEST, run_of
 from fgzoo.errors import CheckpointError, ExportError, UsageError
 from fgzoo.export import SUFFIXES, Format
@@ -141,12 +142,15 @@ def checkpoint_name(said: str, checkpoint: Path) -> str:
         checkpoint: The file that was meant.
 
     Returns:
-        A run's data, method and number (`cub-rra-000`, the best checkpoint's with `-best`), a zoo name, or the file's own name.
+        A run's data, method and number (`cub-rra-000`, the best checkpoint's with `-best`), a name of the zoo or of the hub's
+        repository, or the file's own name.
     """
     run = run_of(checkpoint)
     if run is not None:
         parts = [run.parent.name, run.name] if run.name.isdigit() else [run.name]
         return "-".join([*parts, *(["best"] if checkpoint.name == BEST.name else [])])
+    if said.startswith(SCHEME):
+        return hub_file(said).repository.partition("/")[2]
     return checkpoint.stem if Path(said).expanduser().exists() else said
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from fgzoo.checkpoints.hub import HubFile
 from fgzoo.checkpoints.registry import SUFFIX, ZooEntry
 from fgzoo.data.card import DataCard
 from fgzoo.data.verify import OFFICIAL
@@ -16,7 +19,16 @@ METRIC_TITLES = {
     "top1": ("top-1, %", 100), "top5": ("top-5, %", 100), "macro": ("macro accuracy, %", 100),
     "nll": ("negative log-likelihood", 1), "ece": ("calibration error (15 bins), %", 100),
 }  # fmt: skip
-
+#: What the hub calls them.
+HUB_METRICS = {
+    "top1": "accuracy", "top5": "top_5_accuracy", "macro": "balanced_accuracy", "nll": "negative_log_likelihood",
+    "ece": "expected_calibration_error",
+}  # fmt: skip
+#: Licences that the hub knows by their names in small letters; it takes others as `other` with a name.
+HUB_LICENCES = (
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "openrail", "unlicense", "cc0-1.0",
+    "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0",
+)  # fmt: skip
 
 #: The papers of methods and data sets, as BibTeX.
 CITATIONS = Path(__file__).with_name("citations.bib")
@@ -66,12 +78,23 @@ class Training:
     confused: Sequence[tuple[str, str, int]]
 
 
-def model_card(entry: ZooEntry, card: DataCard, training: Training) -> str:
-    """The page of a registry's entry in Markdown, of the data that its weights know, and of how they came to be."""
+def model_card(entry: ZooEntry, card: DataCard, training: Training, hub: HubFile | None = None) -> str:
+    """The page that goes with a checkpoint, in Markdown.
+
+    Args:
+        entry: Its entry in a registry.
+        card: The data that its weights know.
+        training: How they came to be.
+        hub: Its file on the hub, where it goes there.
+
+    Returns:
+        The page, which opens with the hub's header.
+    """
+    file = hub.file if hub else f"{entry.name}{SUFFIX}"
     sections = [
-        f"# {entry.name}",
+        f"{hub_header(entry)}\n# {entry.name}",
         f"{entry.method} with {entry.backbone}, {entry.classes} classes of `{entry.dataset}`, {entry.image_size} pixels.",
-        _use(entry),
+        _use(f"hf://{hub.repository}" if hub else entry.name),
         _data(entry, card, training),
         _recipe(entry, training),
         _metrics(entry, training),
@@ -79,15 +102,42 @@ def model_card(entry: ZooEntry, card: DataCard, training: Training) -> str:
         _limits(entry),
         f"## Licence\n\nWeights: {entry.licence}.{THEIR_TERMS if entry.dataset != 'birds' else ''}",
         _citation(entry),
-        f"## File\n\n`{entry.name}{SUFFIX}`, {training.stored}, {entry.size:,} bytes, sha256\n`{entry.sha256}`",
+        f"## File\n\n`{file}`, {training.stored}, {entry.size:,} bytes, sha256\n`{entry.sha256}`",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _use(entry: ZooEntry) -> str:
+def hub_header(entry: ZooEntry) -> str:
+    """What the hub reads of a card: YAML between two lines of dashes, its results in the form of a model-index."""
+    known = entry.licence.lower()
+    licence = {"license": known} if known in HUB_LICENCES else {"license": "other", "license_name": known.replace(" ", "-")}
+    metrics = [
+        {"type": HUB_METRICS[name], "name": METRIC_TITLES[name][0].removesuffix(", %"), "value": numbers["value"]}
+        for name, numbers in entry.metrics.items()
+    ]
+    official = OFFICIAL.get(entry.dataset)
+    # A subset's scores must not stand among those of the whole.
+    part = f", {entry.classes} of {official.classes} classes" if official and entry.classes < official.classes else ""
+    task = "image-classification"
+    result = {
+        "task": {"type": task},
+        "dataset": {"type": entry.dataset, "name": TERMS[entry.dataset].partition(".")[0] + part, "split": "test"},
+        "metrics": metrics,
+    }
+    header = {
+        **licence,
+        "library_name": "fgzoo",
+        "pipeline_tag": task,
+        "tags": ["fine-grained", entry.method, entry.backbone],
+        "model-index": [{"name": entry.name, "results": [result]}],
+    }
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=120)}---\n"
+
+
+def _use(said: str) -> str:
     return (
-        f"## Use\n\n```sh\nfgzoo predict {entry.name} photos/ --output predictions.csv\nfgzoo explain {entry.name} photos/ "
-        f'--output report/\n```\n\nFrom Python: `fgzoo.load("{entry.name}").predict("photo.jpg")`.'
+        f"## Use\n\n```sh\nfgzoo predict {said} photos/ --output predictions.csv\nfgzoo explain {said} photos/ "
+        f'--output report/\n```\n\nFrom Python: `fgzoo.load("{said}").predict("photo.jpg")`.'
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from fgzoo.checkpoints.download import CHECKOUT, PACKAGE
+from fgzoo.checkpoints.hub import SCHEME
 from fgzoo.checkpoints.loading import load, read_checkpoint
 from fgzoo.checkpoints.registry import METRIC_NAMES, SUFFIX, ZooEntry, add_entry, check_entry, check_name
 from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS
@@ -25,6 +26,7 @@ from fgzoo.files import file_hash
 from fgzoo.methods import method_name
 from fgzoo.methods.arguments import without_files
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.publish.hub import check_push, push_files
 from fgzoo.publish.model_card import Training, model_card
 from fgzoo.training.command import run as run_training
 
@@ -39,12 +41,13 @@ TOLERANCE = 0.01
 
 
 class Published(NamedTuple):
-    """What [publish][] wrote."""
+    """What [publish][] wrote; `page` is the address of what it pushed."""
 
     file: Path
     card: Path
     registry: Path
     entry: ZooEntry
+    page: str | None = None
 
 
 def publish(
@@ -56,6 +59,7 @@ def publish(
     dtype: Literal["float32", "float16"] = "float32",
     licence: str | None = None,
     sources: Sequence[str] = (),
+    push: str | None = None,
 ) -> Published:
     """Turn a tested run into `NAME.safetensors`, `NAME.md` and an entry of a registry; the file is scored before it is kept.
 
@@ -67,16 +71,19 @@ def publish(
         seeds: Further tested runs of the same settings and other seeds, for mean and spread.
         dtype: `float16` halves the file; the card says what it changed.
         licence: Of the weights. Only for the synthetic birds there is a default.
-        sources: Where the file will be found, see zoo.yaml; by default where it lies now.
+        sources: Where the file will be found, see zoo.yaml; by default on the hub if it is pushed, else where it lies now.
+        push: A repository of the Hugging Face hub, OWNER/NAME, that gets file and card in one commit; made where there is none.
 
     Returns:
         Where everything is.
 
     Raises:
-        UsageError: The run has not been tested, the seeds' settings differ, or the licence is missing.
-        CheckpointError: The file cannot be written, or does not score as its run did.
+        UsageError: The run has not been tested, the seeds' settings differ, the licence is missing, or nothing can be pushed as
+            there is no token.
+        CheckpointError: The file cannot be written, does not score as its run did, or the hub refuses it.
     """
     check_name(name)
+    hub = None if push is None else check_push(push)
     recorded = [_recorded(folder) for folder in (run, *seeds)]
     _check_alike(run, seeds)
     model = load(run / LAST)
@@ -93,17 +100,19 @@ def publish(
                 f"{100 * recorded[0]['top1']:.2f} %; the weights or the data have changed since, or {dtype} is too coarse"
             )
         file = output / f"{name}{SUFFIX}"
-        entry = _entry(model, run, part, name, scored, recorded, licence or "Apache-2.0", list(sources) or [_place_of(file)])
+        places = list(sources) or [_place_of(file) if hub is None else f"{SCHEME}{hub.repository}/{hub.file}"]
+        entry = _entry(model, run, part, name, scored, recorded, licence or "Apache-2.0", places)
         check_entry(entry)
         before = recorded[0] if dtype == "float16" else None
         page = output / f"{name}.md"
         written = Path(temporary, page.name)
-        written.write_text(model_card(entry, model.card, _training(run, dtype, before, confused)), encoding="utf-8")
+        text = model_card(entry, model.card, _training(run, dtype, before, confused), hub)
+        written.write_text(text, encoding="utf-8")
         part.replace(file)
         written.replace(page)
     registry = registry or output / "zoo.yaml"
     add_entry(registry, entry)
-    return Published(file, page, registry, entry)
+    return Published(file, page, registry, entry, None if hub is None else push_files(hub, file, page))
 
 
 # ---------------------------------------------------------------------- the runs

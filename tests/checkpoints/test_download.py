@@ -19,6 +19,7 @@ from fgzoo.errors import CheckpointError, UsageError
 from tests import command
 from tests.checkpoints.test_registry import ENTRY
 from tests.checkpoints.test_safetensors import logits
+from tests.hub import Hub
 from tests.server import CONTENT, Server
 from tests.small import small
 
@@ -184,16 +185,8 @@ def test_a_misspelt_name_is_told_before_anything_is_fetched(server: Server) -> N
     assert not server.requests
 
 
-def test_the_hub_is_asked_through_its_own_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    (tmp_path / "hub").write_bytes(CONTENT)
-    calls: list[tuple[str, str, str | None]] = []
-
-    def hf_hub_download(repository: str, file: str, revision: str | None = None) -> str:
-        calls.append((repository, file, revision))
-        return str(tmp_path / "hub")
-
-    monkeypatch.setattr(hub, "hf_hub_download", hf_hub_download)
-    listed(f"hf://owner/repository/in/{FILE}@v1")
-    assert fetch_checkpoint(NAME).read_bytes() == CONTENT
-    assert calls == [("owner/repository", f"in/{FILE}", "v1")]
+def test_a_source_on_the_hub(hub: Hub) -> None:
+    hub.repositories["owner/repository"] = {f"in/{FILE}": CONTENT}
+    place = listed(f"hf://owner/repository/in/{FILE}@main")
+    assert fetch_checkpoint(NAME) == place
+    assert place.read_bytes() == CONTENT
