@@ -101,7 +101,7 @@ def fetch_from_hub(address: str) -> Path:
             path = Path(found)
             digest = path.resolve().name
             if len(digest) < 40:  # where the cache cannot hold links, files have their own names
-                digest = hub.get_hf_file_metadata(_url(hub, wanted)).etag or ""
+                digest = hub.get_hf_file_metadata(url=_url(hub, wanted)).etag or ""
         except Exception as error:  # it raises types of its own, of the transport and of the system
             raise TransferError(f"{address} could not be downloaded: {hub_complaint(error, wanted.repository)}") from error
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
