@@ -40,7 +40,7 @@ from fgzoo import FGVCDataModule, FineGrainedClassifier
 from fgzoo.checkpoints.run_folder import CONFIG
 from fgzoo.data.images import decode
 from fgzoo.data.records import Part, Record
-from fgzoo.data.synthetic import Birds, SyntheticBirds
+from fgzoo.data.synthetic import SyntheticBirds
 from fgzoo.demo import data_of
 from fgzoo.errors import UsageError
 from fgzoo.interpret import explanation, metrics
@@ -84,13 +84,13 @@ class Batch(NamedTuple):
 def data_of_model(run: Path, model: FineGrainedClassifier, name: str, root: Path | None) -> FGVCDataModule:
     """The data that a model was trained on."""
     card = model.card
-    if name == "birds" and (run / CONFIG).is_file():
-        data = data_of(run)
+    if name == "birds":
+        data = data_of(["--config", str(run) if (run / CONFIG).is_file() else "birds/baseline"])
     else:
         data = FGVCDataModule(name, root, card.image_size, card.resize, card.resize_mode)
     card.check_classes(data.card)
     if name == "birds" and data.card.fingerprint != card.fingerprint:
-        raise UsageError(f"{run}: trained on other birds than the built-in ones; give its run folder, which names them")
+        raise UsageError(f"{run}: trained on other birds than the recipes'; give its run folder, which names them")
     return data
 
 
@@ -280,7 +280,7 @@ def picture(*, output: Path = common.RESULTS / "maps.jpg") -> None:
     Args:
         output: The file.
     """
-    birds = SyntheticBirds(Birds())
+    birds = SyntheticBirds(data_of(["--config", "birds/baseline"]).birds)
     visible = [record for record in birds.listing().test if birds.deciding_part(record) is not None]
     records = [next(record for record in visible if record.target == target) for target in range(0, birds.birds.classes, 3)]
     images = [birds.read(record) for record in records]

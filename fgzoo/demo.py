@@ -56,7 +56,7 @@ def demo(
     console = Console(soft_wrap=True, highlight=False)
     output = output or new_folder(Path("demo"))
     started = time.perf_counter()
-    data = data_of(method, more or [])
+    data = data_of(["--config", f"birds/{method}", *(more or [])])
     birds = SyntheticBirds(data.birds)
     console.print(f"Painting {len(data.listing.records)} images of {data.num_classes} species, {output}/photos has some of them.")
     for record in data.listing.records:
@@ -113,9 +113,9 @@ def run(arguments: list[object], console: Console) -> None:
         raise SystemExit(status)
 
 
-def data_of(method: str, more: list[str]) -> FGVCDataModule:
-    """The data that `fgzoo fit` will make of the recipe and of further arguments."""
-    settings = settings_of(expand_presets(["--config", f"birds/{method}", *more]))["data"]
+def data_of(arguments: list[str]) -> FGVCDataModule:
+    """The birds that `fgzoo fit` paints when it is given these arguments."""
+    settings = settings_of(expand_presets(arguments))["data"]
     return FGVCDataModule(**{**settings, "birds": Birds(**settings["birds"])})
 
 

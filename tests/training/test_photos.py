@@ -1,0 +1,126 @@
+"""`fgzoo fit PHOTOS`: what it chooses, and the whole way from a folder to a tested classifier."""
+
+from __future__ import annotations
+
+import csv
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fgzoo.training.photos import choose, summary
+from tests.builders import save
+from tests.command import IMAGES, MACHINE, NETWORK, fgzoo
+
+TINY = (*NETWORK, *IMAGES, *MACHINE, "--trainer.max_epochs", 1)
+
+
+def photos(folder: Path, classes: int = 3, per_class: int = 10) -> Path:
+    for target in range(classes):
+        for index in range(per_class):
+            save(folder / f"species {target}" / f"{index}.jpg", target, index)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("photos")
+    photos(folder / "my photos")
+    return SimpleNamespace(folder=folder, result=fgzoo("fit", "my photos", "--model.steps", 2, *TINY, cwd=folder))
+
+
+# ---------------------------------------------------------------------- what is chosen
+
+
+@pytest.mark.parametrize(
+    ("typed", "gpu", "configs"),
+    [
+        ([], False, ["folder/rra", "small"]),
+        ([], True, ["folder/rra"]),
+        (["--model", "wsdan"], False, ["folder/wsdan", "small"]),
+        (["--model=wsdan"], True, ["folder/wsdan"]),
+        (["--model", "mypkg.Peak"], False, ["folder", "small"]),
+        (["--config", "small"], True, ["folder"]),
+        (["--config", "cub/iagn"], False, ["folder"]),
+    ],
+)
+def test_method_and_preset_are_chosen_where_none_is_named(typed: list[str], gpu: bool, configs: list[str]) -> None:
+    chosen, _ = choose("photos", typed, gpu)
+    assert [value for option, value in pairwise(chosen) if option == "--config"] == configs
+    assert chosen[chosen.index("--data.root") + 1] == "photos"
+
+
+@pytest.mark.parametrize(("typed", "named"), [(["--config", "small"], "rra"), (["--config", "cub/iagn"], None)])
+def test_a_config_that_names_a_method_keeps_it(typed: list[str], named: str | None) -> None:
+    chosen, _ = choose("photos", typed, False)
+    assert (chosen[chosen.index("--model") + 1] if "--model" in chosen else None) == named
+
+
+def test_every_choice_is_said_with_its_reason() -> None:
+    said = "\n".join(choose("photos", [], False)[1])
+    assert all(word in said for word in ("rra", "--model", "small", "no GPU"))
+    assert "rra" not in "\n".join(choose("photos", ["--model", "wsdan"], False)[1])
+
+
+# ---------------------------------------------------------------------- the whole way
+
+
+def test_a_folder_becomes_a_tested_classifier(trained: SimpleNamespace) -> None:
+    assert trained.result.status == 0, trained.result.err
+    run = trained.folder / "runs" / "folder-rra" / "000"
+    with np.load(run / "test_probabilities.npz") as scored:
+        right, count = (scored["predicted"] == scored["targets"]).sum(), len(scored["targets"])
+    assert count == 6
+    assert (run / "val_probabilities.npz").is_file()
+    assert f"{100 * right / count:.1f} % of 6 test photos are right (95 % interval " in trained.result.out
+
+
+def test_the_next_commands_are_said(trained: SimpleNamespace) -> None:
+    assert all(f"fgzoo {verb} runs/folder-rra/000" in trained.result.out for verb in ("predict", "explain", "export"))
+
+
+@pytest.mark.parametrize(
+    "variables", [{"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "0"}, {"SLURM_NTASKS": "8"}], ids=["torchrun", "SLURM"]
+)
+def test_processes_that_something_else_started_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    result = fgzoo("fit", photos(tmp_path / "photos"), *TINY, cwd=tmp_path)
+    assert result.status == 2
+    assert "--config folder" in result.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    result = fgzoo("fit", "nowhere", *TINY, cwd=tmp_path)
+    assert result.status == 2
+    assert "nowhere" in result.err
+
+
+# ---------------------------------------------------------------------- what it says of the test
+
+
+def summary_of(folder: Path, right: int, count: int, confused: list[tuple[str, str, int]]) -> list[str]:
+    targets = np.zeros(count, dtype=np.int32)
+    np.savez(folder / "test_probabilities.npz", targets=targets, predicted=targets + (np.arange(count) >= right))
+    with (folder / "test_confused.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("true", "predicted", "images"), *confused])
+    return summary(folder)
+
+
+def test_accuracy_has_wilsons_interval(tmp_path: Path) -> None:
+    # p +- z sqrt(p (1 - p) / n + z^2 / 4 n^2), centred at p + z^2 / 2 n, all over 1 + z^2 / n.
+    z, n, p = 1.959964, 50, 0.8
+    middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    assert summary_of(tmp_path, 40, 50, [])[0].endswith(f"(95 % interval {100 * low:.1f} to {100 * high:.1f}).")
+
+
+def test_three_pairs_are_named(tmp_path: Path) -> None:
+    lines = summary_of(tmp_path, 40, 50, [("crow", "rook", 5), ("rook", "crow", 3), ("gull", "tern", 1), ("gull", "crow", 1)])
+    assert lines[1] == "Most often confused: crow taken for rook (5); rook taken for crow (3); gull taken for tern (1)."
+    assert "confused" not in "".join(summary_of(tmp_path, 50, 50, []))
