@@ -20,7 +20,7 @@ from fgzoo.methods import BUILT_IN, available, import_path, method_name
 from fgzoo.recipes import PRESETS, find_recipe, merge, read_config, read_recipe, recipe_files
 from fgzoo.training.messages import NO_METHOD, MisconfiguredError
 
-#: What `fgzoo fit` runs when nothing is said.
+#: What `fgzoo fit` runs when nothing is said: of all methods worth most for its CPU time there (benchmarks/results/traits.md).
 DEFAULT_RECIPE = "birds/rra"
 
 
