@@ -9,6 +9,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Experiment:
     arguments: str = ""
     parent: str = ""  # label of the experiment that it is also compared with
     variants: tuple[str, ...] = ()  # names of those under which it runs; by default all
+    teachers: tuple[str, ...] = ()  # labels of experiments whose runs of the same data, seed and fold it learns from
 
     @property
     def short_arguments(self) -> str:
@@ -94,6 +96,7 @@ def _checked(plan: Plan) -> Plan:
     for key, used, known in (
         ("compare", plan.compare and (BASELINE, *plan.compare), labels),
         ("parent", [row.parent for row in rows if row.parent], labels),
+        ("teachers", [name for row in rows for name in row.teachers], labels),
         ("variants", [name for row in rows for name in row.variants], variants),
         ("datasets", [name for variant in plan.variants for name in variant.datasets], plan.datasets),
     ):
@@ -102,6 +105,8 @@ def _checked(plan: Plan) -> Plan:
                 raise UsageError(f"{key}: there is no '{name}', only {', '.join(known)}")
     for row in rows:
         find_method(row.method)
+        if row.teachers and "--model.teacher_weight" not in row.arguments:
+            raise UsageError(f"teachers: {row.label} needs --model.teacher_weight, which tells its command from others")
     return replace(plan, rows=rows)
 
 
@@ -127,6 +132,7 @@ class Cell:
     size: int  # side of the images in pixels
     backbone: str  # the network whose forward pass is a pass
     model: dict[str, Any] = field(compare=False)  # arguments of the method, recipes' included, defaults not
+    teachers: tuple[str, ...] = ()  # names of the cells that it learns from
 
     @property
     def command(self) -> str:
@@ -178,22 +184,31 @@ def _runs(plan: Plan, variant: Variant, dataset: str, experiment: Experiment) ->
         "size": settings.get("data.image_size") or default_of(FGVCDataModule, "image_size"),
         "backbone": model.get("backbone") or default_of(find_method(experiment.method)[0], "backbone"),
     }  # fmt: skip
+    called = partial(_name, plan, variant, dataset)
+    teachers = [row for label in experiment.teachers for row in plan.rows if row.label == label]
+    cells = []
+    for fold, seed in product(variant.folds if plan.folds else (None,), variant.seeds):
+        arguments = ["fit", *typed]
+        if fold is not None:
+            arguments += ["--data.folds", str(plan.folds), "--data.fold", str(fold)]
+            # Validating at the end alone: no epoch is chosen.
+            arguments += ["--trainer.check_val_every_n_epoch", str(settings["trainer.max_epochs"])]
+        arguments += ["--seed_everything", str(seed)]
+        learns_from = tuple(called(teacher, seed, fold) for teacher in teachers)
+        cells.append(
+            Cell(called(experiment, seed, fold), typed=tuple(arguments), seed=seed, fold=fold, teachers=learns_from, **shared)
+        )
+    return cells
+
+
+def _name(plan: Plan, variant: Variant, dataset: str, experiment: Experiment, seed: int, fold: int | None) -> str:
+    """What a run is called."""
     # A label of arguments alone does not tell one method from another.
     labelled = experiment.label != experiment.short_arguments
     called = [slug(experiment.label if labelled else f"{experiment.method} {experiment.label}")]
     called += [dataset] if any(len(known.datasets or plan.datasets) > 1 for known in plan.variants) else []
     called += [slug(variant.name)] if len(plan.variants) > 1 else []
-    cells = []
-    for fold, seed in product(variant.folds if plan.folds else (None,), variant.seeds):
-        name, arguments = [*called, f"seed{seed}"], ["fit", *typed]
-        if fold is not None:
-            name.append(f"fold{fold}")
-            arguments += ["--data.folds", str(plan.folds), "--data.fold", str(fold)]
-            # Validating at the end alone: no epoch is chosen.
-            arguments += ["--trainer.check_val_every_n_epoch", str(settings["trainer.max_epochs"])]
-        arguments += ["--seed_everything", str(seed)]
-        cells.append(Cell("-".join(name), typed=tuple(arguments), seed=seed, fold=fold, **shared))
-    return cells
+    return "-".join([*called, f"seed{seed}", *([] if fold is None else [f"fold{fold}"])])
 
 
 def _longer_baselines(

@@ -8,6 +8,7 @@ go. A cell that was begun is resumed from its last checkpoint.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shlex
 import signal
@@ -64,6 +65,8 @@ def fit_arguments(cell: Cell, machine: Machine) -> list[str]:
     root = machine.roots.get(cell.dataset, machine.roots.get(""))
     places = {} if root is None else {"data.root": root}
     places |= {f"model.{name}": path for name, path in weights_of(cell, machine).items()}
+    if cell.teachers:
+        places["model.teacher"] = json.dumps([str(machine.runs / name) for name in cell.teachers])
     return [*cell.typed, *(word for name, path in places.items() for word in (f"--{name}", str(path))), *machine.more]
 
 
@@ -152,6 +155,8 @@ def run_cells(cells: Sequence[Cell], machine: Machine, slots: Sequence[str | Non
         with locked(machine.runs / f"{cell.name}.lock") as lock:
             if lock is None or stop.is_set() or cell.name in failed or scores_of(cell, machine.runs / cell.name) is not None:
                 return False
+            if not all((machine.runs / teacher / "cost.json").is_file() for teacher in cell.teachers):
+                return False  # until whoever trains them is done
             say(f"{time.strftime('%X')}  running  {cell.name}")
             state = "done"
             try:

@@ -159,6 +159,7 @@ def finished(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("method: rra-parent", "method: rrra", "no method 'rrra'; did you mean 'rra'?"),
         ("parent: RRA's parent", "parnt: RRA's parent", "'parnt' is not accepted"),
         ("parent: RRA's parent", "parent: RRAs parent", "parent: there is no 'RRAs parent', only Baseline"),
+        ("method: rra-parent}", "method: rra-parent, teachers: [RRA]}", "RRA's parent needs --model.teacher_weight"),
         ("title: A small plan", "", "required: title"),
         ("{cub: 3}", "{cub: many}", "Expected a <class 'int'>"),
         (PLAN, "- a list", "Unexpected config"),
@@ -368,6 +369,24 @@ def test_two_processes_run_each_cell_once(bench: Any, plan_file: Path) -> None:
     assert {call.split()[0] for call in calls(plan_file.parent)} <= {"0", "3"}
     run(bench, plan_file, verb="collect")
     assert len(results(bench, plan_file.parent).rows) == 4
+
+
+TAUGHT = "  - {label: Taught, method: baseline, arguments: --model.teacher_weight 0.5, teachers: [RRA]}\n"
+
+
+def test_a_row_learns_from_another_rows_run_of_its_seed(bench: Any, plan_file: Path) -> None:
+    plan_file.write_text(PLAN.replace("  - {label: RRA's", f"{TAUGHT}  - {{label: RRA's"))
+    assert run(bench, plan_file, "--only", "Taught") == 0
+    assert not (plan_file.parent / "calls.txt").exists()  # there is nobody to learn from
+    assert run(bench, plan_file) == 0
+    typed = [line for line in (plan_file.parent / "calls.txt").read_text().splitlines() if "fit" in line]
+    for seed in (0, 1):
+        taught = next(
+            number for number, line in enumerate(typed) if f"--output {plan_file.parent}/runs/taught-seed{seed}" in line
+        )
+        teacher = next(number for number, line in enumerate(typed) if f"--output {plan_file.parent}/runs/rra-seed{seed}" in line)
+        assert teacher < taught
+        assert f"""--model.teacher '["{plan_file.parent}/runs/rra-seed{seed}"]'""" in typed[taught]
 
 
 def test_dry_run_says_what_would_be_typed(bench: Any, plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
