@@ -10,9 +10,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import yaml
+
+
+@overload
+def user_path(said: str | Path) -> Path: ...
+@overload
+def user_path(said: None) -> None: ...
+@overload
+def user_path(said: str | Path | None) -> Path | None: ...
+def user_path(said: str | Path | None) -> Path | None:
+    """The path that a person means, `~` being their home, wherever it was typed or written; `None` stays."""
+    return None if said is None else Path(said).expanduser()
 
 
 @contextmanager
@@ -37,7 +48,9 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        # A byte of a file's name that is no UTF-8 comes out as \udcXX, which is JSON's own way of writing it.
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def file_hash(path: Path, algorithm: str) -> str:

@@ -12,6 +12,8 @@ from fgzoo.errors import CheckpointError, UsageError, did_you_mean
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
+#: What part every image of a person's own data is in, where parts were drawn.
+SPLIT = "split.csv"
 #: Where a run keeps its checkpoints, relative to the run's folder.
 LAST = Path("checkpoints") / "last.ckpt"
 BEST = Path("checkpoints") / "best.ckpt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,7 +23,8 @@ from fgzoo.data.dataset import RecordDataset, Sample, collate
 from fgzoo.data.images import DecoderName, active_decoder, decode
 from fgzoo.data.records import AircraftLevel, Listing, Record
 from fgzoo.data.samplers import Balance, ClassDecks, EpochSampler
-from fgzoo.data.split import k_folds, long_tail, stratified_holdout
+from fgzoo.data.split import Groups, k_folds, long_tail, stratified_holdout
+from fgzoo.data.split_file import read_split, write_split
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.data.transforms import (
     Augmentation,
@@ -33,10 +35,11 @@ from fgzoo.data.transforms import (
     mix_batch,
     resize_transform,
 )
+from fgzoo.data.tree import Split
 from fgzoo.errors import DataError, UsageError
+from fgzoo.files import user_path
 
 DatasetName = Literal["birds", "cub", "cars", "aircraft", "folder"]
-Split = Literal["train", "val", "test"]
 
 #: Height in pixels of the copyright strip that every FGVC-Aircraft image carries.
 AIRCRAFT_BANNER = 20
@@ -50,8 +53,8 @@ class FGVCDataModule(L.LightningDataModule):
 
     Args:
         name: `cub`, `cars`, `aircraft`, `folder` or `birds`.
-        root: Folder of the data; by default the environment variable FGZOO_DATA, or its subfolder with the data set's name.
-            `birds` needs none.
+        root: Folder of the data (folder: or a table of images); by default the environment variable FGZOO_DATA, or its subfolder
+            with the data set's name. `birds` needs none.
         image_size: Side of the network's input in pixels.
         resize: Side to which images are resized before the crop; by default image_size / 0.875 (256 for 224, 512 for 448), and
             image_size itself for the augmentation `paper`.
@@ -77,8 +80,12 @@ class FGVCDataModule(L.LightningDataModule):
         download: Fetch and unpack CUB or Aircraft into root if it is not there.
         level: (aircraft) `variant`, `family` or `manufacturer`.
         banner: (aircraft) Cut off the strip of 20 pixels with the copyright notice at the bottom of every image.
-        csv: (folder) A table with the columns path, label, split, relative to root, instead of class folders.
-        test_fraction: (folder) Share of the images held out for testing where the data names no test split.
+        csv: (folder) A table of path, label and, if you like, split, instead of class folders; paths lie below root.
+        test_fraction: (folder) Share of the images held out for testing, stratified, where the data names no test split.
+        group_duplicates: (folder) Keep images that are nearly the same, such as photos of one moment, in one part when parts are
+            drawn. Reads every image once.
+        split_file: (folder) A run's split.csv, which says what part every image is in, instead of drawing parts. `test`,
+            `validate` and `--resume` take their run's own.
         birds: (birds) Size and difficulty of the synthetic set.
         cache: Keep all images decoded and resized, for all workers, ranks and runs with the same settings; training sees the same
             pixels as without. `disk`: in cache_folder, until you delete the file; `none`: decode every image every epoch. Filled
@@ -117,6 +124,8 @@ class FGVCDataModule(L.LightningDataModule):
         banner: bool = True,
         csv: str | Path | None = None,
         test_fraction: float = 0.0,
+        group_duplicates: bool = False,
+        split_file: str | Path | None = None,
         birds: Birds = Birds(),  # noqa: B008 - frozen
         cache: CacheMode = "none",
         cache_folder: str | Path | None = None,
@@ -167,12 +176,17 @@ class FGVCDataModule(L.LightningDataModule):
         self.download = download
         self.level: AircraftLevel = level
         self.banner = banner
-        self.csv = csv
+        self.csv = user_path(csv)
         self.test_fraction = test_fraction
+        self.group_duplicates = group_duplicates
+        self.split_file = user_path(split_file)
         self.birds = birds
         self.cache: CacheMode = cache
         self.cache_folder = cache_folder
         self.cache_limit_gb = cache_limit_gb
+        self._found_groups: Groups | None = None
+        #: What the split file says, by image; empty without one.
+        self._parts: dict[str, Split] = {}
         self._datasets: dict[Split, RecordDataset] = {}
         self._resumed_epoch = 0
 
@@ -190,7 +204,7 @@ class FGVCDataModule(L.LightningDataModule):
             )
         # The number of classes is asked for before Lightning's turn to prepare data comes; a lock lets one process fetch.
         self._fetch()
-        if not self.root.is_dir():
+        if not (self.root.is_dir() or (self.dataset_name == "folder" and self.root.is_file())):
             raise DataError(f"data.root: no folder {self.root}")
         return self._read_lists(self.root)
 
@@ -209,7 +223,30 @@ class FGVCDataModule(L.LightningDataModule):
             return read_aircraft(root, self.level)
         from fgzoo.data.folder import read_folder
 
-        return read_folder(root, None if self.csv is None else Path(self.csv), self.test_fraction, self.seed)
+        return self._with_test_part(read_folder(root, self.csv))
+
+    def _with_test_part(self, listing: Listing) -> Listing:
+        """A person's own data with the test part that the split file names, or that is to be drawn."""
+        if self.split_file is not None:
+            self._parts, listing = read_split(self.split_file, listing)
+            return listing
+        if not self.test_fraction:
+            return listing
+        if listing.test:
+            raise UsageError(f"{self.root} has a test split of its own; leave data.test_fraction at 0.")
+        groups = self._groups(listing)
+        train, test = stratified_holdout(listing.train, self.test_fraction, self.seed, groups)
+        alike = (
+            f"; {sum(map(len, groups))} near-duplicates in {len(groups)} groups stay together" if self.group_duplicates else ""
+        )
+        note = f"The test split is {self.test_fraction:g} of every class, drawn with seed {self.seed}{alike}."
+        return replace(listing, train=train, test=test, notes=(*listing.notes, note))
+
+    def _groups(self, listing: Listing) -> Groups:
+        """Names of images that must not be parted; found once."""
+        if self._found_groups is None:
+            self._found_groups = _near_duplicates(listing) if self.group_duplicates else ()
+        return self._found_groups
 
     @property
     def class_names(self) -> list[str]:
@@ -224,17 +261,32 @@ class FGVCDataModule(L.LightningDataModule):
     @cached_property
     def splits(self) -> dict[Split, tuple[Record, ...]]:
         """Records by split: the official ones; where asked for, validation is held out of training, and the rest thinned."""
+        train, val, test = self._whole_splits
+        if self.tail:
+            train = long_tail(train, self.tail, self.seed)
+        return {"train": train, "val": val, "test": test}
+
+    @cached_property
+    def _whole_splits(self) -> tuple[tuple[Record, ...], ...]:
+        """Training, with nothing thinned out, validation and test."""
         listing = self.listing
         train, val = listing.train, listing.val
-        if self.folds:
-            train, val = k_folds(train, self.folds, self.seed)[self.fold]
+        if self._parts:
+            val = (*val, *(record for record in train if self._parts[record.name] == "val"))
+            train = tuple(record for record in train if self._parts[record.name] == "train")
+        elif self.folds:
+            train, val = k_folds(train, self.folds, self.seed, self._groups(listing))[self.fold]
         elif self.val_fraction:
             if val:
                 raise UsageError("data.val_fraction: this data has a validation split of its own; leave val_fraction at 0")
-            train, val = stratified_holdout(train, self.val_fraction, self.seed)
-        if self.tail:
-            train = long_tail(train, self.tail, self.seed)
-        return {"train": tuple(train), "val": tuple(val), "test": listing.test}
+            train, val = stratified_holdout(train, self.val_fraction, self.seed, self._groups(listing))
+        return train, val, listing.test
+
+    def write_split(self, path: Path) -> None:
+        """Write what part every image of a person's own data is in, where parts were drawn; see the argument split_file."""
+        if self.dataset_name == "folder" and (self.split_file or self.test_fraction or self.val_fraction or self.folds):
+            train, val, test = self._whole_splits
+            write_split(path, self.class_names, {"train": train, "val": val, "test": test})
 
     @property
     def class_counts(self) -> list[int]:
@@ -360,7 +412,7 @@ class FGVCDataModule(L.LightningDataModule):
         # What divides the images into splits, and names their classes, is left out: folds share one cache.
         settings = {
             "data": self.listing.fingerprint() if generated else str(self.root and self.root.resolve()),
-            "csv": str(self.csv and Path(self.csv).resolve()),
+            "csv": str(self.csv and self.csv.resolve()),
             "resize": [self.resize, self.resize_mode, "bilinear"],
             "banner": self._banner(),
             "decoder": decoder,
@@ -464,12 +516,20 @@ def _read_file(record: Record, decoder: DecoderName, banner: int) -> Tensor:
     return image[:, : image.shape[1] - banner] if 0 < banner < image.shape[1] else image
 
 
+def _near_duplicates(listing: Listing) -> Groups:
+    from fgzoo.data.duplicates import near_duplicates
+
+    records = listing.records
+    found = near_duplicates(records, listing.read, threads=usable_cores())
+    return [[records[index].name for index in group] for group in found.groups]
+
+
 def _find_root(name: str, root: str | Path | None) -> Path | None:
     """The data's folder: as given, else FGZOO_DATA/NAME where that exists, else FGZOO_DATA."""
     if root is not None:
-        return Path(root).expanduser()
-    base = os.environ.get("FGZOO_DATA")
-    if not base or name == "birds":
+        return user_path(root)
+    base = user_path(os.environ.get("FGZOO_DATA") or None)
+    if base is None or name == "birds":
         return None
-    inside = Path(base).expanduser() / name
-    return inside if inside.is_dir() else Path(base).expanduser()
+    inside = base / name
+    return inside if inside.is_dir() else base

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,18 @@ DecoderName = Literal["auto", "torchcodec", "pillow"]
 
 #: Pillow's own limit: a larger picture is taken for a decompression bomb.
 MAX_PIXELS = 178_956_970
+
+#: Packages that teach Pillow a format, by the suffixes of its files: name on the index, module, function to call.
+_PLUGINS = {
+    (".heic", ".heif", ".hif"): ("pillow-heif", "pillow_heif", "register_heif_opener"),
+    (".jxl",): ("pillow-jxl-plugin", "pillow_jxl", None),
+}
+#: Suffixes of cameras' raw files and of drawings, in lower case.
+_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2", ".svg")
+#: Formats of Pillow's that hold no picture it can decode, or that it hands to another program.
+_NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+#: What Pillow can open before it has imported its other formats.
+_COMMON = ("JPEG", "PNG", "GIF", "BMP")
 
 _END_OF_IMAGE = b"\xff\xd9"
 
@@ -61,7 +74,7 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
 
     stream = io.BytesIO(data)
     try:
-        image = Image.open(stream)
+        image = _open(stream)
         if image.width * image.height > max_pixels:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {max_pixels}")
         # Open leaves a JPEG stream behind the first scan's header: a thumbnail's end lies before it.
@@ -77,9 +90,34 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is refused as a decompression bomb: {error}. Scale the picture down.") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image that can be read (it starts with {data[:8]!r}).") from error
+        reason = _why_unidentified(data) or why_unread(path.suffix)
+        said = f"{reason}" if reason else f"it starts with {data[:8]!r}"
+        raise DataError(f"{path} is not an image that can be read ({said}).") from error
     except Exception as error:  # a damaged file makes decoders raise nearly any type
         raise DataError(f"{path} is damaged or incomplete: {error}. Replace it or take it out of the data set.") from error
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes, in lower case, of the images that can be read: those of Pillow's formats and of its installed plugins."""
+    formats = _all_formats()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """Suffixes, in lower case, of all that people call a picture, whether it can be read or not."""
+    return image_suffixes().union(_RAW, *_PLUGINS)
+
+
+def why_unread(suffix: str) -> str | None:
+    """What to do about a picture with this suffix; `None` where it can be read, or is none."""
+    suffix = suffix.lower()
+    if suffix in image_suffixes():
+        return None
+    if suffix in _RAW:
+        return "export as JPEG or TIFF"
+    return next((f"pip install {package}" for suffixes, (package, *_) in _PLUGINS.items() if suffix in suffixes), None)
 
 
 def from_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -128,6 +166,35 @@ def active_decoder(decoder: DecoderName = "auto") -> Literal["torchcodec", "pill
             "(its version must match torch's), or choose decoder=pillow."
         )
     return "pillow"
+
+
+@cache
+def _all_formats() -> tuple[str, ...]:
+    """Names of the formats to try, of the installed plugins, too."""
+    Image.init()
+    for _, module, register in _PLUGINS.values():
+        with suppress(ImportError, OSError):
+            plugin = importlib.import_module(module)
+            if register is not None:
+                getattr(plugin, register)()
+    return tuple(name for name in Image.ID if name not in _NOT_READ)
+
+
+def _open(stream: io.BytesIO) -> Image.Image:
+    """A picture whose header Pillow understands, whatever its format."""
+    try:
+        return Image.open(stream, formats=_COMMON)
+    except UnidentifiedImageError:
+        stream.seek(0)
+        return Image.open(stream, formats=_all_formats())
+
+
+def _why_unidentified(data: bytes) -> str | None:
+    """What to do about a picture in a format that needs a package, by its first bytes."""
+    heif = data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+    if heif:
+        return why_unread(".heic")
+    return why_unread(".jxl") if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")) else None
 
 
 @cache

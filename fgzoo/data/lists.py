@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,14 @@ from typing import NamedTuple
 
 from fgzoo.data.records import Box, Listing, Record
 from fgzoo.errors import DataError
+
+#: Byte order marks and the encodings they stand for; that of UTF-32 begins as that of UTF-16 does.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 class Row(NamedTuple):
@@ -34,11 +43,18 @@ class Row(NamedTuple):
             raise self.error(f"expected numbers, found {' '.join(self.fields[first:])!r}.") from None
 
 
-def read_text(path: Path) -> str:
-    """The text of a list file in UTF-8; a byte order mark is taken off.
+def read_text(path: Path, errors: str = "strict") -> str:
+    """The text of a list file in UTF-8, or by its byte order mark in UTF-16 or UTF-32; the mark is taken off.
+
+    Args:
+        path: The file.
+        errors: What becomes of bytes that are not in that encoding, as in [bytes.decode][].
+
+    Returns:
+        Its text.
 
     Raises:
-        DataError: The file is missing, unreadable or not UTF-8 (the line is named).
+        DataError: The file is missing, unreadable or not in that encoding (the line is named).
     """
     try:
         data = path.read_bytes()
@@ -46,11 +62,13 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path} is missing; it must lie there for the data set to be read.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding, errors)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 text; save the file in UTF-8.") from None
+        name = encoding.removesuffix("-sig").upper()
+        raise DataError(f"{path}, line {line}: not {name} text; save the file in UTF-8.") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -80,5 +80,5 @@ class Listing:
             digest.update(f"class {class_name}\n".encode())
         for split, records in (("train", self.train), ("val", self.val), ("test", self.test)):
             for record in records:
-                digest.update(f"{split} {record.target} {record.name}\n".encode())
+                digest.update(f"{split} {record.target} {record.name}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]

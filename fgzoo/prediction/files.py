@@ -21,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fgzoo.data.folder import IMAGE_SUFFIXES, LITTER, find_images, natural_order
+from fgzoo.data.images import picture_suffixes
+from fgzoo.data.tree import LITTER, find_images, natural_order
 from fgzoo.errors import UsageError
 from fgzoo.files import atomic_write
 from fgzoo.prediction.inference import BatchValues, Prediction
@@ -60,7 +61,9 @@ def image_paths(arguments: Sequence[str], stdin: TextIO, verb: str = "predict") 
         found += matches or [path]
     if empty == len(named):  # true of an empty list, too
         listed = ", ".join(f"'{argument}'" for argument in arguments[:3]) + (" ..." if len(arguments) > 3 else "")
-        raise UsageError(f"{verb}: no images in {listed}; files that end in {' '.join(IMAGE_SUFFIXES)} are looked for")
+        raise UsageError(
+            f"{verb}: no images in {listed}; files with the usual suffixes, such as .jpg, .png, .heic, are looked for"
+        )
     return found
 
 
@@ -81,7 +84,7 @@ def _matches(pattern: str) -> list[Path]:
             continue
         if match.is_dir():
             found += find_images(match)
-        elif match.suffix.lower() in IMAGE_SUFFIXES:
+        elif match.suffix.lower() in picture_suffixes():
             found.append(match)
     # `**` matches folders as well as the images in them.
     return list(dict.fromkeys(found))

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ActionConfigFile, Namespace
 
 from fgzoo.checkpoints.loading import arguments_of, data_card, method_class, read_checkpoint
-from fgzoo.checkpoints.run_folder import CONFIG, find_checkpoint, newest_run, run_of
+from fgzoo.checkpoints.run_folder import CONFIG, SPLIT, find_checkpoint, newest_run, run_of
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods import BUILT_IN, available, import_path, method_name
 from fgzoo.recipes import PRESETS, find_recipe, merge, read_config, read_recipe, recipe_files
@@ -60,7 +60,7 @@ def with_implied(verb: str, arguments: list[str]) -> tuple[list[str], Path | Non
         folder = Path(resumed)
         if not (folder / CONFIG).is_file():
             raise UsageError(f"--resume: {folder} is no run's folder (it holds no {CONFIG})")
-        return ["--config", str(folder / CONFIG), *arguments], None
+        return ["--config", str(folder / CONFIG), *_split_of(folder, arguments), *arguments], None
     if configured:
         return expand_presets(arguments), None
     base = Path(_value(arguments, "--trainer.default_root_dir") or "runs")
@@ -68,7 +68,8 @@ def with_implied(verb: str, arguments: list[str]) -> tuple[list[str], Path | Non
     if said is not None:
         path = find_checkpoint(said, base)
         # The checkpoint's own run may have been a fine-tuning that did reset its head.
-        return ["--config", config_of(path, values_of(arguments, "--trust")), "--reset_head", "false", *arguments], path
+        own = [*_split_of(run_of(path), arguments), "--reset_head", "false"]
+        return ["--config", config_of(path, values_of(arguments, "--trust")), *own, *arguments], path
     if verb != "fit":
         run_folder = newest_run(base)
         if run_folder is None:
@@ -76,8 +77,20 @@ def with_implied(verb: str, arguments: list[str]) -> tuple[list[str], Path | Non
                 f"{verb}: there is no trained run below runs, and an untrained model would score by chance; train one by "
                 "`fgzoo fit`, or give --ckpt_path"
             )
-        return ["--config", str(run_folder / CONFIG), "--ckpt_path", str(run_folder), *arguments], None
+        own = [*_split_of(run_folder, arguments), "--ckpt_path", str(run_folder)]
+        return ["--config", str(run_folder / CONFIG), *own, *arguments], None
     return expand_presets(["--config", DEFAULT_RECIPE, *arguments]), None
+
+
+def _split_of(run: Path | None, arguments: Sequence[str]) -> list[str]:
+    """The argument by which the images of a run's data stay in the parts that they had; none where other data is given."""
+    if (
+        run is None
+        or not (run / SPLIT).is_file()
+        or {"--data.root", "--data.csv"} & {token.partition("=")[0] for token in arguments}
+    ):
+        return []
+    return ["--data.split_file", str(run / SPLIT)]
 
 
 def expand_method_names(arguments: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from fgzoo.checkpoints.run_folder import BEST, CONFIG, LAST, PROBABILITIES
+from fgzoo.checkpoints.run_folder import BEST, CONFIG, LAST, PROBABILITIES, SPLIT
 from fgzoo.data.dataset import IGNORED, sample_seed
 from fgzoo.data.records import Record
 from fgzoo.files import write_json
@@ -59,13 +59,15 @@ class RunRecord(Callback):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.config is not None:
-            (self.folder / CONFIG).write_text(self.config)
+            (self.folder / CONFIG).write_text(self.config, encoding="utf-8")
         name = "environment.json" if stage == "fit" else f"environment_{TrainerFn(stage).value}.json"
         write_json(self.folder / name, environment())
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and data is not None:
             splits = {split: len(records) for split, records in data.splits.items()}
             write_json(self.folder / "data.json", {**asdict(data.card), "images": splits, "notes": list(data.listing.notes)})
+            if self.config is not None:
+                data.write_split(self.folder / SPLIT)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""

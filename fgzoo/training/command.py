@@ -230,7 +230,7 @@ class TrainingCLI(LightningCLI):
         if self.verb == "fit" and not self.resuming:
             # Where this run went is no setting of the next one, and how long it could last is in its epochs.
             settings = self.config["fit"].clone()
-            settings.output = settings.resume = settings.time = None
+            settings.output = settings.resume = settings.time = settings.data.split_file = None
             settings.trainer.max_epochs = kwargs.get("max_epochs", settings.trainer.max_epochs)
             text = self._parser("fit").dump(settings, skip_unset=False, skip_link_targets=False)
             text = f"# {self.typed}\n{text}"
@@ -304,7 +304,7 @@ class TrainingCLI(LightningCLI):
             )
 
     def before_fit(self) -> None:
-        """Say what is about to be trained."""
+        """Say what is about to be trained, and what is left out."""
         count = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
         sizes = {split: len(records) for split, records in self.datamodule.splits.items() if records}
         shown = ", ".join(f"{number} {split}" for split, number in sizes.items())
@@ -315,6 +315,9 @@ class TrainingCLI(LightningCLI):
             f"{self._batch()} -> {goes}",
             highlight=False,
         )
+        if self.datamodule.dataset_name == "folder":
+            for note in self.datamodule.listing.notes:
+                self.console.print(f"Note: {note}", highlight=False, markup=False)
 
     def _batch(self) -> str:
         """What a batch is where several devices share it or the learning rate follows it; nothing otherwise."""

@@ -23,8 +23,8 @@ from torchvision.transforms import FiveCrop
 
 from fgzoo import create_model, list_models, load
 from fgzoo.data.card import DataCard
-from fgzoo.data.folder import find_images
 from fgzoo.data.images import MAX_PIXELS, decode, from_pillow
+from fgzoo.data.tree import find_images
 from fgzoo.errors import CheckpointError, DataError, TrainingError, UntrainedError, UsageError
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction import files as prediction_files

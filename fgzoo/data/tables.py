@@ -1,0 +1,342 @@
+"""Tables of photos in the forms that people's tools export: which image is of which class, and in which split."""
+
+from __future__ import annotations
+
+import csv as csv_format
+import io
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from fgzoo.data.images import image_suffixes
+from fgzoo.data.lists import Row, read_text
+from fgzoo.data.tree import SPLIT_NAMES, Labelled, Split, find_images, natural_order, split_of
+from fgzoo.errors import DataError
+
+#: Suffixes of tables, in lower case.
+TABLES = (".csv", ".tsv", ".txt")
+
+#: Usual names of columns, without case, spaces and signs; the first that a table has is taken.
+PATH_COLUMNS = (
+    "path", "filepath", "filepaths", "imagepath", "imagefilepath", "imgpath", "filename", "filenames", "imagename", "imagefile",
+    "file", "files", "image", "images", "img", "photo", "picture", "imageid", "id",
+)  # fmt: skip
+LABEL_COLUMNS = (
+    "label", "labels", "classname", "classlabel", "species", "speciesname", "scientificname", "class", "classes", "category",
+    "categoryname", "target", "breed", "variety", "taxon", "tag", "y", "classid", "labelid", "categoryid",
+)  # fmt: skip
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage", "part", "dataset", "datasplit")
+
+_EXPECTED = "a header such as path,label,split (filename, image, file; class, species, category, target; set, subset)"
+_WORKBOOKS = (".xlsx", ".xls", ".ods", ".numbers")
+#: How many rows decide how paths are to be read.
+_PROBED = 50
+
+
+class Table(NamedTuple):
+    """The images of a table.
+
+    Attributes:
+        root: The folder that holds them all.
+        splits: Class name and path below `root` of every image, by split, in natural order of the paths.
+        notes: What was understood that the table does not say by itself.
+    """
+
+    root: Path
+    splits: dict[Split, Labelled]
+    notes: tuple[str, ...]
+
+
+class _Columns(NamedTuple):
+    """Where a table's columns are; `classes` are names of columns that mark their class by 1."""
+
+    path: int
+    label: int | None
+    split: int | None
+    classes: tuple[tuple[int, str], ...] = ()
+
+
+class _Entry(NamedTuple):
+    row: Row
+    said: str
+    label: str
+    split: Split
+
+
+def read_image_table(csv: Path, root: Path | None = None) -> Table:
+    """Read a table of images and classes.
+
+    Separated by commas, semicolons, tabs, bars or single spaces, with or without a header, in UTF-8 or UTF-16. Columns are
+    known by their usual names, or without a header by what they hold. Instead of a column of classes there may be one column a
+    class, with a single 1 in every row. Paths may be Windows', absolute, mere file names, or without suffix; they lie below
+    `root`, or else beside the table.
+
+    Args:
+        csv: The table.
+        root: The folder of the images; `None`: the table's own, or the one that holds all of its images.
+
+    Returns:
+        The images.
+
+    Raises:
+        DataError: The table cannot be read; a row is wrong (its line is named), contradicts another, or leads out of `root`.
+    """
+    if csv.suffix.lower() in _WORKBOOKS:
+        raise DataError(f"{csv} is a workbook; save its sheet as CSV (UTF-8) and give that.")
+    rows, separator = _rows(csv)
+    header = _is_header(rows[0])
+    columns = _named_columns(rows) if header else _guessed_columns(rows)
+    entries = list(_entries(rows[header:], columns, len(rows[0].fields)))
+    if not entries:
+        raise DataError(f"{csv} lists no image.")
+    places = _Places(csv, root)
+    paths = places.find([entry.said for entry in entries])
+    base, found = places.below_root(entries, paths)
+
+    splits: dict[Split, Labelled] = {"train": []}
+    seen: dict[str, _Entry] = {}
+    repeated = 0
+    for entry, path in zip(entries, found, strict=True):
+        first = seen.setdefault(unicodedata.normalize("NFC", path.as_posix()), entry)
+        if first is entry:
+            splits.setdefault(entry.split, []).append((entry.label, path))
+            continue
+        for what, mine, theirs in (("of class", entry.label, first.label), ("in", entry.split, first.split)):
+            if mine != theirs:
+                raise entry.row.error(
+                    f"{entry.said!r} is {what} {mine!r} here and {what} {theirs!r} on line {first.row.line}; remove one."
+                )
+        repeated += 1
+    ordered = {split: sorted(listed, key=lambda item: natural_order(item[1].as_posix())) for split, listed in splits.items()}
+    notes = [*_understood(rows[0], columns, header, separator), *places.notes]
+    if repeated:
+        notes.append(f"Rows left out because they repeat another one: {repeated}.")
+    return Table(base, ordered, tuple(notes))
+
+
+# ---------------------------------------------------------------------- rows and columns
+
+
+def _rows(csv: Path) -> tuple[list[Row], str]:
+    """The rows that hold something, header included, and what separates their cells."""
+    text = read_text(csv)
+    if "\0" in text:
+        raise DataError(f"{csv} is no text file; save the table as CSV (UTF-8).")
+    said = re.match(r"sep=(.)\r?\n", text)  # Excel's own first line
+    if said:
+        text = "\n" + text[said.end() :]
+    separator = said[1] if said else max(",;\t| ", key=lambda sign: _cells_of_first(text, sign))
+    reader = csv_format.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows, last = [], 0
+    try:
+        for fields in reader:
+            start, last = last + 1, reader.line_num
+            if any(field.strip() for field in fields):
+                rows.append(Row(csv, start, tuple(fields)))
+    except csv_format.Error as error:
+        raise Row(csv, last + 1, ()).error(f"not a CSV line ({error}).") from error
+    if not rows:
+        raise DataError(f"{csv} is empty.")
+    if len(rows[0].fields) < 2:
+        raise rows[0].error(f"one column only, {rows[0].fields[0]!r}; expected {_EXPECTED}.")
+    return rows, separator
+
+
+def _cells_of_first(text: str, separator: str) -> float:
+    """How many cells the first row that holds something has; a space separates only where nothing else does."""
+    reader = csv_format.reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        count = next((len(fields) for fields in reader if any(field.strip() for field in fields)), 0)
+    except csv_format.Error:
+        return 0
+    return min(count, 1.5) if separator == " " else count
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def _is_header(first: Row) -> bool:
+    known = {*PATH_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS}
+    return any(_plain(name) in known for name in first.fields) and not any(map(_names_image, first.fields))
+
+
+def _names_image(cell: str) -> bool:
+    return Path(cell.strip()).suffix.lower() in image_suffixes()
+
+
+def _named_columns(rows: Sequence[Row]) -> _Columns:
+    header = rows[0]
+    names = [_plain(name) for name in header.fields]
+    if repeated := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise header.error(f"two columns are called {repeated[0]!r}; rename one.")
+
+    def first_of(known: Sequence[str]) -> int | None:
+        return next((names.index(name) for name in known if name in names), None)
+
+    path, label = first_of(PATH_COLUMNS), first_of(LABEL_COLUMNS)
+    split = next(
+        (names.index(name) for name in SPLIT_COLUMNS if name in names and _all_splits(rows[1:], names.index(name))), None
+    )
+    if split is None and "split" in names:
+        split = names.index("split")  # whose row is named that says something else
+    classes: tuple[tuple[int, str], ...] = ()
+    if label is None and path is not None:
+        others = [i for i, name in enumerate(names) if name and i not in (path, split)]
+        marked = all(
+            len(row.fields) > i and row.fields[i].strip() in ("0", "1", "0.0", "1.0") for row in rows[1:] for i in others
+        )
+        classes = tuple((i, header.fields[i]) for i in others) if marked and len(others) > 1 else ()
+    if path is None or (label is None and not classes):
+        missing = "images" if path is None else "classes"
+        raise header.error(f"no column of {missing} among {', '.join(header.fields)}; expected {_EXPECTED}.")
+    return _Columns(path, label, split, classes)
+
+
+def _guessed_columns(rows: Sequence[Row]) -> _Columns:
+    first = rows[0]
+    cells = range(len(first.fields))
+    path = next((i for i in cells if _names_image(first.fields[i])), None)
+    if path is None:
+        raise first.error(f"neither {_EXPECTED} nor an image's file name among {', '.join(map(repr, first.fields))}.")
+    split = next((i for i in cells if i != path and len(cells) > 2 and _all_splits(rows, i)), None)
+    others = [i for i in cells if i not in (path, split) and first.fields[i].strip()]
+    if len(others) != 1:
+        raise first.error(f"{len(others)} columns may be the class; give the table {_EXPECTED}.")
+    return _Columns(path, others[0], split)
+
+
+def _all_splits(rows: Sequence[Row], column: int) -> bool:
+    return bool(rows) and all(len(row.fields) > column and split_of(row.fields[column]) for row in rows)
+
+
+def _entries(rows: Sequence[Row], columns: _Columns, width: int) -> Iterator[_Entry]:
+    for row in rows:
+        if len(row.fields) < width or any(cell.strip() for cell in row.fields[width:]):
+            raise row.error(f"expected {width} columns, found {len(row.fields)}.")
+        said = row.fields[columns.path].strip()
+        if columns.label is not None:
+            label = row.fields[columns.label].strip()
+        else:
+            marked = [name for i, name in columns.classes if float(row.fields[i]) == 1]
+            if len(marked) != 1:
+                raise row.error(f"{len(marked)} classes are marked; expected one, since an image is of one class here.")
+            label = marked[0].strip()
+        if not said or not label:
+            raise row.error("path and label must not be empty.")
+        split: Split | None = "train"
+        if columns.split is not None:
+            split = split_of(row.fields[columns.split])
+            if split is None:
+                raise row.error(f"unknown split {row.fields[columns.split]!r}; choose {SPLIT_NAMES}.")
+        yield _Entry(row, said, unicodedata.normalize("NFC", label), split)
+
+
+def _understood(first: Row, columns: _Columns, header: bool, separator: str) -> list[str]:
+    found = {"images": columns.path, "classes": columns.label, "splits": columns.split}
+    usual = {"images": "path", "classes": "label", "splits": "split"}
+    if header and all(i is None or first.fields[i] == usual[what] for what, i in found.items()) and separator == ",":
+        return []
+    shown = [f"{what} from column {repr(first.fields[i]) if header else i + 1}" for what, i in found.items() if i is not None]
+    if columns.classes:
+        shown.append(f"classes from {len(columns.classes)} columns that mark them by 1")
+    return [f"{first.path.name}: {', '.join(shown)}."]
+
+
+# ---------------------------------------------------------------------- paths
+
+
+class _Places:
+    """Where the images of a table are: one way of reading its paths, which some of its first rows decide.
+
+    Attributes:
+        notes: What was made of the paths, where it is not what they say.
+    """
+
+    def __init__(self, csv: Path, root: Path | None) -> None:
+        self.given = root is not None
+        self.root = csv.parent if root is None else root
+        self.beside = csv.parent
+        self.notes: list[str] = []
+
+    def find(self, said: Sequence[str]) -> list[Path]:
+        """A path for every one that is listed, whether a file is there or not."""
+        said = [text.replace("\\", "/") for text in said]
+        probed = said[:_PROBED]
+        for base in dict.fromkeys((self.root, self.beside)):
+            if any((base / text).is_file() for text in probed):
+                return [self._as_stored(base / text) for text in said]
+        deepest = max(len(Path(text).parts) for text in probed)
+        for dropped in range(deepest):
+            keys = [_key("/".join(Path(text).parts[dropped:])) for text in said]
+            if any(key in self._by_key for key in keys[:_PROBED]):
+                if dropped:
+                    example = "/".join(Path(probed[0]).parts[:dropped])
+                    self.notes.append(f"Paths are read below {self.root}, without what stands before ({example}).")
+                return [self._by_key.get(key, self.root / text) for key, text in zip(keys, said, strict=True)]
+        by_name: list[tuple[Callable[[Path], str], str]] = [
+            (lambda path: path.name, "the names of their files"),
+            (lambda path: path.stem, "the names of their files without suffix"),
+        ]
+        for name_of, what in by_name:
+            index: dict[str, list[Path]] = {}
+            for path in self._by_key.values():
+                index.setdefault(_key(name_of(path)), []).append(path)
+            keys = [_key(Path(text).name) for text in said]
+            if any(key in index for key in keys[:_PROBED]):
+                if twice := [key for key in dict.fromkeys(keys) if len(index.get(key, ())) > 1]:
+                    listed = " and ".join(map(str, index[twice[0]][:2]))
+                    raise DataError(f"{twice[0]!r} may be {listed}; list the images by their paths below {self.root}.")
+                self.notes.append(f"Images are found by {what}.")
+                return [index[key][0] if key in index else self.root / text for key, text in zip(keys, said, strict=True)]
+        return [self.root / text for text in said]
+
+    def below_root(self, entries: Sequence[_Entry], paths: Sequence[Path]) -> tuple[Path, list[Path]]:
+        """The folder that holds all images, and their paths below it.
+
+        Raises:
+            DataError: One lies outside of the root that was given.
+        """
+        root, real = _absolute(self.root), self.root.resolve()
+        whole = []
+        outside: _Entry | None = None
+        for entry, path in zip(entries, map(_absolute, paths), strict=True):
+            if not path.is_relative_to(root) and path.is_relative_to(real):
+                path = root / path.relative_to(real)
+            if outside is None and not path.is_relative_to(root):
+                outside = entry
+            whole.append(path)
+        if outside is not None:
+            common = Path(os.path.commonpath([path.parent for path in whole]))
+            if self.given:
+                raise outside.row.error(
+                    f"{outside.said!r} lies outside of {self.root}; give the folder that holds all images: --data.root {common}"
+                )
+            root = common
+        return root, [path.relative_to(root) for path in whole]
+
+    @cached_property
+    def _by_key(self) -> dict[str, Path]:
+        """The images below the root, by their path without case and with composed accents; empty where there is no folder."""
+        return (
+            {_key(path.relative_to(self.root).as_posix()): path for path in find_images(self.root)} if self.root.is_dir() else {}
+        )
+
+    def _as_stored(self, path: Path) -> Path:
+        """A path as the file system spells it: it may tell case, or composed from decomposed accents."""
+        if path.is_file() or not path.is_relative_to(self.root):
+            return path
+        return self._by_key.get(_key(path.relative_to(self.root).as_posix()), path)
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - links in it stay, `..` does not
+
+
+def _key(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()

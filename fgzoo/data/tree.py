@@ -1,0 +1,354 @@
+"""Folders of photos: what lies in them, and which of them are splits and which are classes."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from fgzoo.data.images import image_suffixes, picture_suffixes, why_unread
+from fgzoo.data.lists import first_five
+from fgzoo.errors import DataError
+
+Split = Literal["train", "val", "test"]
+
+#: One split: class name and image path, in natural order.
+Labelled = list[tuple[str, Path]]
+
+#: What systems leave behind beside hidden files, in lower case.
+LITTER = ("__macosx", "thumbs.db", "desktop.ini")
+
+_SPLIT_WORDS: dict[Split, str] = {
+    "train": "train|training|trn",
+    "val": "val|valid|validation|dev",
+    "test": "test|testing|tst|eval|evaluation|holdout",
+}
+_ENDINGS = r"([ _-]?(set|split|part|data|images?|imgs?))?"
+
+#: What `split_of` understands, for messages.
+SPLIT_NAMES = "train, val or test (also training, valid, validation, dev, testing)"
+
+
+def split_of(name: str) -> Split | None:
+    """The split that a folder's name or a cell of a table means, in any case; `None` where it means none."""
+    for split, words in _SPLIT_WORDS.items():
+        if re.fullmatch(f"({words}){_ENDINGS}", name.strip(), re.IGNORECASE):
+            return split
+    return None
+
+
+def natural_order(text: str) -> tuple[list[str | tuple[int, str]], str, str]:
+    """Sort key of paths under which `image2` comes before `image10`, independent of locale and file system."""
+    composed = unicodedata.normalize("NFC", text)  # some file systems store accents as characters of their own
+    pieces: list[str | tuple[int, str]] = []
+    for index, piece in enumerate(re.split(r"([0-9]+)", composed)):
+        digits = piece.lstrip("0")
+        pieces.append((len(digits), digits) if index % 2 else piece.casefold())
+    return pieces, composed, text
+
+
+# ---------------------------------------------------------------------- what lies there
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder without litter, in natural order.
+
+    Attributes:
+        path: Where it is.
+        images: Files whose suffix is that of an image that can be read.
+        others: Other files.
+        folders: Its subfolders.
+        count: Images at any depth.
+    """
+
+    path: Path
+    images: tuple[Path, ...]
+    others: tuple[Path, ...]
+    folders: tuple[Folder, ...]
+    count: int
+
+    @property
+    def nested(self) -> bool:
+        """Whether a subfolder holds images, at any depth."""
+        return any(folder.count for folder in self.folders)
+
+    def walk(self) -> Iterator[Folder]:
+        """This folder and all below it."""
+        yield self
+        for folder in self.folders:
+            yield from folder.walk()
+
+
+def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
+    """What lies in a folder, at any depth.
+
+    Args:
+        path: The folder; symbolic links are followed.
+        above: Device and number of the folders that this one lies in; a link back to one of them is not followed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    files: list[Path] = []
+    folders: list[Folder] = []
+    try:
+        here = path.stat()
+        within = above | {(here.st_dev, here.st_ino)}
+        with os.scandir(path) as entries:
+            kept = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in LITTER]
+        for entry in sorted(kept, key=lambda entry: natural_order(entry.name)):
+            child = path / entry.name
+            if not _is_folder(entry):
+                files.append(child)
+            elif not entry.is_symlink() or _identity(child) not in within:
+                folders.append(scan(child, within))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    suffixes = image_suffixes()
+    images = tuple(file for file in files if file.suffix.lower() in suffixes)
+    others = tuple(file for file in files if file.suffix.lower() not in suffixes)
+    return Folder(path, images, others, tuple(folders), len(images) + sum(folder.count for folder in folders))
+
+
+def find_images(path: Path) -> list[Path]:
+    """The pictures below a folder at any depth, in natural order; litter and files that are no pictures are left out.
+
+    Args:
+        path: The folder; symbolic links are followed, those back to a folder above are not.
+
+    Returns:
+        Their paths; a folder's images stand where its name does among its neighbours. Pictures that need a package, and
+        cameras' raw files, are among them, so that no photo is passed over in silence.
+    """
+
+    def pictures(folder: Folder) -> Iterator[Path]:
+        unread = [file for file in folder.others if file.suffix.lower() in picture_suffixes()]
+        inner = {child.path: child for child in folder.folders}
+        for entry in sorted((*folder.images, *unread, *inner), key=lambda entry: natural_order(entry.name)):
+            if entry in inner:
+                yield from pictures(inner[entry])
+            else:
+                yield entry
+
+    return list(pictures(scan(path)))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+# ---------------------------------------------------------------------- what it means
+
+
+class ClassFolders(NamedTuple):
+    """Images by split and class.
+
+    Attributes:
+        splits: Class name and path below the root of every image, by split; class folders and images are in natural order.
+        notes: Where they were found, and what was left out and why.
+    """
+
+    splits: dict[Split, Labelled]
+    notes: tuple[str, ...]
+
+
+def read_class_folders(root: Path) -> ClassFolders:
+    """Find the splits and classes of a folder of photos.
+
+    * Splits are folders called train, val and test, in any case, or as other tools call them ([split_of][]); without any,
+      everything is training data. `CLASS/train/*`, splits inside of classes, are read, too.
+    * Classes are the innermost folders with images; a class is called by its folder's name, or by its path where a split
+      has two folders of that name.
+    * Where all classes lie in one inner folder, as after unpacking an archive, that folder is read.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        Splits and notes.
+
+    Raises:
+        DataError: Images lie in no class folder, or beside class folders inside of one; a class folder is empty; two folders
+            are the same split; there is no training part.
+    """
+    tree = scan(root)
+    if not tree.count:
+        raise DataError(_nothing_in(tree))
+    top = tree
+    while (found := _split_folders(top)) is None and (inner := _only_child(top)):
+        top = inner
+    notes = [] if top is tree else [f"Read from {_name(top.path, root)}, in which everything lies."]
+    leaves = {split: list(_class_folders(_innermost(folder))) for split, folder in (found or {}).items()}
+    if found is None:
+        leaves = _splits_within_classes(list(_class_folders(top)))
+    if not leaves.get("train"):
+        raise DataError(_no_classes(top))
+    names = _class_names(leaves)
+    nested = [path for members in leaves.values() for path, _ in members if len(path) > 1]
+    if found is not None or "test" not in leaves:
+        notes += [f"Classes are the innermost folders: {'/'.join(nested[0])} is class {names[nested[0]]!r}."] if nested else []
+    splits = {
+        split: [(names[path], image.relative_to(root)) for path, folder in members for image in folder.images]
+        for split, members in leaves.items()
+    }
+    used = {root / image for labelled in splits.values() for _, image in labelled}
+    return ClassFolders(splits, (*notes, *_left_out(tree, used)))
+
+
+def _only_child(folder: Folder) -> Folder | None:
+    """The one subfolder with images, where it holds folders of images."""
+    bearing = [child for child in folder.folders if child.count]
+    return bearing[0] if len(bearing) == 1 and bearing[0].nested else None
+
+
+def _innermost(folder: Folder) -> Folder:
+    while inner := _only_child(folder):
+        folder = inner
+    return folder
+
+
+def _split_folders(folder: Folder) -> dict[Split, Folder] | None:
+    """The splits that lie in a folder; `None` where its folders are classes."""
+    bearing = [child for child in folder.folders if child.count]
+    found: dict[Split, list[Folder]] = {}
+    for child in bearing:
+        if (split := split_of(child.path.name)) is not None:
+            found.setdefault(split, []).append(child)
+    # `train` may be a class, or hold some of the classes.
+    families = [child for child in bearing if split_of(child.path.name) is None and child.nested]
+    if not any(child.nested for child in found.get("train", ())):
+        if len(found) > 1 and len(bearing) == sum(map(len, found.values())):
+            listed = ", ".join(child.path.name for child in bearing)
+            if any(child.nested for child in bearing):
+                raise DataError(f"{folder.path} holds {listed} and no training part; call the folder of training images train.")
+            raise DataError(f"{folder.path}: the images in {listed} have no class. {_WAYS_OUT}")
+        return None
+    if len(found) == 1 and families:
+        return None
+    for split, children in found.items():
+        if len(children) > 1:
+            listed = " and ".join(child.path.name for child in children)
+            raise DataError(f"{folder.path}: {listed} are both read as {split}; keep one, or rename the other.")
+    return {split: child for split, [child] in found.items() if child.nested}
+
+
+_WAYS_OUT = "Put images into one folder per class (train/CLASS/*.jpg), or give a table of path,label,split by --data.csv."
+
+
+def _class_folders(folder: Folder, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Folder]]:
+    """The innermost folders with images, and their names from `folder` on."""
+    for child in folder.folders:
+        path = (*above, _class_part(child.path))
+        if child.images and child.nested:
+            inner = first_five([f"{other.path.name}/" for other in child.folders if other.count])
+            raise DataError(
+                f"{child.path} holds {len(child.images)} images beside folders of images ({inner}), so that it is not clear "
+                "what the classes are; give each class one folder that holds all its images."
+            )
+        if child.nested:
+            yield from _class_folders(child, path)
+        elif child.images:
+            yield path, child
+        else:
+            _check_no_class(child)
+
+
+def _class_part(path: Path) -> str:
+    name = unicodedata.normalize("NFC", path.name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{str(path)!r}: the folder's name is not valid UTF-8 and cannot name a class; rename it.") from None
+    return name
+
+
+def _check_no_class(folder: Folder) -> None:
+    """Refuse a folder without images that may be a class; one of other files, such as annotations, is none."""
+    others = [file for inner in folder.walk() for file in inner.others]
+    unread = [file for file in others if file.suffix.lower() in picture_suffixes()]
+    if unread:
+        raise DataError(f"Class folder {folder.path} holds no image that can be read: {_kinds(unread)}.")
+    if not others:
+        raise DataError(f"Class folder {folder.path} holds no image; fill it or delete it.")
+
+
+def _splits_within_classes(leaves: list[tuple[tuple[str, ...], Folder]]) -> dict[Split, list[tuple[tuple[str, ...], Folder]]]:
+    """Splits of one tree: all is training data, unless every innermost folder is called as a split is."""
+    if not all(len(path) > 1 and split_of(path[-1]) for path, _ in leaves):
+        return {"train": leaves}
+    found: dict[Split, list[tuple[tuple[str, ...], Folder]]] = {}
+    for path, folder in leaves:
+        split = split_of(path[-1])
+        assert split is not None
+        found.setdefault(split, []).append((path[:-1], folder))
+    return found
+
+
+def _class_names(leaves: dict[Split, list[tuple[tuple[str, ...], Folder]]]) -> dict[tuple[str, ...], str]:
+    """Names of the classes by path: the last part, where no split has two classes of that name."""
+    ambiguous: set[str] = set()
+    for members in leaves.values():
+        counts = Counter(path[-1] for path in {path for path, _ in members})
+        ambiguous |= {name for name, count in counts.items() if count > 1}
+    paths = {path for members in leaves.values() for path, _ in members}
+    return {path: "/".join(path) if path[-1] in ambiguous else path[-1] for path in paths}
+
+
+def _nothing_in(tree: Folder) -> str:
+    others = [file for folder in tree.walk() for file in folder.others]
+    unread = [file for file in others if file.suffix.lower() in picture_suffixes()]
+    if unread:
+        return f"{tree.path} holds no image that can be read: {_kinds(unread)}."
+    archives = [file for file in others if file.suffix.lower() in ARCHIVES]
+    if archives:
+        return f"{tree.path} holds no image but {first_five([file.name for file in archives])}; unpack that first."
+    return f"{tree.path} holds no image; images lie in one folder per class."
+
+
+#: Suffixes of archives, in lower case.
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+
+
+def _no_classes(top: Folder) -> str:
+    return f"{top.path} holds {top.count} images and no class folder. {_WAYS_OUT}"
+
+
+def _left_out(tree: Folder, used: set[Path]) -> list[str]:
+    notes = []
+    unused = Counter(_name(folder.path, tree.path) for folder in tree.walk() for image in folder.images if image not in used)
+    if unused:
+        shown = ", ".join(f"{count} in {name}" for name, count in unused.items())
+        notes.append(f"Images left out because they lie in no class folder: {shown}.")
+    others = [file for folder in tree.walk() for file in folder.others]
+    if others:
+        notes.append(f"Files left out because they are no images that can be read: {_kinds(others)}.")
+    return notes
+
+
+def _kinds(files: list[Path]) -> str:
+    counts = Counter(file.suffix.lower() for file in files)
+    return ", ".join(
+        f"{count} {suffix or 'without suffix'}" + (f" ({reason})" if (reason := why_unread(suffix)) else "")
+        for suffix, count in sorted(counts.items())
+    )
+
+
+def _name(path: Path, root: Path) -> str:
+    return "the folder itself" if path == root else f"{path.relative_to(root).as_posix()}/"

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgzoo import FGVCDataModule
+from fgzoo.errors import DataError, UsageError
+from tests.builders import make_folder, save, write_lines
+
+
+def module(root: Path, **arguments: Any) -> FGVCDataModule:
+    return FGVCDataModule("folder", root, **{"num_workers": 0, "seed": 0, **arguments})
+
+
+def parts(data: FGVCDataModule) -> dict[str, list[str]]:
+    return {split: data.names(split) for split in ("train", "val", "test")}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "photos", per_class=10, splits=())
+
+
+@pytest.fixture
+def drawn(root: Path, tmp_path: Path) -> FGVCDataModule:
+    """Parts drawn and written to split.csv."""
+    data = module(root, test_fraction=0.2, val_fraction=0.25)
+    data.write_split(tmp_path / "split.csv")
+    return data
+
+
+def test_a_fraction_of_every_class_is_set_apart(drawn: FGVCDataModule) -> None:
+    assert {split: len(names) for split, names in parts(drawn).items()} == {"train": 18, "val": 6, "test": 6}
+    assert [record.target for record in drawn.splits["test"]] == [0, 0, 1, 1, 2, 2]
+    assert drawn.listing.notes == ("The test split is 0.2 of every class, drawn with seed 0.",)
+
+
+def test_the_seed_decides_the_test_part(root: Path, drawn: FGVCDataModule) -> None:
+    again, other = (module(root, test_fraction=0.2, seed=seed).listing.fingerprint() for seed in (0, 1))
+    assert again == drawn.listing.fingerprint() != other
+
+
+def test_a_fraction_beside_a_test_part_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has a test split of its own"):
+        module(make_folder(tmp_path), test_fraction=0.2).setup()
+
+
+def test_a_split_file_gives_the_same_parts(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:
+    read = module(root, split_file=tmp_path / "split.csv")
+    assert parts(read) == parts(drawn)
+    assert read.listing.fingerprint() == drawn.listing.fingerprint()
+
+
+def test_a_split_file_does_for_a_table(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:
+    assert parts(module(root, csv=tmp_path / "split.csv")) == parts(drawn)
+
+
+def test_a_split_file_keeps_new_images_out_with_a_word(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:
+    save(root / "class 0" / "new.jpg")
+    read = module(root, split_file=tmp_path / "split.csv")
+    assert parts(read) == parts(drawn)
+    assert read.listing.notes == ("Images left out because split.csv of the run does not know them: 1.",)
+
+
+def test_images_that_are_gone_are_named(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:
+    (root / "class 1" / "image3.jpg").unlink()
+    with pytest.raises(DataError, match=r"1 of 30 images are gone: class 1/image3\.jpg\. Restore them"):
+        module(root, split_file=tmp_path / "split.csv").setup()
+
+
+def test_images_of_another_class_now_are_named(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:
+    (root / "class 1").rename(root / "class one")
+    (root / "class 2").rename(root / "class 1")
+    (root / "class one").rename(root / "class 2")
+    names = write_lines(
+        tmp_path / "swapped.csv", ["path,label", *(f"class {i}/image{j}.jpg,{3 - i}" for i in (1, 2) for j in range(10))]
+    )
+    with pytest.raises(
+        DataError, match=r"split\.csv, line \d+: 'class \d/image\d\.jpg' is of class '\d' now, and was of 'class \d'"
+    ):
+        module(root, csv=names, split_file=tmp_path / "split.csv").setup()
+
+
+@pytest.mark.parametrize("line", ["class 0/image0.jpg,class 0", "class 0/image0.jpg,class 0,tset"])
+def test_a_damaged_split_file_is_named(line: str, root: Path, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "split.csv", ["path,label,split", line])
+    with pytest.raises(DataError, match=r"split\.csv, line 2: "):
+        module(root, split_file=path).setup()
+
+
+def test_folds_are_written_as_validation(root: Path, tmp_path: Path) -> None:
+    data = module(root, test_fraction=0.2, folds=3, fold=1)
+    data.write_split(tmp_path / "split.csv")
+    assert parts(module(root, split_file=tmp_path / "split.csv")) == parts(data)
+
+
+def test_nothing_is_written_where_nothing_was_drawn(root: Path, tmp_path: Path) -> None:
+    module(root).write_split(tmp_path / "split.csv")
+    assert not (tmp_path / "split.csv").exists()
+
+
+def test_names_that_are_no_utf8_are_kept(root: Path, tmp_path: Path) -> None:
+    for index in range(3):
+        save(root / "class 0" / os.fsdecode(b"\xd6%d.jpg" % index))
+    data = module(root, test_fraction=0.4)
+    data.write_split(tmp_path / "split.csv")
+    assert parts(module(root, split_file=tmp_path / "split.csv")) == parts(data)
+
+
+# ---------------------------------------------------------------------- near-duplicates
+
+
+@pytest.fixture
+def bursts(tmp_path: Path) -> Path:
+    """Three classes of ten different pictures, each of which is there twice."""
+    root = make_folder(tmp_path / "photos", per_class=10, splits=())
+    for path in list(root.rglob("*.jpg")):
+        path.with_name(f"copy of {path.name}").write_bytes(path.read_bytes())
+    return root
+
+
+@pytest.mark.parametrize(("held", "size"), [({"test_fraction": 0.2, "val_fraction": 0.25}, 12), ({"folds": 4, "fold": 2}, 14)])
+def test_copies_stay_in_one_part(held: dict[str, Any], size: int, bursts: Path) -> None:
+    data = module(bursts, group_duplicates=True, **held)
+    for names in parts(data).values():
+        assert all(name.replace("copy of ", "") in names for name in names)
+    assert len(data.splits["val"]) == size
+
+
+def test_copies_are_parted_unless_that_is_asked_for(bursts: Path) -> None:
+    test = set(module(bursts, test_fraction=0.2).names("test"))
+    assert any(name.replace("copy of ", "") not in test for name in test)
+
+
+def test_what_stays_together_is_said(bursts: Path) -> None:
+    (note,) = module(bursts, group_duplicates=True, test_fraction=0.2).listing.notes
+    assert note.endswith("drawn with seed 0; 60 near-duplicates in 30 groups stay together.")
