@@ -229,11 +229,10 @@ def _entries(rows: Sequence[Row], columns: _Columns, width: int) -> Iterator[_En
             label = marked[0].strip()
         if not said or not label:
             raise row.error("path and label must not be empty.")
-        split: Split | None = "train"
-        if columns.split is not None:
-            split = split_of(row.fields[columns.split])
-            if split is None:
-                raise row.error(f"unknown split {row.fields[columns.split]!r}; choose {SPLIT_NAMES}.")
+        split: Split | None = "train" if columns.split is None else split_of(row.fields[columns.split])
+        if split is None:
+            assert columns.split is not None
+            raise row.error(f"unknown split {row.fields[columns.split]!r}; choose {SPLIT_NAMES}.")
         yield _Entry(row, said, unicodedata.normalize("NFC", label), split)
 
 

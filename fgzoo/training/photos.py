@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from fgzoo.checkpoints.run_folder import PROBABILITIES
+from fgzoo.data.layouts import find
 from fgzoo.errors import UsageError
 from fgzoo.recipes import recipe_files
 from fgzoo.training.arguments import settings_of, values_of
@@ -20,8 +21,6 @@ from fgzoo.training.command import TrainingCLI, run
 
 #: What trains where no method is named, and why; the table is benchmarks/results/accuracy/preset.md.
 METHOD, WHY = "rra", "the most accurate on folds of birds and cars for the same CPU time"
-#: Shares that are set apart where the photos name no such part.
-TEST, VALIDATION = 0.2, 0.1
 
 
 def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
@@ -35,7 +34,8 @@ def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
         The training.
 
     Raises:
-        UsageError: The photos cannot be read as classes, or something else has started several processes.
+        DataError: The photos cannot be read as classes.
+        UsageError: Something else has started several processes, or something that was typed is wrong.
     """
     if torch.distributed.is_torchelastic_launched() or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise UsageError("fit PHOTOS starts its processes itself; with torchrun or SLURM give --config folder")
@@ -56,22 +56,27 @@ def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
 
 
 def choose(photos: str, arguments: Sequence[str], gpu: bool) -> tuple[list[str], list[str]]:
-    """What `fgzoo fit` is given for photos, beside what was typed, and a line for each choice."""
-    named = settings_of(arguments).get("model", {}).get("class_path")
-    chosen = ["--data.root", photos, "--data.test_fraction", str(TEST), "--data.val_fraction", str(VALIDATION)]
-    reasons = []
+    """What `fgzoo fit` is given for photos, before what was typed; and a line for each choice.
+
+    Raises:
+        DataError: The photos cannot be read as classes.
+    """
+    layout, given = find(photos), settings_of(arguments)
+    named = given.get("model", {}).get("class_path")
+    reasons = [layout.sentence, *layout.notes]
     if named is None:
         reasons.append(f"Method: {METHOD}, {WHY} (--model NAME for another one).")
     if values_of(arguments, "--config", "-c"):
-        chosen += ["--config", "folder", *([] if named else ["--model", METHOD])]
+        chosen = ["--config", layout.name, *([] if named else ["--model", METHOD])]
     else:
-        recipe = f"folder/{named or METHOD}"
-        known = recipe in recipe_files()
-        chosen += ["--config", recipe] if known else ["--config", "folder"]
+        recipe = f"{layout.name}/{named or METHOD}"
+        chosen = ["--config", recipe if recipe in recipe_files() else layout.name]
         if not gpu:
             chosen += ["--config", "small"]
             reasons.append("Preset: small, since there is no GPU: a small backbone whose lowest levels stay as they are.")
-    return chosen, reasons
+    apart = {"val_fraction"} if "folds" in given.get("data", {}) else set()
+    data = {name: value for name, value in layout.arguments.items() if name not in apart}
+    return [*chosen, *(word for name, value in data.items() for word in (f"--data.{name}", str(value)))], reasons
 
 
 def summary(folder: Path) -> list[str]:

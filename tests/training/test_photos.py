@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fgzoo.training.photos import choose, summary
-from tests.builders import save
+from tests.builders import make_cub, save
 from tests.command import IMAGES, MACHINE, NETWORK, fgzoo
 
 TINY = (*NETWORK, *IMAGES, *MACHINE, "--trainer.max_epochs", 1)
@@ -46,22 +46,41 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         (["--config", "cub/iagn"], False, ["folder"]),
     ],
 )
-def test_method_and_preset_are_chosen_where_none_is_named(typed: list[str], gpu: bool, configs: list[str]) -> None:
-    chosen, _ = choose("photos", typed, gpu)
+def test_method_and_preset_are_chosen_where_none_is_named(
+    trained: SimpleNamespace, typed: list[str], gpu: bool, configs: list[str]
+) -> None:
+    root = str(trained.folder / "my photos")
+    chosen, _ = choose(root, typed, gpu)
     assert [value for option, value in pairwise(chosen) if option == "--config"] == configs
-    assert chosen[chosen.index("--data.root") + 1] == "photos"
+    assert chosen[chosen.index("--data.root") + 1] == root
+
+
+def test_an_official_data_set_has_its_own_recipe_and_split(tmp_path: Path) -> None:
+    chosen, said = choose(str(make_cub(tmp_path)), [], True)
+    assert chosen == ["--config", "cub/rra", "--data.root", str(tmp_path / "CUB_200_2011")]
+    assert "CUB-200-2011" in said[0]
+
+
+def test_only_what_is_missing_is_set_apart(tmp_path: Path) -> None:
+    for part in ("train", "Test"):
+        photos(tmp_path / "parted" / part)
+    chosen, _ = choose(str(tmp_path / "parted"), [], False)
+    assert "--data.val_fraction" in chosen
+    assert "--data.test_fraction" not in chosen
+    assert "--data.val_fraction" not in choose(str(tmp_path / "parted"), ["--data.folds", "5"], False)[0]
 
 
 @pytest.mark.parametrize(("typed", "named"), [(["--config", "small"], "rra"), (["--config", "cub/iagn"], None)])
-def test_a_config_that_names_a_method_keeps_it(typed: list[str], named: str | None) -> None:
-    chosen, _ = choose("photos", typed, False)
+def test_a_config_that_names_a_method_keeps_it(trained: SimpleNamespace, typed: list[str], named: str | None) -> None:
+    chosen, _ = choose(str(trained.folder / "my photos"), typed, False)
     assert (chosen[chosen.index("--model") + 1] if "--model" in chosen else None) == named
 
 
-def test_every_choice_is_said_with_its_reason() -> None:
-    said = "\n".join(choose("photos", [], False)[1])
-    assert all(word in said for word in ("rra", "--model", "small", "no GPU"))
-    assert "rra" not in "\n".join(choose("photos", ["--model", "wsdan"], False)[1])
+def test_every_choice_is_said_with_its_reason(trained: SimpleNamespace) -> None:
+    root = str(trained.folder / "my photos")
+    said = "\n".join(choose(root, [], False)[1])
+    assert all(word in said for word in ("3 classes", "20% of each class", "rra", "--model", "small", "no GPU"))
+    assert "Method" not in "\n".join(choose(root, ["--model", "wsdan"], False)[1])
 
 
 # ---------------------------------------------------------------------- the whole way
