@@ -44,14 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         return _say(error, debug, USAGE)
-    except KeyboardInterrupt:
-        sys.stderr.write("fgzoo: interrupted\n")
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"fgzoo: interrupted{'; ' if str(error) else ''}{error}\n")
         return INTERRUPTED
     except (TrainingError, OSError) as error:
-        return _say(error, debug, 1)
+        return 0 if _reader_has_left(error) else _say(error, debug, 1)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -101,6 +103,18 @@ def _train(verb: str, arguments: list[str]) -> int:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from end
         raise
+
+
+def _reader_has_left(error: Exception) -> bool:
+    """Whether whoever read standard output, `head` say, has read enough; what is left to write then goes nowhere."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    try:
+        sys.stdout.flush()  # what could not be written is still there
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _say(error: Exception, debug: bool, status: int) -> int:

@@ -17,6 +17,8 @@ SPLIT = "split.csv"
 #: Where a run keeps its checkpoints, relative to the run's folder.
 LAST = Path("checkpoints") / "last.ckpt"
 BEST = Path("checkpoints") / "best.ckpt"
+#: Temperature and threshold, as the last checkpoint has them.
+CALIBRATION = "calibration.json"
 #: What every image of a split was given, by the split.
 PROBABILITIES = {split: f"{split}_probabilities.npz" for split in ("val", "test")}
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
@@ -69,7 +69,9 @@ def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[list[str], dict[
     required = parameter.default is inspect.Parameter.empty
     many = get_origin(kind) in (list, Sequence)
     # An argument that may be absent is of its type where it is given.
-    element = get_args(kind)[0] if many else next((inner for inner in get_args(kind) if NoneType in get_args(kind)), kind)
+    element = get_args(kind)[0] if many else kind
+    if NoneType in get_args(element):
+        element = Union[tuple(inner for inner in get_args(element) if inner is not NoneType)]  # noqa: UP007 - of as many as there are
     settings: dict[str, Any] = {"type": Path | None if element is Path else element}
     if get_origin(element) is Literal:
         settings = {"choices": get_args(element)}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal, cast
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from fgzoo.commands.models import load_models, loader_processes
 from fgzoo.errors import UsageError
-from fgzoo.prediction import Precision, TestTime
+from fgzoo.prediction import Form, Precision, Reject, TestTime
 
-#: Where predictions and features can be written to, by suffix.
-PREDICTION_FILES = (".csv", ".jsonl")
-FEATURE_FILES = (".npy", ".npz", ".csv", ".jsonl")
+#: What predictions and features can be written as; by default a file's suffix says it.
+PREDICTION_FORMS = ("csv", "jsonl")
+FEATURE_FORMS = ("npy", "npz", "csv", "jsonl")
+#: `--output` that means standard output.
+STREAM = Path("-")
 
 
 def predict(
@@ -27,13 +30,17 @@ def predict(
     trust: list[str] = [],  # noqa: B006 - it is read only
     also: list[str] = [],  # noqa: B006
     output: Path | None = None,
+    format_: Literal["csv", "jsonl"] | None = None,
+    reject: Reject | None = None,
     tta: TestTime = "none",
     embed: bool = False,
     precision: Precision = "32-true",
 ) -> int:
     """Classes and probabilities of images, a row each; a file that cannot be read is a row with its error.
 
-    Exit status: 0, or 1 where not one image could be read. Without --output: a table on a terminal, CSV in a pipe.
+    A checkpoint that was trained with images held out (--data.val_fraction) gives calibrated probabilities, and calls unknown
+    what does not look like its classes. Exit status: 0, or 1 where not one image could be read. Without --output: a table on a
+    terminal, CSV in a pipe. Ctrl-C leaves the rows that are done.
 
     Args:
         checkpoint: A checkpoint file, a run's folder, a name of `fgzoo list checkpoints`, hf://OWNER/NAME, or `last` or `best` of
@@ -46,7 +53,10 @@ def predict(
         device: auto, cpu, cuda, cuda:0 or mps.
         trust: A package whose classes a checkpoint may name (repeatable).
         also: One more checkpoint; probabilities are averaged (repeatable).
-        output: A .csv or .jsonl file; with --embed also .npy or .npz.
+        output: A .csv or .jsonl file; with --embed also .npy or .npz; - for standard output, a row as soon as it is computed.
+        format_: CSV or JSON lines, in a pipe and where the file's name does not say it.
+        reject: The share of images of the known classes, 0 to 0.5, that may be called unknown so that others are: 0.05 unless
+            given, where the checkpoint has a threshold; a larger one finds more that are unknown. off calls nothing unknown.
         tta: Average over the image and its mirror image, over the four corners and the centre, or over those five and
             their mirror images.
         embed: Features of the backbone instead of classes; they need --output or a pipe.
@@ -55,36 +65,50 @@ def predict(
     Returns:
         0, or 1 where not one image could be read.
     """
-    _check_file(output, embed)
+    form = _form(output, format_, embed)
+    output = None if output == STREAM else output
     if embed and also:
         raise UsageError("predict: --embed takes one checkpoint, because features of several have no common meaning")
+    if embed and reject is not None:
+        raise UsageError("predict: --embed gives features, of which --reject has nothing to reject")
     from fgzoo.prediction import files, inference
 
     paths = files.image_paths(images, sys.stdin)
     models = load_models([checkpoint, *also], trust, files.find_device(device))
     workers = loader_processes(num_workers, single_batch=len(paths) <= batch_size)
-    with files.Watch(len(paths)) as watch:
+    rows_shown = output is None and form is not None and sys.stdout.isatty()
+    with files.Watch(len(paths), shown=not rows_shown) as watch:
         if embed:
+            assert form is not None
             batches = inference.embed(models, list(paths), batch_size, tta, workers, precision)
-            files.write_features(output, paths, watch.features(batches))
+            files.write_features(output, form, paths, watch.features(batches))
         else:
             columns = min(top_k, len(inference.class_names(models)))
-            predictions = inference.classify(models, list(paths), top_k, batch_size, tta, workers, precision)
-            files.write_predictions(output, paths, watch.predictions(predictions), columns)
+            missing = inference.why_no_threshold(models, tta)
+            inference.threshold_of(models, tta, reject)  # refused before anything is written
+            if missing and reject is None:
+                sys.stderr.write(f"fgzoo: nothing is called unknown: {missing}\n")
+            predictions = inference.classify(models, list(paths), top_k, batch_size, tta, workers, precision, reject)
+            files.write_predictions(output, form, paths, watch.predictions(predictions), columns)
     watch.report()
     return 1 if watch.failed == len(paths) else 0
 
 
-def _check_file(output: Path | None, features: bool) -> None:
-    """Refuse an output that cannot be written before anything is computed."""
-    if output is None:
-        if features and sys.stdout.isatty():
+def _form(output: Path | None, asked: Literal["csv", "jsonl"] | None, features: bool) -> Form | None:
+    """What is written, `None` for a table; an output that cannot be written is refused before anything is computed."""
+    if output is None or output == STREAM:
+        if features and output is None and sys.stdout.isatty():
             raise UsageError("predict: --embed gives numbers by the thousand; write them by --output FILE, or into a pipe")
-        return
-    known = FEATURE_FILES if features else PREDICTION_FILES
-    if output.suffix.lower() not in known:
-        hint = " (features, by --embed)" if output.suffix.lower() in FEATURE_FILES else ""
-        raise UsageError(f"predict: --output {output}{hint}: the file's name ends in none of {', '.join(known)}")
+        return asked or (None if output is None and sys.stdout.isatty() else "csv")
+    known = FEATURE_FORMS if features else PREDICTION_FORMS
+    said = output.suffix.lower().removeprefix(".")
+    if asked is None and said not in known:
+        hint = " (features, by --embed)" if said in FEATURE_FORMS else ""
+        ends = ", ".join(f".{form}" for form in known)
+        raise UsageError(f"predict: --output {output}{hint}: the file's name ends in none of {ends}; - is standard output")
+    if asked is not None and said in FEATURE_FORMS and said != asked:
+        raise UsageError(f"predict: --output {output} and --format {asked} contradict each other; leave one away")
     if output.is_dir():
         raise UsageError(f"predict: --output {output} is a folder; give a file in it")
     output.parent.mkdir(parents=True, exist_ok=True)
+    return asked or cast(Form, said)

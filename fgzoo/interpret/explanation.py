@@ -16,7 +16,16 @@ from fgzoo.errors import UsageError, did_you_mean
 from fgzoo.interpret.metrics import grad_cam
 from fgzoo.interpret.passes import shared_passes
 from fgzoo.nn.backbone import Backbone
-from fgzoo.prediction.inference import ImageLike, batches, check_reading, listed, most_probable, required_card, views_transform
+from fgzoo.prediction.inference import (
+    ImageLike,
+    batches,
+    calibrated,
+    check_reading,
+    listed,
+    most_probable,
+    required_card,
+    views_transform,
+)
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier
@@ -116,7 +125,7 @@ def _batch(model: FineGrainedClassifier, pixels: Tensor, top_k: int, target: int
     with model.evaluating(), torch.compiler.set_stance("force_eager"), shared_passes(model.network):
         asked = None if target is None else torch.full((len(inputs),), target, device=inputs.device)
         logits, cams = answers(model, inputs, asked)
-        shares = logits.softmax(dim=1)
+        shares = calibrated(model, logits)
         classes = shares.argmax(dim=1) if asked is None else asked
         maps, names = own_maps(model, inputs, classes)
         carried = own_shares(model, inputs, classes, len(names))

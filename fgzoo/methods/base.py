@@ -35,8 +35,9 @@ from fgzoo.methods.steps import LightningSteps
 from fgzoo.methods.training_stages import TrainingStage
 from fgzoo.nn.backbone import Backbone, FreezeNorm
 from fgzoo.nn.output import MethodOutput
-from fgzoo.prediction import TestTime
+from fgzoo.prediction import Reject, TestTime
 from fgzoo.prediction.inference import ImageLike, Prediction, classify, embed
+from fgzoo.prediction.rejection import Calibration
 from fgzoo.version import __version__
 
 
@@ -92,6 +93,8 @@ class FineGrainedClassifier(LightningSteps):
         card: The data the weights were trained on, and how its images were prepared; `None` before that is known.
         teachers: Trained models to learn from, see `teacher`; no part of this one, nor of its checkpoints.
         trained: Whether the weights have been trained. An untrained model is not tested.
+        calibration: The temperature of its probabilities and the thresholds below which an image is unknown, fitted to images
+            that were held out of training; `None` where there were none, and as soon as the weights change.
     """
 
     #: What an argument stands for in checkpoints that are older than it, where that is not its default.
@@ -154,6 +157,7 @@ class FineGrainedClassifier(LightningSteps):
         self.backbone = backbone
         self.card: DataCard | None = None
         self.teachers: Sequence[FineGrainedClassifier] = []
+        self.calibration: Calibration | None = None
         self.network: nn.Module
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
@@ -428,15 +432,17 @@ class FineGrainedClassifier(LightningSteps):
         batch_size: int = 32,
         tta: TestTime = "none",
         num_workers: int = 0,
+        reject: Reject | None = None,
     ) -> list[Prediction]:
         """Classify images on the model's device, whatever its mode; an image that cannot be read has its `error` filled.
 
-        Arguments and errors are those of [classify][fgzoo.prediction.inference.classify].
+        Arguments and errors are those of [classify][fgzoo.prediction.inference.classify]. A model whose `calibration` is `None`
+        accepts everything, unless a share to `reject` is asked for, which is an error then.
 
         Returns:
             One prediction an image, in their order.
         """
-        return list(classify([self], images, top_k, batch_size, tta, num_workers))
+        return list(classify([self], images, top_k, batch_size, tta, num_workers, reject=reject))
 
     def embed(
         self,
@@ -466,6 +472,10 @@ class FineGrainedClassifier(LightningSteps):
         return (backbones[0].mean, backbones[0].std) if backbones else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
     # ------------------------------------------------------------------ what belongs to the weights
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """What was fitted to the answers of these weights ends with them."""
+        self.calibration = None
 
     def setup(self, stage: str) -> None:
         """Learn what data this is, and say what cannot be frozen."""
@@ -500,6 +510,7 @@ class FineGrainedClassifier(LightningSteps):
             "mean": list(mean),
             "std": list(std),
             "data": None if self.card is None else self.card.as_dict(),
+            "calibration": None if self.calibration is None else self.calibration.as_dict(),
             "stage": getattr(self.network, "stage", None),
         }
 
@@ -508,6 +519,8 @@ class FineGrainedClassifier(LightningSteps):
         about = checkpoint.get("fgzoo", {})
         if about.get("data") is not None:
             self.card = DataCard(**about["data"])
+        stored = about.get("calibration")
+        self.calibration = None if stored is None else Calibration.read(stored)
         stage = about.get("stage")
         if stage is not None:
             setattr(self.network, "stage", stage)  # noqa: B010 - modules type their attributes as tensors

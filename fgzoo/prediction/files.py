@@ -25,6 +25,7 @@ from fgzoo.data.images import picture_suffixes
 from fgzoo.data.tree import LITTER, find_images, natural_order
 from fgzoo.errors import UsageError
 from fgzoo.files import atomic_write
+from fgzoo.prediction import Form
 from fgzoo.prediction.inference import BatchValues, Prediction
 
 # ---------------------------------------------------------------------- in
@@ -132,46 +133,50 @@ class Features(NamedTuple):
     errors: list[str | None]
 
 
-def write_predictions(output: Path | None, paths: Sequence[Path], predictions: Iterable[Prediction], columns: int) -> None:
+def write_predictions(
+    output: Path | None, form: Form | None, paths: Sequence[Path], predictions: Iterable[Prediction], columns: int
+) -> None:
     """Write predictions while they come.
 
     Args:
-        output: A `.csv` or `.jsonl` file; `None`: a table on a terminal, CSV in a pipe.
+        output: A file, which keeps the rows that are done when Ctrl-C ends it; `None`: standard output, each row as it comes.
+        form: `csv` or `jsonl`; `None`: a table for a person.
         paths: The images.
         predictions: One an image.
         columns: Classes a row.
     """
     rows = zip(paths, predictions, strict=True)
-    if output is not None and output.suffix.lower() == ".jsonl":
-        _write_jsonl(output, (_record(path, prediction) for path, prediction in rows))
-    elif output is None and sys.stdout.isatty():
+    if form is None:
         _show(rows)
+    elif form == "jsonl":
+        _write_jsonl(output, (_record(path, prediction) for path, prediction in rows))
     else:
-        header = ["path", *(f"{what}_{rank}" for rank in range(1, columns + 1) for what in ("class", "probability")), "error"]
+        ranked = (f"{what}_{rank}" for rank in range(1, columns + 1) for what in ("class", "probability"))
+        header = ["path", "class", "accepted", *ranked, "error"]
         _write_csv(output, header, (_cells(path, prediction, columns) for path, prediction in rows))
 
 
-def write_features(output: Path | None, paths: Sequence[Path], found: Features) -> None:
+def write_features(output: Path | None, form: Form, paths: Sequence[Path], found: Features) -> None:
     """Write features.
 
     Args:
-        output: `.npy`: an array (N, D) alone; `.npz`: `features`, `paths` and `errors`; `.csv` with the columns path, f0, f1 ...
-            and error; `.jsonl` with the keys path, features and error; `None`: CSV on standard output.
+        output: A file; `None`: standard output.
+        form: `npy`: an array (N, D) alone; `npz`: `features`, `paths` and `errors`; `csv` with the columns path, f0, f1 ... and
+            error; `jsonl` with the keys path, features and error.
         paths: The images.
         found: Their features.
     """
-    kind = ".csv" if output is None else output.suffix.lower()
     names = [str(path) for path in paths]
     errors = [error or "" for error in found.errors]
-    if output is not None and kind in (".npy", ".npz"):
+    if output is not None and form in ("npy", "npz"):
         with atomic_write(output) as part, part.open("wb") as binary:
-            if kind == ".npy":
+            if form == "npy":
                 np.save(binary, found.values)
             else:
                 np.savez(binary, features=found.values, paths=np.array(names), errors=np.array(errors))
         return
     rows = zip(names, ([f"{x:.7g}" for x in row] for row in found.values.tolist()), found.errors, strict=True)
-    if output is not None and kind == ".jsonl":
+    if form == "jsonl":
         numbers = ((name, [] if error else [float(x) for x in row], error) for name, row, error in rows)
         _write_jsonl(output, ({"path": name, "features": row, "error": error} for name, row, error in numbers))
     else:
@@ -180,44 +185,75 @@ def write_features(output: Path | None, paths: Sequence[Path], found: Features) 
 
 
 def _write_csv(output: Path | None, header: list[str], rows: Iterable[list[str]]) -> None:
+    line = io.StringIO(newline="")
+    writer = csv.writer(line, lineterminator="\n")
+
+    def line_of(row: list[str]) -> str:
+        line.seek(0)
+        line.truncate()
+        writer.writerow(row)
+        return line.getvalue()
+
+    # File names need not be valid UTF-8; their bytes come out as they are.
+    _write_lines(output, line_of(header), map(line_of, rows), "surrogateescape")
+
+
+def _write_jsonl(output: Path | None, rows: Iterable[dict[str, Any]]) -> None:
+    # A byte that is no UTF-8 comes out as \udcXX, which is JSON's own way of writing it.
+    _write_lines(output, "", (json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "backslashreplace")
+
+
+def _write_lines(output: Path | None, header: str, rows: Iterable[str], errors: str) -> None:
+    """Write lines, each in one piece; the rows that are written when Ctrl-C ends it stay."""
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="surrogateescape")
-        csv.writer(sys.stdout, lineterminator="\n").writerows(itertools.chain([header], rows))
+            sys.stdout.reconfigure(errors=errors)
+        for line in itertools.chain([header], rows):
+            sys.stdout.write(line)
+            sys.stdout.flush()
         return
-    # File names need not be valid UTF-8; their bytes come out as they are.
-    with atomic_write(output) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(itertools.chain([header], rows))
-
-
-def _write_jsonl(output: Path, rows: Iterable[dict[str, Any]]) -> None:
-    # A byte that is no UTF-8 comes out as \udcXX, which is JSON's own way of writing it.
-    with atomic_write(output) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    done, interrupted = 0, False
+    with atomic_write(output) as part, part.open("w", encoding="utf-8", errors=errors, newline="") as file:
+        file.write(header)
+        try:
+            for row in rows:
+                file.write(row)
+                done += 1
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt(f"{output} holds the {done} rows that were done")
 
 
 def _record(path: Path, prediction: Prediction) -> dict[str, Any]:
     shares = [float(f"{share:.6g}") for share in prediction.probabilities]
-    return {"path": str(path), "classes": list(prediction.classes), "probabilities": shares, "error": prediction.error}
+    answer = {"path": str(path), "class": prediction.label, "accepted": prediction.accepted}
+    return answer | {"classes": list(prediction.classes), "probabilities": shares, "error": prediction.error}
 
 
 def _cells(path: Path, prediction: Prediction, columns: int) -> list[str]:
+    if prediction.error is not None:
+        return [str(path), *[""] * (2 + 2 * columns), prediction.error]
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-    answer = [cell for name, share in pairs for cell in (name, f"{share:.6g}")]
-    return [str(path), *(answer or [""] * (2 * columns)), prediction.error or ""]
+    ranked = [cell for name, share in pairs for cell in (name, f"{share:.6g}")]
+    return [str(path), prediction.label or "", json.dumps(prediction.accepted), *ranked, ""]
 
 
 def _show(rows: Iterable[tuple[Path, Prediction]]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("image", "class", "probability", "then"):
         table.add_column(title, overflow="fold", justify="right" if title == "probability" else "left")
-    for path, (classes, shares, error) in rows:
+    for path, found in rows:
         name = str(path).encode(errors="replace").decode()
-        if error is not None:
-            table.add_row(Text(name), Text(error, style="red"))
+        if found.error is not None:
+            table.add_row(Text(name), Text(found.error, style="red"))
             continue
-        then = ", ".join(f"{other} {share:.1%}" for other, share in zip(classes[1:], shares[1:], strict=True))
-        table.add_row(Text(name), Text(classes[0], style="bold"), f"{shares[0]:.1%}", Text(then, style="dim"))
+        ranked = [f"{other} {share:.1%}" for other, share in zip(found.classes, found.probabilities, strict=True)]
+        style, share = ("bold", f"{found.probabilities[0]:.1%}") if found.accepted else ("yellow", "")
+        then = Text(", ".join(ranked[1 if found.accepted else 0 :]), style="dim")
+        table.add_row(Text(name), Text(found.label or "", style=style), share, then)
     Console().print(table)
 
 
@@ -239,18 +275,19 @@ class Watch(AbstractContextManager["Watch"]):
     Args:
         total: Number of images.
         verb: What the bar is called.
+        shown: Whether there may be a bar.
 
     Attributes:
         failed: Images without an answer so far.
     """
 
-    def __init__(self, total: int, verb: str = "predict") -> None:
+    def __init__(self, total: int, verb: str = "predict", shown: bool = True) -> None:
         self.total = total
         self.failed = 0
         self.seconds = 0.0
         self._console = Console(stderr=True, soft_wrap=True)
         columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._bar = Progress(*columns, console=self._console, transient=True, disable=not (shown and self._console.is_terminal))
         self._task = self._bar.add_task(verb, total=total)
         self._bar.start()
         self._start = time.perf_counter()

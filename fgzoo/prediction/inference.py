@@ -8,7 +8,9 @@ Test-time augmentation averages probabilities (of [embed][], features) over view
   where that leaves a margin; where it leaves none (the augmentation `paper`), from one resized to input size / 0.875.
 * `ten-crop`: those five and their mirror images.
 
-Several models answer by the mean of their probabilities; each sees the image as its own card says, decoded once.
+Several models answer by the mean of their probabilities; each sees the image as its own card says, decoded once. A model that
+knows its temperature divides its logits by it. Below its threshold an image is not accepted; that was found with single models
+and single views, and holds for them alone.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from fgzoo.data.images import decode, from_pillow
 from fgzoo.data.transforms import Transform, default_resize, resize_transform
 from fgzoo.errors import CheckpointError, DataError, TrainingError, UntrainedError, UsageError
 from fgzoo.nn.output import MethodOutput
-from fgzoo.prediction import Precision, TestTime
+from fgzoo.prediction import Precision, Reject, TestTime
+from fgzoo.prediction.rejection import REJECTED, UNKNOWN, Calibration
 
 #: A file's path, a picture in memory, or an upright RGB uint8 (3, H, W).
 ImageLike: TypeAlias = str | Path | Image.Image | Tensor
@@ -48,10 +51,12 @@ class Classifier(Protocol):
     Attributes:
         card: The classes it knows, and how its images are prepared; `None` before that is known.
         trained: Whether its weights have been trained.
+        calibration: What held-out images taught about its answers; `None` where there were none.
     """
 
     card: DataCard | None
     trained: bool
+    calibration: Calibration | None
 
     @property
     def device(self) -> torch.device:
@@ -74,14 +79,21 @@ class Prediction(NamedTuple):
     """What one image shows.
 
     Attributes:
-        classes: Class names, the most probable first.
+        classes: Class names, the most probable first, of an image that is not accepted, too.
         probabilities: Their probabilities.
         error: Why there is no answer, in one line; the other two are empty then.
+        accepted: Whether it looks like the images that the model knows; `None` where there is an error.
     """
 
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str | None = None
+    accepted: bool | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The answer: the most probable class, or `unknown` where it is not accepted; `None` where there is an error."""
+        return None if self.error is not None else self.classes[0] if self.accepted else UNKNOWN
 
 
 class BatchValues(NamedTuple):
@@ -104,6 +116,7 @@ def classify(
     tta: TestTime = "none",
     num_workers: int = 0,
     precision: Precision = "32-true",
+    reject: Reject | None = None,
 ) -> Iterator[Prediction]:
     """Classify images, one prediction each, in their order, while they are computed.
 
@@ -115,6 +128,8 @@ def classify(
         tta: `none`, `flip`, `five-crop` or `ten-crop`.
         num_workers: Loader processes; 0 reads in the process itself.
         precision: `32-true`, `bf16-mixed` or `16-mixed`.
+        reject: The share of images of the known classes that may be rejected so that unknown ones are, see [threshold_of][];
+            `off` accepts everything.
 
     Yields:
         One prediction an image.
@@ -127,9 +142,12 @@ def classify(
     if top_k < 1:
         raise UsageError(f"predict: top_k is {top_k}; at least 1")
     names = class_names(models)
-    for values, errors in compute(models, images, probabilities, batch_size, tta, num_workers, precision):
-        ranked, classes = most_probable(values, top_k)
-        found = iter(zip(ranked.tolist(), classes.tolist(), strict=True))
+    threshold = threshold_of(models, tta, reject)
+    quantity = probabilities if threshold is None else probabilities_and_score
+    for values, errors in compute(models, images, quantity, batch_size, tta, num_workers, precision):
+        ranked, classes = most_probable(values[:, : len(names)], top_k)
+        accepted = [True] * len(values) if threshold is None else (values[:, -1] >= threshold).tolist()
+        found = iter(zip(ranked.tolist(), classes.tolist(), accepted, strict=True))
         for error in errors:
             yield Prediction(error=error) if error is not None else _named(*next(found), names)
 
@@ -160,9 +178,58 @@ def embed(
 # ---------------------------------------------------------------------- what is computed
 
 
+def calibrated(model: Classifier, logits: Tensor) -> Tensor:
+    """A model's class probabilities (B, K) by its logits, in single precision whatever the network's."""
+    return (logits.float() / (1.0 if model.calibration is None else model.calibration.temperature)).softmax(dim=1)
+
+
 def probabilities(model: Classifier, images: Tensor) -> Tensor:
-    """Class probabilities (B, K), in single precision whatever the network's."""
-    return model(images).logits.float().softmax(dim=1)
+    """Class probabilities (B, K)."""
+    return calibrated(model, model(images).logits)
+
+
+def probabilities_and_score(model: Classifier, images: Tensor) -> Tensor:
+    """Class probabilities, and behind them how well known the image looks: (B, K + 1), of a model that is calibrated."""
+    assert model.calibration is not None
+    logits = model(images).logits.float()
+    return torch.cat([calibrated(model, logits), model.calibration.scores(logits)[:, None]], dim=1)
+
+
+def threshold_of(models: Sequence[Classifier], tta: TestTime = "none", reject: Reject | None = None) -> float | None:
+    """The score below which images are rejected.
+
+    Args:
+        models: Models that answer together.
+        tta: Test-time augmentation.
+        reject: The share of images of the known classes that may be rejected; `off`: none is, nor any other. Without it a
+            twentieth, where the models have a threshold.
+
+    Returns:
+        The score, or `None` where nothing is rejected.
+
+    Raises:
+        UsageError: A share was asked for, and there is no threshold, or none for this share.
+    """
+    missing = why_no_threshold(models, tta)
+    if reject == "off" or (missing and reject is None):
+        return None
+    if missing:
+        raise UsageError(f"predict: reject {reject}: {missing}")
+    assert models[0].calibration is not None
+    return models[0].calibration.threshold(REJECTED if reject is None else reject)
+
+
+def why_no_threshold(models: Sequence[Classifier], tta: TestTime = "none") -> str | None:
+    """Why no image can be called unknown, in a person's words; `None` where it can."""
+    bare = [number for number, model in enumerate(models, start=1) if model.calibration is None]
+    if bare:
+        which = f" (checkpoint {', '.join(map(str, bare))} of {len(models)})" if len(models) > 1 else ""
+        return (
+            f"no image was held out in training{which} to calibrate probabilities and choose a threshold by (--data.val_fraction)"
+        )
+    if len(models) > 1:
+        return "thresholds hold for single checkpoints, not for the mean of several"
+    return None if tta == "none" else f"thresholds hold for single views, not for the mean of several (tta {tta})"
 
 
 def most_probable(shares: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -226,10 +293,10 @@ def _mean(
     return (answers[0] if len(answers) == 1 else torch.stack(answers).mean(dim=0)).cpu()
 
 
-def _named(ranked: list[float], classes: list[int], names: Sequence[str]) -> Prediction:
+def _named(ranked: list[float], classes: list[int], accepted: bool, names: Sequence[str]) -> Prediction:
     if not all(math.isfinite(value) for value in ranked):
         return Prediction(error="the network's answer is not finite; compute in precision 32-true")
-    return Prediction(tuple(names[index] for index in classes), tuple(ranked))
+    return Prediction(tuple(names[index] for index in classes), tuple(ranked), accepted=accepted)
 
 
 # ---------------------------------------------------------------------- what models must have in common

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from fgzoo.checkpoints.run_folder import BEST, CONFIG, LAST, PROBABILITIES, SPLIT
+from fgzoo.checkpoints.run_folder import BEST, CALIBRATION, CONFIG, LAST, PROBABILITIES, SPLIT
 from fgzoo.data.dataset import IGNORED, sample_seed
 from fgzoo.data.records import Record
 from fgzoo.files import write_json
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.prediction.rejection import REJECTED, Calibration
 from fgzoo.training.environment import cpu_seconds, environment, peak_memory
 from fgzoo.training.report import write_probabilities, write_report
 from fgzoo.training.run_logger import run_loggers
@@ -123,9 +125,10 @@ class RunRecord(Callback):
 
 
 class ImageScores(Callback):
-    """Writes what every image of a split was given, in the order of the split, see [write_probabilities][].
+    """What every image of a split was given, in the order of the split: calibrates the model in `fit`, and is written.
 
-    Of the test split after `test`, of the validation split after `validate` and after the last epoch's validation in `fit`.
+    In `fit` every validation calibrates the model, so that the checkpoint that follows it holds temperature and threshold; the
+    last one's answers are written at the end. `test` and `validate` write theirs. See [write_probabilities][].
     """
 
     def __init__(self, folder: Path) -> None:
@@ -133,6 +136,7 @@ class ImageScores(Callback):
         self.records: Sequence[Record] = ()
         self.logits = torch.empty(0)
         self.seen = torch.empty(0)
+        self.write: Callable[[], None] | None = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make room for every image of the split, if this is the round that counts."""
@@ -155,17 +159,34 @@ class ImageScores(Callback):
             self.seen[index] = 1
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the split's file."""
+        """Calibrate the model, or write the split's file."""
         if not _scores_count(trainer):
             return
+        assert isinstance(pl_module, FineGrainedClassifier)
         # Each image has been in one of the processes, and is zero in the others.
         logits = trainer.strategy.reduce(self.logits, reduce_op="sum").cpu()
         seen = trainer.strategy.reduce(self.seen, reduce_op="sum").cpu() > 0
-        if trainer.is_global_zero and seen.any():
-            records = [record for record, there in zip(self.records, seen.tolist(), strict=True) if there]
-            targets = torch.tensor([record.target for record in records])
-            path = self.folder / PROBABILITIES[_scored_split(trainer)]
-            write_probabilities(path, logits[seen], targets, [record.name for record in records])
+        if not seen.any():
+            return
+        records = [record for record, there in zip(self.records, seen.tolist(), strict=True) if there]
+        targets = torch.tensor([record.target for record in records])
+        path = self.folder / PROBABILITIES[_scored_split(trainer)]
+        self.write = partial(write_probabilities, path, logits[seen], targets, [record.name for record in records])
+        if trainer.state.fn == TrainerFn.FITTING:
+            # By every process, since any may save the model.
+            pl_module.calibration = Calibration.fit(logits[seen], targets) if logits.isfinite().all() else None
+        elif trainer.is_global_zero:
+            self.write()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what the last validation found, and the calibration where these are still its weights."""
+        assert isinstance(pl_module, FineGrainedClassifier)
+        if not trainer.is_global_zero or self.write is None:
+            return
+        self.write()
+        found = pl_module.calibration
+        if found is not None:
+            write_json(self.folder / CALIBRATION, {"threshold": found.threshold(), "rejected": REJECTED, **found.as_dict()})
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
@@ -177,10 +198,8 @@ def _scored_split(trainer: L.Trainer) -> str:
 
 
 def _scores_count(trainer: L.Trainer) -> bool:
-    """Whether this round of scoring was asked for, or is the validation of a training's last epoch."""
-    if trainer.state.fn != TrainerFn.FITTING:
-        return True
-    return not trainer.sanity_checking and trainer.current_epoch + 1 == trainer.max_epochs
+    """Whether this round of scoring is of weights that have learnt, and not a check of whether validation works."""
+    return not trainer.sanity_checking
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -332,6 +332,10 @@ class TrainingCLI(LightningCLI):
         seconds = time.perf_counter() - self.started
         holds = sorted(path.relative_to(self.run_folder).as_posix() for path in self.run_folder.rglob("*") if path.is_file())
         self.console.print(f"{self.verb} took {seconds:.0f} s. {self.run_folder} holds {', '.join(holds)}", highlight=False)
+        found = self.model.calibration if self.verb == "fit" else None
+        if found is not None:
+            told = f"temperature {found.temperature:.3g}, unknown below a {found.score} of {found.threshold():.3g}"
+            self.console.print(f"By {found.images} held-out images: {told}.", highlight=False)
         if self.verb == "fit":
             self.console.print(f"Next: fgzoo test --ckpt_path {self.run_folder}", highlight=False)
 
