@@ -43,8 +43,8 @@ from fgzoo.training.environment import environment
 
 METHODS = ("baseline", "rra", "coarse2fine", "iagn", "srbn")
 SEEDS = (0, 1, 2)
-#: What is typed beside method, data and seed.
-SETTINGS = "--config small --data.image_size 160 --data.resize 183 --trainer.max_epochs 5 --data.val_fraction 0.2"
+#: What is typed beside method, data and seed, and how much is held out.
+SETTINGS, HELD_OUT = "--config small --data.image_size 160 --data.resize 183 --trainer.max_epochs 5", 0.2
 NEAR, FAR = "other birds", "cars"
 PLAIN = "maximum probability, T = 1"
 SCORES = (PLAIN, "maximum probability", "energy", "Mahalanobis", "cosine")
@@ -185,7 +185,7 @@ def measure(method: str, seed: int, machine: Machine, folder: Path, lock: int) -
     learnt, others = halves(birds.num_classes, seed)
     images = folder.parent / f"half{seed}.csv"
     write_list(images, birds, learnt, root)
-    arguments = f"--config folder --model {method} {SETTINGS} --seed_everything {seed}".split()
+    arguments = f"--config folder --model {method} {SETTINGS} --data.val_fraction {HELD_OUT} --seed_everything {seed}".split()
     if not (folder / "cost.json").is_file():
         files = {"backbone_weights": machine.weights.get("mobilenetv2_100", machine.weights.get(""))}
         if method == "srbn":
@@ -194,7 +194,7 @@ def measure(method: str, seed: int, machine: Machine, folder: Path, lock: int) -
         fresh = ["fit", *arguments, "--data.root", str(root), "--data.csv", str(images), *places, "--output", str(folder)]
         typed = ["fit", "--resume", str(folder)] if (folder / "config.yaml").is_file() else fresh
         run_fgzoo(typed, folder, {**os.environ, "OMP_NUM_THREADS": str(machine.threads)}, lock, threading.Event())
-    data = FGVCDataModule("folder", root, csv=images, val_fraction=0.2, seed=seed, num_workers=0)
+    data = FGVCDataModule("folder", root, csv=images, val_fraction=HELD_OUT, seed=seed, num_workers=0)
     model, about = load(folder), environment()
     splits = [answers(model, data.splits[split]) for split in ("train", "val", "test")]
     near = answers(model, [record for record in birds.listing.test if record.target in others])
@@ -270,7 +270,7 @@ def report() -> None:
     text = PAGE.format(
         about=(__doc__ or "").split("\n\n")[2],
         hardware="; ".join(f"{key} {value}" for key, value in made_by.items()),
-        arguments=f"--config folder --model METHOD {SETTINGS}",
+        arguments=f"--config folder --model METHOD {SETTINGS} --data.val_fraction {HELD_OUT}",
         by_score=markdown_table(by_score), by_method=markdown_table(by_method), temperature=markdown_table(temperature),
     )  # fmt: skip
     (common.RESULTS / f"{TABLE}.md").write_text(text, encoding="utf-8")

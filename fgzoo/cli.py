@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import tempfile
 import traceback
@@ -107,14 +108,14 @@ def _train(verb: str, arguments: list[str]) -> int:
 
 def _reader_has_left(error: Exception) -> bool:
     """Whether whoever read standard output, `head` say, has read enough; what is left to write then goes nowhere."""
-    if not isinstance(error, BrokenPipeError):
+    if not isinstance(error, BrokenPipeError) or not hasattr(select, "poll"):
         return False
-    try:
-        sys.stdout.flush()  # what could not be written is still there
-    except BrokenPipeError:
+    out = select.poll()
+    out.register(sys.stdout, 0)  # errors alone, of which a pipe that nobody reads is one
+    left = bool(out.poll(0))
+    if left:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return left
 
 
 def _say(error: Exception, debug: bool, status: int) -> int:

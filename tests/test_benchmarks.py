@@ -26,7 +26,7 @@ from fgzoo.data.synthetic import Birds
 from fgzoo.errors import UsageError
 from fgzoo.methods.baseline import Baseline
 from fgzoo.nn import Backbone
-from tests.builders import make_cub
+from tests.builders import make_cars, make_cub
 from tests.command import fgzoo, fit, weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -43,6 +43,7 @@ NAMES = (
     "readouts",
     "sizes",
     "traits",
+    "unknown",
 )
 
 
@@ -337,3 +338,45 @@ def test_a_run_is_validated_at_other_sizes(bench: Any, tmp_path: Path) -> None:
         patch.setattr(Baseline, "normalize", lambda _, images: sides.append(images.shape[-1]) or images / 255)
         bench.sizes.predicted(run, root, 96)
     assert set(sides) == {96}
+
+
+# ---------------------------------------------------------------------- unknown images
+
+
+def test_unknown_images_are_counted_by_pairs_and_at_95_percent(bench: Any) -> None:
+    known = torch.cat([torch.arange(1.0, 20.0), torch.tensor([1e9])])
+    unknown = torch.tensor([0.5, 2.0, 2.5, 1e8])
+    pairs = [(mine > theirs) + 0.5 * (mine == theirs) for mine in known.tolist() for theirs in unknown.tolist()]
+    assert bench.unknown.auroc(known, unknown) == pytest.approx(sum(pairs) / len(pairs))
+    assert bench.unknown.false_positives(known, unknown) == 0.75  # nineteen of twenty known ones are at least 2
+
+
+def test_half_of_the_classes_is_learnt_another_by_another_seed(bench: Any) -> None:
+    learnt, others = bench.unknown.halves(7, 0)
+    assert sorted(learnt + others) == list(range(7))
+    assert len(learnt) == 3
+    assert bench.unknown.halves(7, 1) != (learnt, others)
+
+
+@pytest.mark.timeout(900)  # a training in a process of its own
+def test_unknown_classes_are_judged_once_and_reported(
+    bench: Any, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown, cub, cars = bench.unknown, make_cub(tmp_path / "cub", classes=4, per_class=8), make_cars(tmp_path / "cars")
+    small = "--model.backbone test_efficientnet --model.pretrained false --data.image_size 64 --data.batch_size 2"
+    fixed = "--trainer.max_epochs 1 --trainer.accelerator cpu --trainer.precision 32-true --data.num_workers 0"
+    monkeypatch.setattr(unknown, "METHODS", ("baseline",))
+    monkeypatch.setattr(unknown, "SETTINGS", f"{small} {fixed}")
+    typed = ["run", "--root", f"cub={cub}", f"cars={cars}", "--seeds", "3", "--runs", str(tmp_path / "runs")]
+    assert unknown.common.main({"run": unknown.run}, typed) == 0
+    rows = unknown.read_csv(written / "unknown.csv")
+    expected = [(kind, score) for kind in ("other birds", "cars") for score in unknown.SCORES]
+    assert [(row["unknown"], row["score"]) for row in rows] == expected
+    assert all(0 <= float(row[name]) <= 1 for row in rows for name in ("auroc", "fpr95", "known_rejected", "unknown_rejected"))
+    assert {(row["classes"], row["train"], row["val"], row["test"]) for row in rows} == {("2", "6", "2", "8")}
+    assert unknown.common.main({"run": unknown.run}, typed) == 0
+    assert unknown.read_csv(written / "unknown.csv") == rows
+    assert unknown.common.main({"report": unknown.report}, ["report"]) == 0
+    page = (written / "unknown.md").read_text()
+    assert page.count("| Mahalanobis |") == 2
+    assert str(tmp_path) not in page

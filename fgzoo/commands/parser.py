@@ -126,6 +126,8 @@ def _complaint(message: str, options: Sequence[str]) -> str:
         return f"no option {found[1]}{did_you_mean(found[1], options)}"
     if found := re.search(r'Parser key "(\w+)":\s+Not of type \w+: (.+)', message):
         return f"--{found[1].replace('_', '-')}: {found[2]}"
+    if found := re.search(r'Parser key "(\w+)":\s+Does not validate.*Given value: (.*)', message, flags=re.DOTALL):
+        return f"--{found[1].replace('_', '-')}: '{found[2].strip()}' is nothing that it takes"
     if found := re.search(r"arguments are required: (.+)", message):
         dashed = {name.lstrip("-").replace("-", "_"): name for name in options}
         return f"the following arguments are required: {', '.join(dashed.get(name, name) for name in found[1].split(', '))}"

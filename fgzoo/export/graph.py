@@ -26,7 +26,8 @@ PROGRAM_FILE = "fgzoo.json"
 TRACED_BATCH = 3
 
 MEANINGS = {
-    "logits": "(batch, classes): their softmax over classes are the probabilities; classes as in class_names",
+    "logits": "(batch, classes): the softmax of logits / temperature (1 where that is null) over classes are the probabilities; "
+    "classes as in class_names",
     "attention": "(batch, maps, height, width) in [0, 1]: the maps of the pass, from coarse to fine, each divided by its maximum",
 }
 
@@ -41,12 +42,13 @@ def description(model: FineGrainedClassifier, name: str) -> dict[str, Any]:
     Returns:
         Values by key. An image file is prepared by turning it upright (EXIF), RGB, `resize` (`resize_mode` `squash`: to a square
         of that side; `shortest`: the shorter side, the other in proportion, rounded down), the central `crop`, division by 255,
-        minus `mean`, divided by `std`, channels first.
+        minus `mean`, divided by `std`, channels first. An image whose `score` is below the `threshold` is unknown: `probability`
+        is the largest one, `energy` log sum exp(logits). These three are null where nothing was held out.
     """
     card = required_card(model, "export")
     content: dict[str, Any] = {}
     model.on_save_checkpoint(content)
-    written = content["fgzoo"]
+    written, calibration = content["fgzoo"], model.calibration
     return {
         "checkpoint": name,
         "method": method_name(written["method"], dict(model.hparams)),
@@ -63,6 +65,9 @@ def description(model: FineGrainedClassifier, name: str) -> dict[str, Any]:
         "crop": card.image_size,
         "mean": list(written["mean"]),
         "std": list(written["std"]),
+        "temperature": None if calibration is None else calibration.temperature,
+        "score": None if calibration is None else calibration.score,
+        "threshold": None if calibration is None else calibration.threshold(),
         "input": "images, (batch, 3, image_size, image_size) float32, RGB: (pixel / 255 - mean) / std",
         "fgzoo": __version__,
         "torch": torch.__version__,

@@ -13,6 +13,7 @@ from fgzoo.checkpoints.hub import HubFile
 from fgzoo.checkpoints.registry import SUFFIX, ZooEntry
 from fgzoo.data.card import DataCard
 from fgzoo.data.verify import OFFICIAL
+from fgzoo.prediction.rejection import REJECTED, Calibration
 
 #: How each metric is called, and how it is shown.
 METRIC_TITLES = {
@@ -78,7 +79,9 @@ class Training:
     confused: Sequence[tuple[str, str, int]]
 
 
-def model_card(entry: ZooEntry, card: DataCard, training: Training, hub: HubFile | None = None) -> str:
+def model_card(
+    entry: ZooEntry, card: DataCard, training: Training, hub: HubFile | None = None, calibration: Calibration | None = None
+) -> str:
     """The page that goes with a checkpoint, in Markdown.
 
     Args:
@@ -86,6 +89,7 @@ def model_card(entry: ZooEntry, card: DataCard, training: Training, hub: HubFile
         card: The data that its weights know.
         training: How they came to be.
         hub: Its file on the hub, where it goes there.
+        calibration: Their temperature and thresholds, where images were held out.
 
     Returns:
         The page, which opens with the hub's header.
@@ -99,7 +103,7 @@ def model_card(entry: ZooEntry, card: DataCard, training: Training, hub: HubFile
         _recipe(entry, training),
         _metrics(entry, training),
         _confusion(training),
-        _limits(entry),
+        _limits(entry, calibration),
         f"## Licence\n\nWeights: {entry.licence}.{THEIR_TERMS if entry.dataset != 'birds' else ''}",
         _citation(entry),
         f"## File\n\n`{file}`, {training.stored}, {entry.size:,} bytes, sha256\n`{entry.sha256}`",
@@ -204,10 +208,14 @@ def _confusion(training: Training) -> str:
     return f"## Confused most often\n\n| true | predicted | test images |\n|---|---|---|\n{rows}"
 
 
-def _limits(entry: ZooEntry) -> str:
+def _limits(entry: ZooEntry, calibration: Calibration | None) -> str:
     top1 = entry.metrics["top1"]["value"]
     limits = [
-        f'It answers with one of its {entry.classes} classes whatever the image shows; it cannot say "none of these".',
+        f'It answers with one of its {entry.classes} classes whatever the image shows; it cannot say "none of these".'
+        if calibration is None
+        else f"It knows {entry.classes} classes. An image whose {calibration.score} is below {calibration.threshold():.3g} is "
+        f"called unknown: {100 * REJECTED:g} of 100 of its own classes ({calibration.images} were held out to find that), and "
+        f"some of other things, not all. Probabilities are calibrated by the temperature {calibration.temperature:.3g}.",
         f"{100 * (1 - top1):.0f} of 100 test images are named wrongly, and photographs unlike the test split's fare worse.",
         "Its maps show where evidence came from, not that the answer is right.",
     ]

@@ -106,7 +106,8 @@ def publish(
         before = recorded[0] if dtype == "float16" else None
         page = output / f"{name}.md"
         written = Path(temporary, page.name)
-        text = model_card(entry, model.card, _training(run, dtype, before, confused), hub)
+        training = _training(run, dtype, before, confused)
+        text = model_card(entry, model.card, training, hub, model.calibration)
         written.write_text(text, encoding="utf-8")
         part.replace(file)
         written.replace(page)

@@ -21,6 +21,7 @@ from fgzoo.data.card import DataCard
 from fgzoo.errors import CheckpointError, UntrainedError
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.baseline import Baseline
+from fgzoo.prediction.rejection import Calibration
 from fgzoo.testing import evaluation_mode, example_batch
 from tests.builders import make_cub
 from tests.command import MACHINE, fgzoo, fit, weights
@@ -102,6 +103,28 @@ def test_a_loaded_model_knows_its_data(saved: Path) -> None:
     model = load(saved)
     assert (model.card, model.trained, model.training) == (CARD, True, False)
     assert model.transform(torch.zeros(3, 40, 90, dtype=torch.uint8)).shape == (3, 64, 64)
+
+
+def test_temperature_and_thresholds_come_back(tmp_path: Path) -> None:
+    model = small(card=CARD)
+    model.calibration = Calibration(1.5, "probability", (0.0, 0.05), (0.1, 0.2), 40)
+    save_safetensors(model, tmp_path / "model.safetensors")
+    assert load(tmp_path / "model.safetensors").calibration == model.calibration
+
+
+def test_a_checkpoint_of_before_they_were_kept_has_none(saved: Path) -> None:
+    path = edited(saved, lambda metadata: metadata.update(fgzoo=without_calibration(metadata["fgzoo"])))
+    assert load(path).calibration is None
+
+
+def without_calibration(card: str) -> str:
+    return json.dumps({key: value for key, value in json.loads(card).items() if key != "calibration"})
+
+
+@pytest.mark.parametrize("stored", [3, {"temperature": 1.5}, {"temperature": "hot", "score": "probability"}])
+def test_thresholds_that_are_damaged_are_refused(saved: Path, stored: Any) -> None:
+    with pytest.raises(CheckpointError, match="its calibration is not what fgzoo writes"):
+        load(with_card(saved, calibration=stored))
 
 
 def test_the_stage_comes_back(tmp_path: Path) -> None:

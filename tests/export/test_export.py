@@ -31,6 +31,7 @@ from fgzoo.export.exporting import checkpoint_name, export, summary
 from fgzoo.export.graph import NamedOutputs
 from fgzoo.export.parity import Parity, Run, compare, probes
 from fgzoo.nn import activation_boxes
+from fgzoo.prediction.rejection import Calibration
 from fgzoo.testing import evaluation_mode
 from tests.builders import encode, picture
 from tests.command import fgzoo
@@ -128,7 +129,7 @@ def test_a_file_says_what_one_must_know_to_run_it(onnx_file: Path) -> None:
         "checkpoint": "birds", "method": "baseline", "class": "fgzoo.methods.baseline.Baseline", "backbone": "test_resnet",
         "dataset": "cub", "fingerprint": "0123456789abcdef", "class_names": NAMES, "image_size": 64, "resize": 72,
         "resize_mode": "squash", "interpolation": "bilinear", "antialias": True, "crop": 64, "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5], "fgzoo": package.__version__,
+        "std": [0.5, 0.5, 0.5], "fgzoo": package.__version__, "temperature": 1.7, "score": "probability", "threshold": 0.5,
     }  # fmt: skip
 
 
@@ -142,10 +143,11 @@ def test_a_file_is_valid_onnx_and_one_file(onnx_file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sure() -> FineGrainedClassifier:
-    """A model whose answers differ from image to image by percents."""
+    """A model whose answers differ from image to image by percents, and that is never very sure."""
     model = small(card=CARD, backbone="test_resnet")
     with torch.no_grad():
         model.network.classifier.weight.mul_(0.1)  # type: ignore[operator, union-attr]
+    model.calibration = Calibration(1.7, "probability", (0.0, 0.05, 0.5), (0.1, 0.5, 0.9), 40)
     return model
 
 
@@ -187,10 +189,13 @@ def test_the_example_runs_without_torch_and_answers_as_predict_does(
     code = "import sys\nsys.modules['torch'] = sys.modules['fgzoo'] = None\n" + EXAMPLE
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    found = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    lines = done.stdout.splitlines()
+    said_unknown = lines[-1] == "unknown"
+    found = [line.split(maxsplit=1) for line in lines if line != "unknown"]
     sure.card = replace(CARD, resize_mode=mode)
     expected = sure.predict(tmp_path / "photo.jpg")[0]
     assert found[0][1] == expected.classes[0]
+    assert said_unknown == (expected.label == "unknown")
     by_class = dict(zip(expected.classes, expected.probabilities, strict=True))
     assert {cls: float(share) for share, cls in found} == pytest.approx(by_class, abs=3e-3)
 

@@ -104,7 +104,7 @@ def test_a_row_has_ranked_classes_and_probabilities(trained: SimpleNamespace, ph
 
 def test_top_k_names_no_more_and_is_clipped_to_the_number_of_classes(trained: SimpleNamespace, photos: list[Path]) -> None:
     one, three, many = (list(rows(predict(trained, photos[0], "--top-k", count))[0]) for count in (1, 3, 50))
-    assert one == ["path", "class_1", "probability_1", "error"]
+    assert one == ["path", "class", "accepted", "class_1", "probability_1", "error"]
     assert many == three
 
 
@@ -140,7 +140,7 @@ def test_a_terminal_gets_a_table(trained: SimpleNamespace, photos: list[Path], m
     result = predict(trained, photos[0], "nowhere.jpg")
     assert result.status == 0, result.err
     assert "probability" in result.out
-    assert "path,class_1" not in result.out
+    assert "path,class" not in result.out
     assert "nowhere.jpg cannot be read" in result.out
 
 
@@ -233,7 +233,7 @@ def test_a_bad_file_is_a_row_with_its_error(trained: SimpleNamespace, photos: li
     assert result.status == 0, result.err
     first, middle, last = rows(result)
     assert "bad.jpg" in middle["error"]
-    assert middle["class_1"] == middle["probability_1"] == ""
+    assert middle["class"] == middle["accepted"] == middle["class_1"] == middle["probability_1"] == ""
     assert first["error"] == last["error"] == ""
     assert "1 could not be read" in result.err
 
@@ -351,7 +351,7 @@ def test_an_existing_file_stays_when_prediction_fails(
     assert (tmp_path / "p.csv").read_text() == "yesterday's"
 
 
-def test_an_interruption_leaves_no_file(
+def test_an_interruption_before_the_first_row_leaves_no_file(
     trained: SimpleNamespace, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:

@@ -28,7 +28,7 @@ def tested(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = make_cub(folder / "data")
     for seed in (0, 1):
         run = folder / f"seed{seed}"
-        assert fit(root, "--output", run, "--seed_everything", seed).status == 0
+        assert fit(root, "--output", run, "--seed_everything", seed, "--data.val_fraction", 0.5).status == 0
         assert fgzoo("test", "--ckpt_path", run).status == 0
     return [folder / "seed0", folder / "seed1"]
 
@@ -93,6 +93,7 @@ def test_the_card_tells_what_one_must_know_and_nothing_of_the_machine(tested: li
     assert "fgzoo fit --config cub --model baseline --data.root DATA" in card
     assert "CC-BY-NC-4.0" in card
     assert "**A subset** of the official data set: 3 of 200 classes" in card
+    assert "It knows 3 classes. An image whose probability is below" in card
     for text in (card, Path("zoo/mine.safetensors").read_bytes().decode(errors="replace")):
         assert str(tested[0].parent) not in text
 

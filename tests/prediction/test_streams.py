@@ -1,0 +1,145 @@
+"""Rows on standard output, a reader that leaves, and Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fgzoo.prediction import files
+from fgzoo.prediction.inference import Prediction
+from tests import command
+from tests.builders import save
+from tests.command import fgzoo
+
+ON_CPU = ("--device", "cpu", "--num-workers", 0)
+#: A process that imports torch, perhaps on a core that others use.
+PATIENCE = 240
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_dash_gives_rows_and_nothing_else_on_a_terminal_too(
+    trained: SimpleNamespace, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(3):
+        save(tmp_path / f"{index}.jpg", index)
+    typed = ("predict", trained.run, "0.jpg", "1.jpg", "2.jpg", "--output")
+    assert fgzoo(*typed, f"p.{form}", *ON_CPU).status == 0
+    monkeypatch.setattr(command, "io", SimpleNamespace(StringIO=Terminal))
+    result = fgzoo(*typed, "-", "--format", form, *ON_CPU)
+    assert (result.status, result.out) == (0, (tmp_path / f"p.{form}").read_text())
+    assert not (tmp_path / "-").exists()
+
+
+def test_features_go_to_a_dash_too(trained: SimpleNamespace, tmp_path: Path) -> None:
+    save(tmp_path / "0.jpg")
+    result = fgzoo("predict", trained.run, "0.jpg", "--embed", "--output", "-", "--format", "jsonl", *ON_CPU)
+    assert json.loads(result.out)["path"] == "0.jpg"
+
+
+def test_a_format_names_that_of_a_file_of_any_name(trained: SimpleNamespace, tmp_path: Path) -> None:
+    save(tmp_path / "0.jpg")
+    assert fgzoo("predict", trained.run, "0.jpg", "--output", "p.txt", "--format", "jsonl", *ON_CPU).status == 0
+    assert json.loads((tmp_path / "p.txt").read_text())["path"] == "0.jpg"
+    result = fgzoo("predict", trained.run, "0.jpg", "--output", "p.csv", "--format", "jsonl", *ON_CPU)
+    assert result.status == 2
+    assert "contradict" in result.err
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_row_is_there_before_the_next_image_is_computed(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flushed(io.StringIO):
+        """What a reader can see."""
+
+        seen = ""
+
+        def flush(self) -> None:
+            self.seen = self.getvalue()
+
+    out = Flushed()
+    monkeypatch.setattr(sys, "stdout", out)
+
+    def predictions() -> Iterator[Prediction]:
+        for done in range(3):
+            assert out.seen.count("\n") == done + (form == "csv")
+            yield Prediction(("a",), (1.0,), accepted=True)
+
+    files.write_predictions(None, form, [Path(f"{index}.jpg") for index in range(3)], predictions(), 1)
+
+
+def process(run: Path, images: int, **streams: Any) -> subprocess.Popen[str]:
+    """`fgzoo predict` of the same photo again and again, row by row."""
+    typed = [sys.executable, "-m", "fgzoo", "predict", run, "-", "--output", "-", "--batch-size", "1", *map(str, ON_CPU)]
+    Path("list.txt").write_text("photo.jpg\n" * images)
+    with Path("list.txt").open() as names:
+        return subprocess.Popen(typed, stdin=names, stderr=subprocess.PIPE, text=True, **streams)
+
+
+@pytest.mark.timeout(2 * PATIENCE)
+@pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")
+def test_a_reader_that_leaves_ends_it_quietly(trained: SimpleNamespace, tmp_path: Path) -> None:
+    save(tmp_path / "photo.jpg")
+    with process(trained.run, 3000, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline().startswith("path,class,accepted,class_1")
+        running.stdout.close()
+        _, err = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 0
+    assert "roken pipe" not in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.timeout(2 * PATIENCE)
+@pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")
+def test_an_interruption_leaves_whole_rows_on_standard_output(trained: SimpleNamespace, tmp_path: Path) -> None:
+    save(tmp_path / "photo.jpg")
+    with process(trained.run, 3000, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        head = [running.stdout.readline() for _ in range(3)]
+        running.send_signal(signal.SIGINT)
+        rest, err = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 130
+    assert "interrupted" in err
+    rows = list(csv.reader([*head, *rest.splitlines(keepends=True)]))
+    assert 3 <= len(rows) < 3001
+    assert {len(row) for row in rows} == {len(rows[0])}
+    assert rest == "" or rest.endswith("\n")
+
+
+@pytest.mark.parametrize(("form", "head"), [("csv", 1), ("jsonl", 0)])
+def test_an_interruption_leaves_the_rows_that_are_done_in_a_file(
+    trained: SimpleNamespace, form: str, head: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = {"csv": "_cells", "jsonl": "_record"}[form]
+    row, done = getattr(files, writer), []
+
+    def interrupted(*given: Any) -> Any:
+        done.append(given)
+        if len(done) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return row(*given)
+
+    monkeypatch.setattr(files, writer, interrupted)
+    for index in range(4):
+        save(tmp_path / f"{index}.jpg", index)
+    (tmp_path / f"p.{form}").write_text("yesterday's")
+    result = fgzoo("predict", trained.run, *(f"{index}.jpg" for index in range(4)), "--output", f"p.{form}", *ON_CPU)
+    assert result.status == 130
+    assert f"interrupted; p.{form} holds the 2 rows that were done" in result.err
+    lines = (tmp_path / f"p.{form}").read_text().splitlines()[head:]
+    assert ["0.jpg" in lines[0], "1.jpg" in lines[1], len(lines)] == [True, True, 2]
