@@ -28,6 +28,9 @@ VERBS = {
     "data": "info | verify | prepare: what a data set needs, whether it is whole, and fetching it",
 }
 
+#: Lightning's own verbs.
+TRAINING = ("fit", "validate", "test")
+
 USAGE = 2
 INTERRUPTED = 130
 
@@ -55,6 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except (TrainingError, OSError) as error:
         return 0 if _reader_has_left(error) else _say(error, debug, 1)
+    except SystemExit as end:
+        # So rich ends a listing that nobody reads any more; a training it must not end without a word.
+        if isinstance(end.__context__, BrokenPipeError) and arguments[:1] not in [[verb] for verb in TRAINING]:
+            return 0
+        raise
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -70,7 +78,7 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise UsageError(f"no verb '{verb}'{did_you_mean(verb, VERBS) or '; `fgzoo --help` names the verbs'}")
     _prepare_process()
-    if verb in ("fit", "validate", "test"):
+    if verb in TRAINING:
         return _train(verb, arguments[1:])
     from fgzoo.commands.parser import run
 

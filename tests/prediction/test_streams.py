@@ -106,6 +106,17 @@ def test_a_reader_that_leaves_ends_it_quietly(trained: SimpleNamespace, tmp_path
 
 @pytest.mark.timeout(2 * PATIENCE)
 @pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")
+@pytest.mark.parametrize("typed", ["--help", "--version", "list methods"])
+def test_a_listing_that_nobody_reads_ends_quietly(typed: str) -> None:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-m", "fgzoo", *typed.split()], text=True, **pipes) as running:  # type: ignore[call-overload]
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 0
+
+
+@pytest.mark.timeout(2 * PATIENCE)
+@pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")
 def test_an_interruption_leaves_whole_rows_on_standard_output(trained: SimpleNamespace, tmp_path: Path) -> None:
     save(tmp_path / "photo.jpg")
     with process(trained.run, 3000, stdout=subprocess.PIPE) as running:
