@@ -24,7 +24,7 @@ from torch import Tensor
 from fgzoo.errors import CheckpointError, UsageError
 
 Score = Literal["probability", "energy"]
-#: What is stored in checkpoints; chosen by benchmarks/results/unknown.md.
+#: What is stored in checkpoints: a person can read its threshold. `benchmarks/unknown.py` measures it beside the others.
 DEFAULT_SCORE: Score = "probability"
 #: Share of known images that is rejected unless one is asked for.
 REJECTED = 0.05
