@@ -340,8 +340,13 @@ class TrainingCLI(LightningCLI):
             self.console.print(f"Next: fgzoo test --ckpt_path {self.run_folder}", highlight=False)
 
 
-def run(verb: str, arguments: list[str]) -> TrainingCLI:
+def run(verb: str, arguments: list[str], *, closing: bool = True) -> TrainingCLI:
     """Run a training verb, `fit`, `validate` or `test`, with what followed it on the command line.
+
+    Args:
+        verb: The verb.
+        arguments: What followed.
+        closing: Say at the end where everything is, and what to type next.
 
     Returns:
         What was run; its `run_folder` holds what it wrote.
@@ -354,7 +359,8 @@ def run(verb: str, arguments: list[str]) -> TrainingCLI:
     import_methods()
     try:
         cli = TrainingCLI(verb, arguments, console)
-        cli.close()
+        if closing:
+            cli.close()
         return cli
     finally:
         for name in (RUN_VARIABLE, EPOCHS_VARIABLE):

@@ -44,11 +44,11 @@ def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
     chosen, reasons = choose(photos, arguments, torch.cuda.is_available())
     for line in reasons if first else ():
         console.print(line)
-    trained = run("fit", [*chosen, *arguments])
+    trained = run("fit", [*chosen, *arguments], closing=False)
     if not first or trained.dry:
         return trained
     folder = trained.run_folder
-    run("test", ["--ckpt_path", str(folder), "--trainer.devices", "1", "--trainer.num_nodes", "1"])
+    run("test", ["--ckpt_path", str(folder), "--trainer.devices", "1", "--trainer.num_nodes", "1"], closing=False)
     console.print()
     for line in summary(folder):
         console.print(line)
@@ -63,7 +63,7 @@ def choose(photos: str, arguments: Sequence[str], gpu: bool) -> tuple[list[str],
     """
     layout, given = find(photos), settings_of(arguments)
     named = given.get("model", {}).get("class_path")
-    reasons = [layout.sentence, *layout.notes]
+    reasons = [layout.sentence]
     if named is None:
         reasons.append(f"Method: {METHOD}, {WHY} (--model NAME for another one).")
     if values_of(arguments, "--config", "-c"):
