@@ -130,7 +130,10 @@ def test_a_runs_folder_is_a_config(trained: SimpleNamespace) -> None:
 
 def test_fit_ends_by_saying_where_its_folder_is_and_what_it_holds(trained: SimpleNamespace) -> None:
     assert trained.fit.status == 0
-    assert "runs/cub-baseline/000 holds checkpoints/best.ckpt, checkpoints/last.ckpt, config.yaml" in trained.fit.out
+    assert (
+        "runs/cub-baseline/000 holds calibration.json, checkpoints/best.ckpt, checkpoints/last.ckpt, config.yaml"
+        in trained.fit.out
+    )
 
 
 def test_number_of_classes_comes_from_the_data(trained: SimpleNamespace) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from fgzoo.checkpoints.run_folder import PROBABILITIES
 from fgzoo.data.layouts import find
 from fgzoo.errors import UsageError
+from fgzoo.prediction.rejection import REJECTED, Calibration
 from fgzoo.recipes import recipe_files
 from fgzoo.training.arguments import settings_of, values_of
 from fgzoo.training.command import TrainingCLI, run
@@ -50,7 +51,7 @@ def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
     folder = trained.run_folder
     run("test", ["--ckpt_path", str(folder), "--trainer.devices", "1", "--trainer.num_nodes", "1"], closing=False)
     console.print()
-    for line in summary(folder):
+    for line in summary(folder, trained.model.calibration):
         console.print(line)
     return trained
 
@@ -79,8 +80,8 @@ def choose(photos: str, arguments: Sequence[str], gpu: bool) -> tuple[list[str],
     return [*chosen, *(word for name, value in data.items() for word in (f"--data.{name}", str(value)))], reasons
 
 
-def summary(folder: Path) -> list[str]:
-    """The accuracy of a tested run with its 95 % interval, what it confuses most, and the next commands."""
+def summary(folder: Path, calibration: Calibration | None) -> list[str]:
+    """The accuracy of a tested run with its 95 % interval, what it confuses most, what is unknown, and the next commands."""
     from scipy.stats import binomtest
 
     with np.load(folder / PROBABILITIES["test"]) as found:
@@ -93,6 +94,11 @@ def summary(folder: Path) -> list[str]:
     with (folder / "test_confused.csv").open(newline="", encoding="utf-8") as file:
         pairs = [f"{row['true']} taken for {row['predicted']} ({row['images']})" for row in csv.DictReader(file)][:3]
     lines += [f"Most often confused: {'; '.join(pairs)}."] if pairs else []
+    if calibration is not None:
+        lines.append(
+            f"Called unknown: answers below a {calibration.score} of {calibration.threshold():.2f}, as {REJECTED:.0%} of "
+            f"{calibration.images} held-out photos are (predict --reject RATE moves that)."
+        )
     run_folder = shlex.quote(str(folder))
     return [
         *lines,

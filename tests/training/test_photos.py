@@ -96,6 +96,11 @@ def test_a_folder_becomes_a_tested_classifier(trained: SimpleNamespace) -> None:
     assert f"{100 * right / count:.1f} % of 6 test photos are right (95 % interval " in trained.result.out
 
 
+def test_what_is_unknown_is_said(trained: SimpleNamespace) -> None:
+    assert "Called unknown: answers below a probability of" in trained.result.out
+    assert "5% of 3 held-out photos" in trained.result.out
+
+
 def test_the_next_commands_are_said(trained: SimpleNamespace) -> None:
     assert all(f"fgzoo {verb} runs/folder-rra/000" in trained.result.out for verb in ("predict", "explain", "export"))
 
@@ -128,7 +133,7 @@ def summary_of(folder: Path, right: int, count: int, confused: list[tuple[str, s
     np.savez(folder / "test_probabilities.npz", targets=targets, predicted=targets + (np.arange(count) >= right))
     with (folder / "test_confused.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("true", "predicted", "images"), *confused])
-    return summary(folder)
+    return summary(folder, None)
 
 
 def test_accuracy_has_wilsons_interval(tmp_path: Path) -> None:
