@@ -6,6 +6,7 @@ import csv
 import importlib
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -29,7 +30,7 @@ USE = next(block for block in BLOCKS if "create_model" in block)
 OWN = next(block for block in BLOCKS if "class Peak" in block)
 SHELL = re.findall(r"```sh\n(.*?)```", "\n".join(page.read_text(encoding="utf-8") for page in PAGES), flags=re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in SHELL for line in block.splitlines()]
-PHOTOS = next(block for block in SHELL if "--data.root photos" in block)
+PHOTOS = next(block for block in SHELL if "fgzoo fit photos/" in block)
 TARGETS = {line.partition(":")[0] for line in (README.parent / "Makefile").read_text().splitlines() if ":" in line}
 
 
@@ -72,14 +73,15 @@ def test_your_own_photos_are_trained_on_and_explained(tmp_path: Path) -> None:
         image.save(folder / f"{record.name.replace('/', '_')}.jpg")
     small = ["--model.backbone", "test_efficientnet", "--model.pretrained", "false", "--trainer.max_epochs", "2"]
     small += ["--data.image_size", "64", "--data.resize", "64", "--data.batch_size", "4", "--trainer.accelerator", "cpu"]
+    shutil.copytree(tmp_path / "photos", tmp_path / "new")
     for line in PHOTOS.splitlines():
         words = shlex.split(line.partition("#")[0])
         assert main(words[1:] + (small if words[1] == "fit" else [])) == 0
     with (tmp_path / "answers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 15
-    assert {row["class_1"] for row in rows} <= {"bird 0", "bird 1", "bird 2"}
-    assert "test/top1" in (tmp_path / "runs/mine/metrics.csv").read_text()
+    assert {row["class_1"] for row in rows} <= {"bird 0", "bird 1", "bird 2", "unknown"}
+    assert "test/top1" in (tmp_path / "runs/folder-rra/000/metrics.csv").read_text()
     assert (tmp_path / "looked/index.html").is_file()
 
 
