@@ -97,7 +97,7 @@ def locked(path: Path) -> Iterator[int | None]:
     A process that inherits the descriptor holds the lock, too, until it ends. The file stays: who removed it would let a second
     one in.
     """
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

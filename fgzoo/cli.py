@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
+    _write_any_text()
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         status = _dispatch(arguments)
@@ -63,6 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(end.__context__, BrokenPipeError) and arguments[:1] not in [[verb] for verb in TRAINING]:
             return 0
         raise
+
+
+def _write_any_text() -> None:
+    """Write UTF-8 to files and pipes whatever the system's encoding; a terminal that lacks a letter shows another sign."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace") if stream.isatty() else stream.reconfigure(encoding="utf-8")
 
 
 def _dispatch(arguments: list[str]) -> int:

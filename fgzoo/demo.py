@@ -96,10 +96,10 @@ def train(method: str, folder: Path, epochs: int | None, more: list[str] | None,
     arguments = [] if epochs is None else ["--trainer.max_epochs", epochs]
     run(["fit", "--config", f"birds/{method}", *arguments, *(more or []), "--output", folder], console)
     run(["test", "--ckpt_path", folder], console)
-    with (folder / "metrics.csv").open(newline="") as file:
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
         last = list(csv.DictReader(file))[-1]
     metrics = {name: float(value) for name, value in last.items() if name.startswith("test/") and value}
-    cost = json.loads((folder / "cost.json").read_text())
+    cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
     # On a CPU the clock on the wall also counts what other processes take.
     seconds = cost["cpu_seconds" if cost["device"] == "cpu" else "seconds"]
     return Result(method, folder, cost["epochs"], seconds, metrics)

@@ -23,7 +23,8 @@ def user_path(said: None) -> None: ...
 def user_path(said: str | Path | None) -> Path | None: ...
 def user_path(said: str | Path | None) -> Path | None:
     """The path that a person means, `~` being their home, wherever it was typed or written; `None` stays."""
-    return None if said is None else Path(said).expanduser()
+    # Of Path.expanduser, a file called `~x` would be the home of a user x, and an error.
+    return None if said is None else Path(os.path.expanduser(said))  # noqa: PTH111
 
 
 @contextmanager

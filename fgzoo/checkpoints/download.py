@@ -19,6 +19,7 @@ from fgzoo.checkpoints.hub import SCHEME, fetch_from_hub
 from fgzoo.checkpoints.registry import SUFFIX, ZooEntry, base_url, find_entry
 from fgzoo.data.download import TransferError, WriteError, accept, by_hand_to, download, has_digest, locked, offline
 from fgzoo.errors import CheckpointError
+from fgzoo.files import user_path
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def cache_folder() -> Path:
     """
     try:
         given = os.environ.get("FGZOO_CACHE")
-        base = Path(given).expanduser() if given else Path.home() / ".cache" / "fgzoo"
+        base = user_path(given) if given else Path.home() / ".cache" / "fgzoo"
     except RuntimeError as error:
         raise CheckpointError(
             "download: there is no home folder to keep checkpoints in; set FGZOO_CACHE to a folder for them"

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from fgzoo.errors import CheckpointError, did_you_mean
-from fgzoo.files import atomic_write, parse_yaml
+from fgzoo.files import atomic_write, parse_yaml, user_path
 from fgzoo.methods import BUILT_IN
 from fgzoo.recipes import recipe_files
 
@@ -103,7 +103,7 @@ def read_registry(path: Path | None = None) -> dict[str, ZooEntry]:
     Raises:
         CheckpointError: A file, or one of its entries, is not what it should be, or two share a name.
     """
-    own = [Path(name).expanduser() for name in os.environ.get("FGZOO_REGISTRY", "").split(os.pathsep) if name]
+    own = [user_path(name) for name in os.environ.get("FGZOO_REGISTRY", "").split(os.pathsep) if name]
     entries: dict[str, ZooEntry] = {}
     for file in [path] if path else [REGISTRY, *own]:
         for number, raw in enumerate(_read(file)["checkpoints"], start=1):

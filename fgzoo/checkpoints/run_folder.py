@@ -9,6 +9,7 @@ from fgzoo.checkpoints.download import fetch_checkpoint
 from fgzoo.checkpoints.hub import SCHEME
 from fgzoo.checkpoints.registry import list_checkpoints
 from fgzoo.errors import CheckpointError, UsageError, did_you_mean
+from fgzoo.files import user_path
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
@@ -73,7 +74,7 @@ def resolve(source: str | Path) -> Path:
     Raises:
         CheckpointError: There is none, or it cannot be downloaded.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_file():
         return path
     if (path / LAST).is_file():

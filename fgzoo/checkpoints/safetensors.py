@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fgzoo.checkpoints.registry import SUFFIX
 from fgzoo.errors import CheckpointError, UntrainedError
-from fgzoo.files import atomic_write
+from fgzoo.files import atomic_write, user_path
 from fgzoo.methods.base import FineGrainedClassifier
 
 
@@ -31,7 +31,7 @@ def save_safetensors(model: FineGrainedClassifier, path: str | Path, dtype: Lite
         UntrainedError: The model has never been trained.
         CheckpointError: A weight is too large for float16, an argument is no plain value, or the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix != SUFFIX:
         raise CheckpointError(f"checkpoint: {path} must end with {SUFFIX}, by which loading knows what it is")
     if not model.trained:

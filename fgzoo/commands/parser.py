@@ -21,6 +21,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
 from fgzoo.errors import UsageError, did_you_mean
+from fgzoo.files import user_path
 
 Verb = Callable[..., int]
 
@@ -42,7 +43,14 @@ def run(function: Verb | Mapping[str, Verb], arguments: Sequence[str], program: 
         return run(function[chosen], arguments[1:], f"{program} {chosen}")
     parser = function_parser(function, program)
     given = _parse(parser, _positionals_first(parser, arguments))
-    return function(**given.as_dict())
+    return function(**{name: _at_home(value) for name, value in given.as_dict().items()})
+
+
+def _at_home(value: Any) -> Any:
+    """A value with `~` in the paths that it is, or holds, as the person's home."""
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    return user_path(value) if isinstance(value, Path) else value
 
 
 def function_parser(function: Verb, program: str) -> ArgumentParser:

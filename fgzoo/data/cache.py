@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 from fgzoo.allocator import keep_in_worker
 from fgzoo.data.records import Record
 from fgzoo.errors import DataError, UsageError
-from fgzoo.files import atomic_write
+from fgzoo.files import atomic_write, user_path
 
 CacheMode = Literal["none", "disk"]
 
@@ -338,7 +338,7 @@ def disk_folder(given: str | Path | None) -> Path:
     base = given or os.environ.get("FGZOO_CACHE") or (home and Path(home, ".cache", "fgzoo"))
     if not base:
         raise UsageError("data.cache_folder: there is no home folder to cache images in; give --data.cache_folder PATH")
-    return Path(base).expanduser() / "images"
+    return user_path(base) / "images"
 
 
 def pixel_versions(decoder: str, *modules: ModuleType) -> dict[str, str]:

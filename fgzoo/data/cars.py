@@ -57,6 +57,12 @@ def list_cars(root: Path) -> Listing:
     for folder in (root, root / "stanford_cars"):
         if (folder / "devkit").is_dir():
             return _devkit(folder)
+        if (folder / "cars_train").is_dir():
+            raise DataError(
+                f"{folder} is Kaggle's copy of Stanford Cars, without the lists of cars_train/ and cars_test/ (cars_annos.mat is "
+                "that of car_ims/, whose numbers are others). Get the devkit, a file of its own, and put it there as "
+                "devkit/cars_meta.mat, devkit/cars_train_annos.mat and devkit/cars_test_annos_withlabels.mat."
+            )
         if (folder / "cars_annos.mat").is_file():
             return _single_list(folder)
         if (folder / "train").is_dir() and (folder / "test").is_dir():

@@ -1,4 +1,4 @@
-"""CUB-200-2011: 200 bird species, 11,788 images, boxes and 15 parts.
+"""CUB-200-2011: 200 bird species, 11,788 images, boxes and 15 parts; and others in its format, such as NABirds.
 
 Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 Dataset. CNS-TR-2011-001, 2011.
 """
@@ -55,7 +55,8 @@ def list_cub(root: Path) -> Listing:
             raise classes[key].error(f"expected a class number, found {key!r}.")
         return int(key)
 
-    ordered = sorted(classes, key=class_number)
+    used = {labels[key].fields[1] for key in images}
+    ordered = [key for key in sorted(classes, key=class_number) if key in used]
     targets = {key: target for target, key in enumerate(ordered)}
     boxes = read_box_list(folder / "bounding_boxes.txt", lambda x, y, width, height: (x, y, x + width, y + height))
     parts = _parts(folder)
@@ -64,7 +65,7 @@ def list_cub(root: Path) -> Listing:
     test: list[Record] = []
     for key, row in images.items():
         label, split = labels[key].fields[1], splits[key].fields[1]
-        if label not in targets:
+        if label not in classes:
             raise labels[key].error(f"class {label!r} is unknown to classes.txt; add it there or remove the image.")
         if split not in ("0", "1"):
             raise splits[key].error(f"expected 1 (training) or 0 (test), found {split!r}.")
@@ -72,7 +73,9 @@ def list_cub(root: Path) -> Listing:
         record = Record(name, targets[label], folder / "images" / name, boxes.get(key), tuple(parts.get(key, ())))
         (train if split == "1" else test).append(record)
     class_names = tuple(classes[key].fields[1] for key in ordered)
-    return Listing("cub", class_names, by_name(train), by_name(test), notes=NOTES)
+    empty = len(classes) - len(ordered)
+    notes = (*NOTES, f"Classes of classes.txt that no image has are left out: {empty}.") if empty else NOTES
+    return Listing("cub", class_names, by_name(train), by_name(test), notes=notes)
 
 
 def prepare_cub(root: Path) -> None:

@@ -90,9 +90,8 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is refused as a decompression bomb: {error}. Scale the picture down.") from error
     except UnidentifiedImageError as error:
-        reason = _why_unidentified(data) or why_unread(path.suffix)
-        said = f"{reason}" if reason else f"it starts with {data[:8]!r}"
-        raise DataError(f"{path} is not an image that can be read ({said}).") from error
+        reason = _why_unidentified(data) or why_unread(path.suffix) or f"it starts with {data[:8]!r}"
+        raise DataError(f"{path} is not an image that can be read ({reason}).") from error
     except Exception as error:  # a damaged file makes decoders raise nearly any type
         raise DataError(f"{path} is damaged or incomplete: {error}. Replace it or take it out of the data set.") from error
 

@@ -26,7 +26,7 @@ from fgzoo.errors import CheckpointError, ExportError, UsageError
 from fgzoo.export import SUFFIXES, Format
 from fgzoo.export.graph import MEANINGS, description, evaluation_network, onnx_bytes, program_bytes, trace
 from fgzoo.export.parity import Parity, compare, comparison_images, read
-from fgzoo.files import atomic_write
+from fgzoo.files import atomic_write, user_path
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction.inference import ImageLike, listed, required_card
 
@@ -65,7 +65,7 @@ def export(
         UsageError: The file's name or a package that is missing.
         DataError: An image of one's own cannot be read.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     check_request(path, form)
     size = required_card(model, "export").image_size
     _check_weights(model, form)
@@ -151,7 +151,7 @@ def checkpoint_name(said: str, checkpoint: Path) -> str:
         return "-".join([*parts, *(["best"] if checkpoint.name == BEST.name else [])])
     if said.startswith(SCHEME):
         return hub_file(said).repository.partition("/")[2]
-    return checkpoint.stem if Path(said).expanduser().exists() else said
+    return checkpoint.stem if user_path(said).exists() else said
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from fgzoo.data.card import DataCard
 from fgzoo.errors import DataError, UntrainedError, UsageError
+from fgzoo.files import user_path
 from fgzoo.methods.arguments import require_choice
 from fgzoo.methods.class_balance import ClassWeights, adjusted_cross_entropy, weighted_cross_entropy
 from fgzoo.methods.distillation import check_teachers, distillation_loss, teacher_probabilities
@@ -325,7 +326,7 @@ class FineGrainedClassifier(LightningSteps):
         """
         given = self.arguments
         own = name is None or name == self.backbone
-        weights = weights or (given.backbone_weights if own else None)
+        weights = user_path(weights or (given.backbone_weights if own else None))
         return self.build(Backbone, name=name or self.backbone, weights=weights, max_stride=max_stride)
 
     @contextmanager

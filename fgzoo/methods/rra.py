@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgzoo.errors import DataError, UsageError
+from fgzoo.files import user_path
 from fgzoo.methods.arguments import require_choice
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.attention import TemporalAttention
@@ -479,7 +480,7 @@ class RRA(FineGrainedClassifier):
             return
         names = self._of_data("names")(split)
         assert isinstance(self.network, RRANetwork)
-        self.network.stored_boxes = read_boxes(Path(given.patch_file), names, given.num_patches).to(self.device)
+        self.network.stored_boxes = read_boxes(user_path(given.patch_file), names, given.num_patches).to(self.device)
 
 
 def _step_maps(stream: LocalStream, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

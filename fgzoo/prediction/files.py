@@ -24,7 +24,7 @@ from rich.text import Text
 from fgzoo.data.images import picture_suffixes
 from fgzoo.data.tree import LITTER, find_images, natural_order
 from fgzoo.errors import UsageError
-from fgzoo.files import atomic_write
+from fgzoo.files import atomic_write, user_path
 from fgzoo.prediction import Form
 from fgzoo.prediction.inference import BatchValues, Prediction
 
@@ -54,6 +54,7 @@ def image_paths(arguments: Sequence[str], stdin: TextIO, verb: str = "predict") 
     found: list[Path] = []
     empty = 0
     for name in named:
+        name = str(user_path(name)) if name.startswith("~") else name
         path = Path(name)
         # Brackets are common in names, so what exists is no pattern.
         pattern = not path.exists() and glob.has_magic(name)

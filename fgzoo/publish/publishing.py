@@ -124,7 +124,7 @@ def _recorded(run: Path) -> dict[str, float]:
     if not (run / LAST).is_file() or not (run / CONFIG).is_file():
         raise UsageError(f"publish: {run} is no finished run's folder (it needs {LAST} and {CONFIG})")
     place = read_checkpoint(run / LAST)
-    with (run / METRICS).open(newline="") as file:
+    with (run / METRICS).open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("test/top1") and int(row["epoch"]) == place["epoch"]]
     if not rows:
         raise UsageError(f"publish: {run} has no test metrics of its last checkpoint; run `fgzoo test --ckpt_path {run}` first")
@@ -166,7 +166,7 @@ def _store_and_score(
     save_safetensors(model, part, dtype)
     shutil.copyfile(run / CONFIG, folder / CONFIG)
     run_training("test", ["--ckpt_path", str(part)])
-    with (folder / METRICS).open(newline="") as file:
+    with (folder / METRICS).open(encoding="utf-8", newline="") as file:
         metrics = _test_metrics(list(csv.DictReader(file))[-1])
     with (folder / "test_confused.csv").open(newline="", encoding="utf-8") as file:
         confused = [(row["true"], row["predicted"], int(row["images"])) for row in csv.DictReader(file)]

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from fgzoo.errors import UsageError, did_you_mean
-from fgzoo.files import parse_yaml
+from fgzoo.files import parse_yaml, user_path
 
 FOLDER = Path(__file__).parent
 
@@ -58,7 +58,7 @@ def find_recipe(said: str) -> list[Path]:
     Raises:
         UsageError: There is no such file and no such recipe.
     """
-    path = Path(said).expanduser()
+    path = user_path(said)
     if path.is_file():
         return [path]
     if path.is_dir() and (path / "config.yaml").is_file():

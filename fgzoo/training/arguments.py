@@ -16,6 +16,7 @@ from jsonargparse import ActionConfigFile, Namespace
 from fgzoo.checkpoints.loading import arguments_of, data_card, method_class, read_checkpoint
 from fgzoo.checkpoints.run_folder import CONFIG, SPLIT, find_checkpoint, newest_run, run_of
 from fgzoo.errors import UntrainedError, UsageError
+from fgzoo.files import user_path
 from fgzoo.methods import BUILT_IN, available, import_path, method_name
 from fgzoo.recipes import PRESETS, find_recipe, merge, read_config, read_recipe, recipe_files
 from fgzoo.training.messages import NO_METHOD, MisconfiguredError
@@ -57,13 +58,13 @@ def with_implied(verb: str, arguments: list[str]) -> tuple[list[str], Path | Non
     if verb == "fit" and resumed is not None:
         if configured:
             raise UsageError("--resume: a run continues with its own config; leave --config and --model away")
-        folder = Path(resumed)
+        folder = user_path(resumed)
         if not (folder / CONFIG).is_file():
             raise UsageError(f"--resume: {folder} is no run's folder (it holds no {CONFIG})")
         return ["--config", str(folder / CONFIG), *_split_of(folder, arguments), *arguments], None
     if configured:
         return expand_presets(arguments), None
-    base = Path(_value(arguments, "--trainer.default_root_dir") or "runs")
+    base = user_path(_value(arguments, "--trainer.default_root_dir") or "runs")
     said = _value(arguments, "--ckpt_path")
     if said is not None:
         path = find_checkpoint(said, base)

@@ -28,6 +28,7 @@ from fgzoo.checkpoints.loading import load, load_weights, read_checkpoint
 from fgzoo.checkpoints.run_folder import LAST, check_new, find_checkpoint, new_folder, newest_run, next_folder, run_of
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import UntrainedError, UsageError
+from fgzoo.files import user_path
 from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.training.arguments import RecipeFile, check_one_method, values_of, with_implied
@@ -149,14 +150,14 @@ class TrainingCLI(LightningCLI):
         """Decide where the run's folder and its checkpoint are."""
         config = self.config[self.verb]
         method = str(config.model.class_path).rpartition(".")[2].lower()
-        base = Path(config.trainer.default_root_dir or "runs")
+        base = user_path(config.trainer.default_root_dir or "runs")
         runs = base / f"{config.data.name}-{method}"
         if self.verb == "fit" and config.time is not None:
             self.seconds = duration(config.time)  # refused before anything is built
             if config.resume:
                 raise UsageError("--time: a resumed run keeps its epochs; leave it away")
         if self.verb == "fit" and config.resume:
-            self.run_folder = Path(config.resume)
+            self.run_folder = user_path(config.resume)
             # A run that was stopped in its first epoch begins again.
             self.resuming = (self.run_folder / LAST).is_file()
             self.checkpoint = self.run_folder / LAST if self.resuming else None
@@ -165,7 +166,7 @@ class TrainingCLI(LightningCLI):
             self.checkpoint = find_checkpoint(config.ckpt_path, base)
         if self.verb == "fit":
             given = config.output or os.environ.get(RUN_VARIABLE)
-            self.run_folder = Path(given) if given else self._claim(runs)
+            self.run_folder = user_path(given) if given else self._claim(runs)
             if not os.environ.get(RUN_VARIABLE):
                 check_new(self.run_folder)
             os.environ[RUN_VARIABLE] = str(self.run_folder)
@@ -179,7 +180,7 @@ class TrainingCLI(LightningCLI):
                 )
             self.checkpoint = newest / LAST
         own = run_of(self.checkpoint)
-        self.run_folder = Path(config.output) if config.output else own or self._claim(runs)
+        self.run_folder = user_path(config.output) if config.output else own or self._claim(runs)
 
     def _claim(self, base: Path) -> Path:
         """A new run's folder below this one, which the first process makes."""
@@ -383,7 +384,7 @@ def default_precision() -> str:
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     flags = Path("/proc/cpuinfo")
-    native = flags.is_file() and re.search(r"\b(amx_bf16|avx512_bf16)\b", flags.read_text())
+    native = flags.is_file() and re.search(r"\b(amx_bf16|avx512_bf16)\b", flags.read_text(encoding="utf-8"))
     return "bf16-mixed" if native else "32-true"
 
 

@@ -81,7 +81,7 @@ class RunLogger(Logger):
             return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.folder / METRICS) as part, part.open("w", newline="") as file:
+        with atomic_write(self.folder / METRICS) as part, part.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
@@ -99,5 +99,5 @@ def _is_test(row: dict[str, str]) -> bool:
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]

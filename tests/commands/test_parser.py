@@ -62,6 +62,12 @@ def test_what_is_not_typed_has_the_functions_defaults() -> None:
     }  # fmt: skip
 
 
+def test_paths_may_start_at_the_persons_home() -> None:
+    found = typed("m", "~/a.jpg", "--output=~/o.csv", "--seeds", "~/1", "./~")
+    assert (found["output"], found["seeds"]) == (Path.home() / "o.csv", [Path.home() / "1", Path("~")])
+    assert found["images"] == ["~/a.jpg"]
+
+
 def test_options_may_stand_anywhere() -> None:
     found = typed("--top-k", "2", "m", "a.jpg", "--embed", "b.jpg", "--output=o.csv", "-", "--class", "wren")
     assert (found["model"], found["images"]) == ("m", ["a.jpg", "b.jpg", "-"])

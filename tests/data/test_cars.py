@@ -133,3 +133,10 @@ def test_real_subset(real_data: Path) -> None:
     listing = read_cars(real_data / "cars60")
     assert (len(listing.class_names), len(listing.train), len(listing.test)) == (60, 1247, 1210)
     assert listing.class_names[:2] == ("AM General Hummer SUV 2000", "Acura RL Sedan 2012")
+
+
+def test_kaggles_copy_is_known_and_its_missing_devkit_named(tmp_path: Path) -> None:
+    make_cars(tmp_path, layout="single")
+    (tmp_path / "car_ims").rename(tmp_path / "cars_train")
+    with pytest.raises(DataError, match=r"is Kaggle's copy .*Get the devkit, a file of its own.*devkit/cars_meta\.mat"):
+        read_cars(tmp_path)

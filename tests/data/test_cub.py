@@ -147,3 +147,12 @@ def test_real_subset(real_data: Path) -> None:
     x0, y0, x1, y1 = record.box
     assert 0 <= x0 < x1 <= width + 1
     assert 0 <= y0 < y1 <= height + 1
+
+
+def test_classes_that_no_image_has_are_left_out_with_a_word(tmp_path: Path) -> None:
+    folder = make_cub(tmp_path)
+    names = (folder / "classes.txt").read_text().splitlines()
+    write_lines(folder / "classes.txt", ["0 Birds", "1009 Ducks, Geese, and Swans", *names])
+    listing = read_cub(tmp_path)
+    assert listing.class_names == tuple(name.partition(" ")[2] for name in names)
+    assert listing.notes[-1] == "Classes of classes.txt that no image has are left out: 2."

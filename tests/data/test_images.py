@@ -4,6 +4,7 @@ import io
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,3 +237,91 @@ def test_a_picture_may_come_smaller_where_that_is_enough(tmp_path: Path, decoder
     assert small.shape == (3, 240, 160)
     averaged = torch.nn.functional.avg_pool2d(whole.float(), 4)
     assert (averaged - small.float()).abs().max() < 12
+
+
+# ---------------------------------------------------------------------- formats and suffixes
+
+FLOAT = Image.fromarray(np.linspace(0, 1, 61 * 83, dtype=np.float32).reshape(61, 83))
+RGB16 = np.array(gradient()).astype(np.uint16) * 257
+
+
+def tiff_of_16_bits(pixels: np.ndarray) -> bytes:
+    """An uncompressed RGB TIFF of 16 bits a sample, (H, W, 3), which Pillow reads and does not write."""
+    height, width, _ = pixels.shape
+    data = pixels.astype("<u2").tobytes()
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 14)]
+    entries += [(277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, len(data))]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 14 + len(data)) + struct.pack("<HHH", 16, 16, 16) + data + directory
+
+
+@BOTH
+def test_colours_of_16_bits_are_scaled_to_8(decoder: str, tmp_path: Path) -> None:
+    image = decoded(tmp_path, tiff_of_16_bits(RGB16), decoder, "a.tif")
+    assert torch.equal(image, tensor(gradient()))
+
+
+@BOTH
+def test_samples_without_a_range_are_named(decoder: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.tif is damaged or incomplete: samples of 32 bits .*save the picture with 8 bits"):
+        decoded(tmp_path, encode(FLOAT, "TIFF"), decoder, "a.tif")
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".jfif", ".jpe", ".jp2", ".ppm", ".tga", ".webp", ".apng"])
+def test_what_pillow_writes_is_read_under_its_suffix(suffix: str, tmp_path: Path) -> None:
+    assert suffix in images.image_suffixes()
+    gradient().save(tmp_path / f"a{suffix}")
+    assert decode(tmp_path / f"a{suffix}").shape == (3, 61, 83)
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".eps", ".mpg", ".h5", ".txt", ""])
+def test_what_is_no_picture_is_not_looked_for(suffix: str) -> None:
+    assert suffix not in images.picture_suffixes()
+
+
+def test_postscript_is_not_handed_to_another_program(tmp_path: Path) -> None:
+    gradient().save(tmp_path / "a.eps")
+    with pytest.raises(DataError, match="is not an image that can be read"):
+        decode(tmp_path / "a.eps")
+
+
+@pytest.fixture
+def without_plugins(monkeypatch: pytest.MonkeyPatch):
+    caches = (images._all_formats, images.image_suffixes, images.picture_suffixes)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name not in ("HEIF", "JXL")])
+    for module in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.setitem(sys.modules, module, None)  # makes the import fail
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("without_plugins")
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("IMG_1.heic", b"\0\0\0\x18ftypheic" + bytes(40), "pip install pillow-heif"),
+        ("IMG_1.jpg", b"\0\0\0\x18ftypmif1" + bytes(40), "pip install pillow-heif"),
+        ("IMG_1.HEIC", bytes(200), "pip install pillow-heif"),
+        ("a.png", b"\xff\x0a" + bytes(40), "pip install pillow-jxl-plugin"),
+        ("a.NEF", bytes(200), "export as JPEG or TIFF"),
+    ],
+)
+def test_what_needs_a_package_names_it(name: str, data: bytes, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{name} is not an image that can be read \({said}\)"):
+        decoded(tmp_path, data, "auto", name)
+
+
+@pytest.mark.usefixtures("without_plugins")
+def test_an_installed_plugin_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def register() -> None:
+        Image.register_open("HEIF", lambda stream, name: Image.new("RGB", (4, 3)), lambda prefix: prefix[4:8] == b"ftyp")
+        Image.register_extension("HEIF", ".heic")
+
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    assert ".heic" in images.image_suffixes()
+    assert decoded(tmp_path, b"\0\0\0\x18ftypheic", "auto", "a.heic").shape == (3, 3, 4)
