@@ -17,7 +17,7 @@ DATASETS = {
     "cub": "CUB-200-2011: 200 birds, 5,994 training and 5,794 test images",
     "cars": "Stanford Cars: 196 models, 8,144 training and 8,041 test images",
     "aircraft": "FGVC-Aircraft 2013b: 100 variants (70 families, 30 manufacturers), 6,667 and 3,333 images",
-    "folder": "your own images: class folders, or a CSV of path,label,split",
+    "folder": "your own images: class folders, or a table of path, label and split",
 }
 
 LAYOUTS = {
@@ -30,7 +30,7 @@ LAYOUTS = {
     "aircraft": "images/, images_variant_trainval.txt, images_variant_test.txt, variants.txt (in PATH, PATH/data or "
     "PATH/fgvc-aircraft-2013b/data). `fgzoo data prepare aircraft PATH` downloads it.",
     "folder": "train/CLASS/*.jpg, test/CLASS/*.jpg and, if you like, val/CLASS/*.jpg; or one tree CLASS/*.jpg with "
-    "--data.test_fraction; or --data.csv FILE with the columns path,label,split.",
+    "--data.test_fraction; or a table with the columns path, label and, if you like, split, which --data.csv takes, too.",
 }
 
 

@@ -9,8 +9,8 @@ from typing import get_args
 
 from fgzoo.data.lists import checked, first_five
 from fgzoo.data.records import Listing, Record
-from fgzoo.data.tables import TABLES, read_image_table
-from fgzoo.data.tree import ARCHIVES, Labelled, Split, natural_order, read_class_folders
+from fgzoo.data.tables import read_image_table
+from fgzoo.data.tree import ARCHIVES, TABLES, Labelled, Split, natural_order, read_class_folders, table_within
 from fgzoo.errors import DataError
 
 
@@ -20,7 +20,7 @@ def read_folder(root: Path, csv: Path | None = None) -> Listing:
     Args:
         root: The folder, see [read_class_folders][fgzoo.data.tree.read_class_folders]; or a table itself.
         csv: A table of the images below `root`, see [read_image_table][fgzoo.data.tables.read_image_table]; `None` reads class
-            folders.
+            folders, or the one table in `root` where there are none.
 
     Returns:
         The listing. Names are paths below `root` with `/`; the notes say what was left out. Classes and images are in natural
@@ -36,10 +36,14 @@ def read_folder(root: Path, csv: Path | None = None) -> Listing:
         csv = _table(root)
     elif not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the class folders.")
-    if csv is None:
-        splits, notes = read_class_folders(root)
-    else:
+    inner = table_within(root) if csv is None else None
+    if inner is not None:
+        root, splits, notes = read_image_table(inner, root)
+        notes = (f"There are no class folders; classes are those of {inner.name}.", *notes)
+    elif csv is not None:
         root, splits, notes = read_image_table(csv, None if csv == root else root)
+    else:
+        splits, notes = read_class_folders(root)
     _require_same_classes(root, splits)
 
     class_names = tuple(sorted({label for label, _ in splits["train"]}, key=natural_order))

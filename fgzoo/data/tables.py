@@ -18,9 +18,6 @@ from fgzoo.data.lists import Row, read_text
 from fgzoo.data.tree import SPLIT_NAMES, Labelled, Split, find_images, natural_order, split_of
 from fgzoo.errors import DataError
 
-#: Suffixes of tables, in lower case.
-TABLES = (".csv", ".tsv", ".txt")
-
 #: Usual names of columns, without case, spaces and signs; the first that a table has is taken.
 PATH_COLUMNS = (
     "path", "filepath", "filepaths", "imagepath", "imagefilepath", "imgpath", "filename", "filenames", "imagename", "imagefile",

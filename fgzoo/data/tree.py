@@ -212,6 +212,15 @@ def read_class_folders(root: Path) -> ClassFolders:
     return ClassFolders(splits, (*notes, *_left_out(tree, used)))
 
 
+def table_within(root: Path) -> Path | None:
+    """The one table (.csv, .tsv) that lies in a folder whose images lie in no class folders; `None` where that is not so."""
+    top = scan(root)
+    tables = [file for file in top.others if file.suffix.lower() in TABLES[:2]]
+    bearing = [child for child in top.folders if child.count]
+    flat = not top.nested or all(not child.nested and (len(bearing) == 1 or split_of(child.path.name)) for child in bearing)
+    return tables[0] if len(tables) == 1 and flat and top.count else None
+
+
 def _only_child(folder: Folder) -> Folder | None:
     """The one subfolder with images, where it holds folders of images."""
     bearing = [child for child in folder.folders if child.count]
@@ -238,7 +247,7 @@ def _split_folders(folder: Folder) -> dict[Split, Folder] | None:
             listed = ", ".join(child.path.name for child in bearing)
             if any(child.nested for child in bearing):
                 raise DataError(f"{folder.path} holds {listed} and no training part; call the folder of training images train.")
-            raise DataError(f"{folder.path}: the images in {listed} have no class. {_WAYS_OUT}")
+            raise DataError(f"{folder.path}: the images in {listed} have no class. {_ways_out(folder)}")
         return None
     if len(found) == 1 and families:
         return None
@@ -249,7 +258,10 @@ def _split_folders(folder: Folder) -> dict[Split, Folder] | None:
     return {split: child for split, [child] in found.items() if child.nested}
 
 
-_WAYS_OUT = "Put images into one folder per class (train/CLASS/*.jpg), or give a table of path,label,split by --data.csv."
+def _ways_out(folder: Folder) -> str:
+    tables = [file.name for file in folder.others if file.suffix.lower() in TABLES]
+    there = f", such as {first_five(tables)} there" if tables else ""
+    return f"Put images into one folder per class (train/CLASS/*.jpg), or give a table of path,label,split by --data.csv{there}."
 
 
 def _class_folders(folder: Folder, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Folder]]:
@@ -322,12 +334,15 @@ def _nothing_in(tree: Folder) -> str:
     return f"{tree.path} holds no image; images lie in one folder per class."
 
 
+#: Suffixes of tables, in lower case.
+TABLES = (".csv", ".tsv", ".txt")
+
 #: Suffixes of archives, in lower case.
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def _no_classes(top: Folder) -> str:
-    return f"{top.path} holds {top.count} images and no class folder. {_WAYS_OUT}"
+    return f"{top.path} holds {top.count} images and no class folder. {_ways_out(top)}"
 
 
 def _left_out(tree: Folder, used: set[Path]) -> list[str]:

@@ -104,6 +104,33 @@ def test_a_tables_images_may_lie_elsewhere(form: str, root: Path, expected: tupl
     assert content(read_folder(write_lines(tmp_path / "lists" / "list.csv", lines))) == expected
 
 
+def test_the_table_of_a_folder_without_class_folders_is_read(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for target in range(2):
+            save(tmp_path / split / f"{split}{target}.jpg")
+    lines = [f"{split}{target},{bird},{split}" for split in ("train", "test") for target, bird in enumerate(BIRDS)]
+    write_lines(tmp_path / "labels.csv", ["id,breed,split", *lines])
+    listing = read_folder(tmp_path)
+    assert (listing.class_names, len(listing.train), len(listing.test)) == (BIRDS, 2, 2)
+    assert listing.notes[0] == "There are no class folders; classes are those of labels.csv."
+
+
+def test_several_tables_beside_images_without_classes_are_named(tmp_path: Path) -> None:
+    for name in ("train/a.jpg", "test/b.jpg"):
+        save(tmp_path / name)
+    for name in ("labels.csv", "sample.csv"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"the images in test, train have no class\. .* such as labels\.csv, sample\.csv there"):
+        read_folder(tmp_path)
+
+
+def test_a_table_beside_class_folders_is_left_out(root: Path) -> None:
+    write_lines(root / "notes.csv", ["a,b", "1,2"])
+    listing = read_folder(root)
+    assert listing.class_names == BIRDS
+    assert listing.notes == ("Files left out because they are no images that can be read: 1 .csv.",)
+
+
 def test_paths_may_start_beside_the_table(root: Path, expected: tuple[object, ...], tmp_path: Path) -> None:
     lines = rows("photos/{path},{label},{split}")
     assert content(read_folder(root, write_lines(tmp_path / "list.csv", lines))) == expected
