@@ -63,8 +63,8 @@ def test_what_is_not_typed_has_the_functions_defaults() -> None:
 
 
 def test_paths_may_start_at_the_persons_home() -> None:
-    found = typed("m", "~/a.jpg", "--output=~/o.csv", "--seeds", "~/1", "./~")
-    assert (found["output"], found["seeds"]) == (Path.home() / "o.csv", [Path.home() / "1", Path("~")])
+    found = typed("m", "~/a.jpg", "--output=~/o.csv", "--seeds", "~/1", "2")
+    assert (found["output"], found["seeds"]) == (Path.home() / "o.csv", [Path.home() / "1", Path("2")])
     assert found["images"] == ["~/a.jpg"]
 
 

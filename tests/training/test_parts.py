@@ -40,5 +40,6 @@ def test_a_runs_parts_are_implied_unless_other_data_is_given(arguments: list[str
     Path("run", "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "checkpoints/last.ckpt", "split.csv"):
         Path("run", name).touch()
-    assert with_implied("fit", arguments)[0][2:4] == ["--data.split_file", "run/split.csv"]
+    option, file = with_implied("fit", arguments)[0][2:4]
+    assert (option, Path(file).resolve()) == ("--data.split_file", Path("run/split.csv").resolve())
     assert "--data.split_file" not in with_implied("fit", [*arguments, "--data.root", "other"])[0]
