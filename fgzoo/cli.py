@@ -158,7 +158,7 @@ def _help() -> None:
     console.print(table)
     console.print(
         "\nEvery verb has --help; --debug shows tracebacks.\n"
-        "First steps:  fgzoo fit PHOTOS   |   fgzoo fit   |   fgzoo fit --config cub/rra --data.root PATH   |   fgzoo list recipes"
+        "First steps: fgzoo fit PHOTOS   |   fgzoo fit   |   fgzoo fit --config cub/rra --data.root PATH   |   fgzoo list recipes"
     )
 
 
