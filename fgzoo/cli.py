@@ -22,6 +22,7 @@ VERBS = {
     "test": "score a checkpoint on the test split",
     "predict": "class names and probabilities of your own images, from a checkpoint",
     "explain": "where a checkpoint looked in your own images: one page, or PNG files, too",
+    "report": "a finished run on one page: accuracy, worst mistakes with maps, labels in doubt, near-duplicates",
     "export": "a checkpoint as an ONNX or torch.export file that runs without fgzoo",
     "list": "name methods, recipes, data sets and checkpoints",
     "download": "fetch checkpoints of the zoo, verified",

@@ -10,5 +10,6 @@ COMMANDS = {
     "data": "fgzoo.commands.data.ACTIONS",
     "predict": "fgzoo.commands.predict.predict",
     "explain": "fgzoo.commands.explain.explain",
+    "report": "fgzoo.commands.report.report",
     "export": "fgzoo.commands.export.export",
 }

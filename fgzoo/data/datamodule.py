@@ -397,6 +397,17 @@ class FGVCDataModule(L.LightningDataModule):
             read, transform = self._image_cache.read, crop
         return RecordDataset(self.splits[split], read, transform, self.seed, self.on_error if train else "raise", split)
 
+    def read(self, record: Record, enough: int | None = None) -> Tensor:
+        """An image as it is before it is resized, upright uint8 (3, H, W).
+
+        Args:
+            record: The image.
+            enough: A file may be read at a fraction of its size as long as its sides keep this many pixels.
+        """
+        if self.listing.read is not None:
+            return self.listing.read(record)
+        return _read_file(record, self.decoder, self._banner(), enough)
+
     @property
     def _read(self) -> Callable[[Record], Tensor]:
         """Record -> upright uint8 image (3, H, W)."""
@@ -510,9 +521,10 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _read_file(record: Record, decoder: DecoderName, banner: int) -> Tensor:
+def _read_file(record: Record, decoder: DecoderName, banner: int, enough: int | None = None) -> Tensor:
     assert record.path is not None
-    image = decode(record.path, decoder)
+    # How high a banner is, is known for whole pictures.
+    image = decode(record.path, decoder, enough=None if banner else enough)
     return image[:, : image.shape[1] - banner] if 0 < banner < image.shape[1] else image
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib import colormaps
+from PIL import Image
 from torch import Tensor
 
 #: The colours of a map's values.
@@ -28,6 +29,11 @@ def overlay(image: Tensor, attention: Tensor, strength: float = 0.6) -> np.ndarr
     mixed = (1 - weight) * grey + weight * picture
     blended: np.ndarray = np.clip((1 - strength * weight) * mixed + strength * weight * heat, 0, 1)
     return blended
+
+
+def drawn(image: Tensor, attention: Tensor) -> Image.Image:
+    """A map (H, W) over its image (3, H, W), as a picture."""
+    return Image.fromarray((255 * overlay(image, attention)).round().astype(np.uint8))
 
 
 def in_input_frame(x: float, y: float, size: int, resize: int, crop: int) -> tuple[float, float]:

@@ -73,7 +73,7 @@ def write_page(
         The file.
     """
     values = _values(model, checkpoint, explained)
-    before, after = _packaged("page.html").split(PICTURES)
+    before, after = packaged("page.html").split(PICTURES)
     entries = []
     # The list of all images stands before their pictures, so that the first ones are shown while the others are on their way.
     with (
@@ -85,7 +85,7 @@ def write_page(
             entries.append(_entry(str(name), found))
             pictures.write(f'<noscript id="photo-{number}">{_article(entries[-1], found)}</noscript>\n')
         index = {"colours": _colours(), "side": MAP_SIDE, "photos": entries}
-        file.write(fill(before, values | {"index": _data(index)}))
+        file.write(fill(before, values | {"index": json_data(index)}))
         pictures.seek(0)
         shutil.copyfileobj(pictures, file)
         file.write(after)
@@ -150,7 +150,7 @@ def _colours() -> str:
     return (255 * COLOURS(np.arange(256))[:, :3]).round().astype(np.uint8).tobytes().hex()
 
 
-def _data(value: object) -> str:
+def json_data(value: object) -> str:
     """Data as JSON in which no name can end the element that holds it, or begin another."""
     text = json.dumps(value, separators=(",", ":"))
     for character in "<>&":
@@ -163,7 +163,7 @@ def _data(value: object) -> str:
 
 def _values(model: FineGrainedClassifier, checkpoint: str, explained: str | None) -> dict[str, str]:
     """What the page says besides the images, by the template's names."""
-    style, script = (_packaged(name) for name in ("page.css", "page.js"))
+    style, script = (packaged(name) for name in ("page.css", "page.js"))
     facts = _facts(model, checkpoint)
     chips = [f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(said)}</dd></div>" for what, said in facts.items()]
     about = inspect.getdoc(type(model)) or ""
@@ -171,8 +171,8 @@ def _values(model: FineGrainedClassifier, checkpoint: str, explained: str | None
     return {
         "style": style,
         "script": script,
-        "style_hash": _hash(style),
-        "script_hash": _hash(script),
+        "style_hash": policy_hash(style),
+        "script_hash": policy_hash(script),
         "title": html.escape(facts["Method"]),
         "facts": "".join(chips),
         "about": html.escape(about.partition("\n")[0]),
@@ -198,10 +198,11 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values.get(match[1], match[0]), template)
 
 
-def _packaged(name: str) -> str:
-    return (files("fgzoo.interpret") / name).read_text(encoding="utf-8")
+def packaged(name: str, package: str = "fgzoo.interpret") -> str:
+    """The text of a file in a package."""
+    return (files(package) / name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def policy_hash(text: str) -> str:
     """By which a content security policy knows a script or a style sheet."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

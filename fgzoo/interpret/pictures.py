@@ -8,13 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from fgzoo.files import atomic_write
 from fgzoo.interpret.explanation import Explanation
-from fgzoo.interpret.overlays import overlay
+from fgzoo.interpret.overlays import drawn
 
 #: Longest part of an image's name that its folder takes over.
 STEM = 48
@@ -55,11 +53,6 @@ def tiles(found: Explanation) -> list[tuple[str, Image.Image]]:
     shown = [("image", Image.fromarray(found.image.permute(1, 2, 0).numpy()))]
     shown += [(name, drawn(found.image, own)) for name, own in zip(found.names, found.maps, strict=True)]
     return shown if found.cam is None else [*shown, ("Grad-CAM", drawn(found.image, found.cam))]
-
-
-def drawn(image: Tensor, attention: Tensor) -> Image.Image:
-    """A map (H, W) over its image (3, H, W)."""
-    return Image.fromarray((255 * overlay(image, attention)).round().astype(np.uint8))
 
 
 def sheet(title: str, pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:

@@ -112,7 +112,7 @@ def test_an_image_with_many_maps_takes_few_bytes(tmp_path: Path) -> None:
 def test_the_page_refers_to_nothing_outside(tmp_path: Path, entries: dict[str, Explanation]) -> None:
     text = write(tmp_path, entries, HOSTILE).read_text()
     markup = re.sub(r"(<script[^>]*>).*?</script>", r"\1", text, flags=re.DOTALL)
-    assert not re.search(r"https?:|//", re.sub(r"data:[\w/;,+=]*", "", text.replace(page._packaged("page.js"), "")))
+    assert not re.search(r"https?:|//", re.sub(r"data:[\w/;,+=]*", "", text.replace(page.packaged("page.js"), "")))
     assert all(value.startswith(("data:", "#")) for value in re.findall(r'(?:src|href)="([^"]*)"', markup))
     assert "@import" not in text
     assert "url(" not in text
