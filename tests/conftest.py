@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.browser import browser, reader  # noqa: F401 - fixtures of all tests
 from tests.builders import make_cub
 from tests.command import fit
 from tests.hub import Hub, hub_serving

@@ -16,7 +16,7 @@ from fgzoo.reporting.scores import Accepted, Bin
 
 #: Size of a chart in its own units, and room for what stands left of, below, right of and above it.
 WIDTH, HEIGHT = 420.0, 260.0
-LEFT, BELOW, RIGHT, ABOVE = 46.0, 40.0, 14.0, 14.0
+LEFT, BELOW, RIGHT, ABOVE = 42.0, 40.0, 14.0, 26.0
 #: Most points that a line is drawn through.
 POINTS = 200
 
@@ -67,10 +67,9 @@ class Frame:
     def draw(self, content: Sequence[str], said: str) -> str:
         """The chart; `said` is read out in its place."""
         grid = [*self._rows(), *self._columns()]
-        middle = (HEIGHT - BELOW + ABOVE) / 2
         axes = (
             f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 4:.1f}">{html.escape(self.labels[0])}</text>'
-            f'<text class="axis" transform="translate(11 {middle:.1f}) rotate(-90)">{html.escape(self.labels[1])}</text>'
+            f'<text class="axis first" x="4" y="12">{html.escape(self.labels[1])}</text>'
         )
         inside = "".join([*grid, axes, *content])
         label = html.escape(said)
@@ -80,7 +79,7 @@ class Frame:
         drawn = []
         for value in ticks(*self.y_range):
             y, said = self.y(value), _number(value, self.percent[1])
-            drawn.append(f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            drawn.append(f'<line class="rule" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
             drawn.append(f'<text class="tick left" x="{LEFT - 6:g}" y="{y + 4:.1f}">{said}</text>')
         return drawn
 

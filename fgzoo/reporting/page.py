@@ -26,10 +26,10 @@ from fgzoo.version import __version__
 
 #: What people call the parts of a run's images.
 PARTS: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
-#: Entries of lists that the page shows; the CSV files hold all.
-SHOWN = 48
-#: Photos of a class in its row, wrong answers among them at most.
-EXAMPLES, WRONG = 3, 1
+#: Entries of lists that the page shows, the CSV files hold all; and how many of them unasked, as of mistakes.
+SHOWN, UNFOLDED = 48, 12
+#: Photos of a class in its row, wrong answers among them at most; and of all classes, which each have one at least.
+EXAMPLES, WRONG, ROWS = 3, 1, 900
 #: Confused pairs beside the matrix.
 PAIRS = 12
 #: Shares of images that may be answered, for the table beside the coverage plot.
@@ -53,15 +53,15 @@ def page(run: Run, photos: Photos, doubts: Sequence[DoubtfulLabel] | None, copie
     if scores is not None:
         found["mistakes"] = "Worst mistakes", _mistakes(run, photos, scores, doubts or [], copies, mistakes)
         found["confusion"] = "Confusion", _confusion(scores, run.card.class_names)
-        found["classes"] = "Classes", _classes(run, photos, scores)
+        found["confidence"] = "Confidence", _confidence(scores)
         found["labels"] = f"Labels in doubt <b>{len(doubts or [])}</b>", _doubts(run, photos, doubts or [])
     if copies is not None:
         count = sum(group.leaks for group in copies.groups)
         found["duplicates"] = f"Near-duplicates <b>{count}</b>", _copies(run, photos, copies)
-    if scores is not None:
-        found["trust"] = "Confidence", _trust(scores)
     if run.curves:
         found["training"] = "Training", _training(run)
+    if scores is not None:
+        found["classes"] = "Classes", _classes(run, photos, scores)
     found["run"] = "This run", _about(run)
     style = packaged("page.css") + packaged("report.css", "fgzoo.reporting")
     script = packaged("report.js", "fgzoo.reporting")
@@ -93,7 +93,7 @@ def class_name(name: str) -> str:
 
 def percent(share: float, digits: int = 1) -> str:
     """A share, or a dash where there is none."""
-    return "–" if np.isnan(share) else f"{100 * share:.{digits}f} %"
+    return "–" if np.isnan(share) else f"{100 * share:.{digits}f}\u00a0%"
 
 
 def _path(path: str) -> str:
@@ -145,7 +145,7 @@ def _figures(run: Run, scores: Scores, copies: Copies | None) -> str:
         (f"Accuracy, {HELD_OUT[scores.part]}", percent(scores.accuracy), f"95 % interval {percent(low)} to {percent(high)}"),
         ("Macro accuracy", percent(float(np.nanmean(by_class))), "mean over classes"),
     ]
-    tail = [target for target in tail_classes(run.card.class_counts) if not np.isnan(by_class[target])]
+    tail = [target for target in tail_classes(run.class_counts) if not np.isnan(by_class[target])]
     if tail:
         figures.append(("Tail", percent(float(np.mean(by_class[tail]))), f"mean over the {len(tail)} rarest classes"))
     error = calibration_error(reliability(scores))
@@ -214,7 +214,7 @@ def _mistakes(run: Run, photos: Photos, scores: Scores, doubts: Sequence[Doubtfu
         f"network saw it, where it looked when it gave its answer, and an example of the class that it was taken for beside one "
         f"of its own. <strong>Colour shows where it looked</strong>; see <code>fgzoo explain --help</code> for all maps."
     )
-    return f'<h2>Worst mistakes</h2><p class="lead">{lead}</p><div class="mistakes">{"".join(cards)}</div>'
+    return f'<h2>Worst mistakes</h2><p class="lead">{lead}</p>{_folded(cards, "div", "mistakes")}'
 
 
 def _mistake(run: Run, photos: Photos, scores: Scores, index: int, number: int, looked: Looked | None, tags: str) -> str:
@@ -236,11 +236,13 @@ def _mistake(run: Run, photos: Photos, scores: Scores, index: int, number: int, 
         f"<figure>{_image(picture, f'{title} over {path}')}<figcaption>{html.escape(title)}</figcaption></figure>"
         for title, picture in (looked.others if looked is not None else [])
     ]
+    said = _plural(len(strip), "more map", "more maps")
+    more = f'<details><summary>{said}</summary><div class="strip">{"".join(strip)}</div></details>' if strip else ""
     return (
         f'<article class="card mistake"><header><h3>{number}. <span class="taken">Taken for</span> <span class="answer">'
         f'{class_name(names[answer])}</span> <span class="taken">({shares[1]}), labelled</span> {class_name(names[true])} '
         f'<span class="taken">({shares[0]})</span></h3>{_path(path)}{tags}</header><div class="quad">{"".join(figures)}</div>'
-        f'{f"""<div class="strip">{"".join(strip)}</div>""" if strip else ""}</article>'
+        f"{more}</article>"
     )
 
 
@@ -276,7 +278,7 @@ def _confusion(scores: Scores, names: Sequence[str]) -> str:
 
 
 def _classes(run: Run, photos: Photos, scores: Scores) -> str:
-    names, counts = run.card.class_names, run.card.class_counts
+    names, counts = run.card.class_names, run.class_counts
     totals, by_class = scores.confusion.sum(axis=1), scores.class_accuracy
     wrong = scores.confusion - np.diag(scores.confusion.diagonal())
     # The worst classes are what one looks for.
@@ -319,10 +321,11 @@ def _classes(run: Run, photos: Photos, scores: Scores) -> str:
 
 
 def _examples(photos: Photos, scores: Scores, target: int, names: Sequence[str]) -> str:
+    most = max(1, min(EXAMPLES, ROWS // len(names)))
     members = np.flatnonzero(scores.targets == target)
     surest = members[np.argsort(-scores.confidence[members], kind="stable")]
-    wrong = surest[~scores.right[surest]][:WRONG].tolist()
-    chosen = [*surest[scores.right[surest]][: EXAMPLES - len(wrong)].tolist(), *wrong]
+    wrong = surest[~scores.right[surest]][: min(WRONG, most - 1)].tolist()
+    chosen = [*surest[scores.right[surest]][: most - len(wrong)].tolist(), *wrong]
     shown = []
     for index in chosen:
         picture = photos.picture(scores.part, scores.names[index], EXAMPLE, square=True)
@@ -340,7 +343,8 @@ def _doubts(run: Run, photos: Photos, doubts: Sequence[DoubtfulLabel]) -> str:
     names = run.card.class_names
     parts = " and ".join(HELD_OUT[part] for part in run.scores)
     lead = (
-        f"Of the {parts} images, these are probably labelled wrongly, by confident learning (arXiv 1911.00068): their label is "
+        f"Of the {parts} images, these may be labelled wrongly, the most suspect first, by confident learning (arXiv "
+        "1911.00068): their label is "
         "unlikely for what such images get, another class is likely. Look at each; where the label is wrong, move the file, "
         "and train again. All of them: <code>label_errors.csv</code>. Labels of training images cannot be judged by a model that "
         "learnt them; <code>--data.folds 5 --data.fold 0</code> to <code>4</code> hold out each once."
@@ -350,10 +354,10 @@ def _doubts(run: Run, photos: Photos, doubts: Sequence[DoubtfulLabel]) -> str:
         picture = photos.picture(one.part, one.name, BESIDE // 2)
         cards.append(
             f'<li class="card">{_image(picture, one.path)}<div><p>labelled <strong>{class_name(names[one.label])}</strong> '
-            f"({percent(one.label_share)})</p><p>probably <strong>{class_name(names[one.likely])}</strong> "
+            f"({percent(one.label_share)})</p><p>looks like <strong>{class_name(names[one.likely])}</strong> "
             f"({percent(one.likely_share)})</p>{_path(one.path)}</div></li>"
         )
-    listed = f'<ul class="doubts">{"".join(cards)}</ul>' if cards else "<p>There is none.</p>"
+    listed = _folded(cards, "ul", "doubts") if cards else "<p>There is none.</p>"
     return f'<h2>Labels in doubt</h2><p class="lead">{lead}</p>{listed}{_rest(len(doubts), "label_errors.csv")}'
 
 
@@ -362,19 +366,23 @@ def _copies(run: Run, photos: Photos, copies: Copies) -> str:
     leaking = sum(group.leaks for group in matter)
     held = sum(len(copies.leaked(part)) for part in HELD_OUT)
     others = len(copies.groups) - len(matter)
-    lead = (
-        f"{_plural(leaking, 'group', 'groups')} of photos that show the same picture lie both in training and among the images "
-        f"held out, {_plural(held, 'image', 'images')} of which are therefore no test of anything: leave one side out. "
-        f"{_plural(sum(group.contradicts for group in matter), 'group is', 'groups are')} of several classes, so all but one "
-        f"label must be wrong. {_plural(others, 'group lies', 'groups lie')} within a part and a class. All of them: "
-        "<code>near_duplicates.csv</code>."
-    )
+    said = ["No image that was held out shows the same picture as one that was trained on."]
+    if leaking:
+        said = [
+            f"{_plural(held, 'image that was held out shows', 'images that were held out show')} the same picture as one "
+            "that was trained on, and tests nothing: leave one side out."
+        ]
+    if contradicting := sum(group.contradicts for group in matter):
+        where = _plural(contradicting, "group", "groups")
+        said.append(f"In {where} the same picture is labelled as several classes, of which one at most is right.")
+    if others:
+        said.append(f"{_plural(others, 'more group lies', 'more groups lie')} within a part and a class.")
+    lead = f"{' '.join(said)} All of them: <code>near_duplicates.csv</code>."
     if copies.unreadable:
         name, reason = next(iter(copies.unreadable.items()))
         count = _plural(len(copies.unreadable), "image", "images")
         lead += f" {count} could not be compared, e.g. {html.escape(name)}: {html.escape(reason)}"
-    cards = "".join(_copy_group(run, photos, group) for group in matter[:SHOWN])
-    listed = f'<ul class="groups">{cards}</ul>' if cards else ""
+    listed = _folded([_copy_group(run, photos, group) for group in matter[:SHOWN]], "ul", "groups")
     return f'<h2>Near-duplicates across parts</h2><p class="lead">{lead}</p>{listed}{_rest(len(matter), "near_duplicates.csv")}'
 
 
@@ -402,6 +410,13 @@ def _copy_group(run: Run, photos: Photos, group: CopyGroup) -> str:
     return f'<li class="card">{"".join(tags)}<div class="group">{figures}</div>{more}</li>'
 
 
+def _folded(cards: Sequence[str], tag: str, style: str) -> str:
+    """Cards in an element; all but the first are shown when they are asked for."""
+    first, rest = (f'<{tag} class="{style}">{"".join(some)}</{tag}>' for some in (cards[:UNFOLDED], cards[UNFOLDED:]))
+    more = len(cards) - UNFOLDED
+    return first + (f'<details class="folded"><summary>{more} more</summary>{rest}</details>' if more > 0 else "")
+
+
 def _rest(count: int, file: str) -> str:
     return f'<p class="more-below">The first {SHOWN} of {count:,}; <code>{file}</code> holds all.</p>' if count > SHOWN else ""
 
@@ -409,7 +424,7 @@ def _rest(count: int, file: str) -> str:
 # ---------------------------------------------------------------------- confidence, training, the run
 
 
-def _trust(scores: Scores) -> str:
+def _confidence(scores: Scores) -> str:
     bins, curve = reliability(scores), coverage(scores)
     error = calibration_error(bins)
     over = float(scores.confidence.mean()) - scores.accuracy
@@ -440,7 +455,8 @@ def _training(run: Run) -> str:
             for key, part in (("val", "validation"), ("train", "training"))
             if f"{key}/{kind}" in run.curves
         }
-        if lines:
+        # One value is no curve; accuracies stand for themselves.
+        if lines and (figure or max(map(len, lines.values())) > 1):
             drawn.append(_curve_card(label, lines, figure))
     cost = run.cost
     spent = ""
@@ -495,6 +511,6 @@ def _about(run: Run) -> str:
         f"<div><dt>{what}</dt><dd><code>{html.escape(said)}</code></dd></div>" for what, said in commands.items() if said
     )
     return (
-        f'<h2>This run</h2><div class="two"><div class="card"><table class="small"><tbody>{rows}</tbody></table></div>'
+        f'<h2>This run</h2><div class="two"><div class="card"><table class="small facts"><tbody>{rows}</tbody></table></div>'
         f'<div class="card"><h3>What to type</h3><dl class="commands">{listed}</dl></div></div>'
     )

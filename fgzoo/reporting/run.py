@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,11 @@ class Run:
         """What the model remembers of its data."""
         return required_card(self.model, "report")
 
+    @property
+    def class_counts(self) -> list[int] | None:
+        """Training images by class; `None` where neither the checkpoint nor the data says."""
+        return self.card.class_counts or (None if self.data is None else self.data.class_counts)
+
     def images(self) -> Iterator[tuple[str, Record]]:
         """Part and record of all images; none where the data is not to be found."""
         for part, records in self.data.splits.items() if self.data is not None else ():
@@ -104,7 +110,7 @@ def _find_data(settings: dict[str, Any], root: Path | None, card: DataCard) -> t
     try:
         data: FGVCDataModule = parser.instantiate_classes(parser.parse_object({"data": said | {"download": False}})).data
         changed = data.listing.fingerprint() != card.fingerprint
-    except DataError as error:
+    except (DataError, ArgumentError, TypeError) as error:  # another version's settings may not fit this one
         return None, " ".join(str(error).split())
     if changed:
         return None, f"the images listed in {data.root} are not those that the run was trained on"

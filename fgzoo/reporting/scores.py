@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from fgzoo.checkpoints.run_folder import PROBABILITIES
 from fgzoo.errors import UsageError
@@ -111,18 +111,9 @@ class Scores:
 
 
 def interval(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share.
-
-    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
-
-    Args:
-        hits: How many of them.
-        count: How many there are, at least one.
-    """
-    z = 1.959964
-    middle = (hits + z * z / 2) / (count + z * z)
-    half = z / (count + z * z) * math.sqrt(hits * (count - hits) / count + z * z / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    """The 95 % interval of a share, Wilson's: so many hits, of at least one."""
+    found = binomtest(hits, count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 class Bin(NamedTuple):
