@@ -53,7 +53,7 @@ def page(run: Run, photos: Photos, doubts: Sequence[DoubtfulLabel] | None, copie
     if scores is not None:
         found["mistakes"] = "Worst mistakes", _mistakes(run, photos, scores, doubts or [], copies, mistakes)
         found["confusion"] = "Confusion", _confusion(scores, run.card.class_names)
-        found["confidence"] = "Confidence", _confidence(scores)
+        found["confidence"] = "Confidence", _confidence(run, scores)
         found["labels"] = f"Labels in doubt <b>{len(doubts or [])}</b>", _doubts(run, photos, doubts or [])
     if copies is not None:
         count = sum(group.leaks for group in copies.groups)
@@ -424,7 +424,7 @@ def _rest(count: int, file: str) -> str:
 # ---------------------------------------------------------------------- confidence, training, the run
 
 
-def _confidence(scores: Scores) -> str:
+def _confidence(run: Run, scores: Scores) -> str:
     bins, curve = reliability(scores), coverage(scores)
     error = calibration_error(bins)
     over = float(scores.confidence.mean()) - scores.accuracy
@@ -434,10 +434,18 @@ def _confidence(scores: Scores) -> str:
         f'<td class="number">{percent(one.accuracy)}</td></tr>'
         for one in dict.fromkeys(at_share(curve, share) for share in SHARES)
     )
+    known = run.model.calibration
+    rule = "" if known is None else f" Probabilities are calibrated by the temperature {known.temperature:.3g}."
+    if known is not None and known.score == "probability":
+        reached = scores.confidence >= known.threshold()
+        rule += (
+            f" <code>fgzoo predict</code> says unknown below {percent(known.threshold())}: that leaves "
+            f"{percent(float(reached.mean()))} of these images, {percent(float(scores.right[reached].mean()))} of them right."
+        )
     return (
         '<h2>How far its confidence can be trusted</h2><p class="lead">'
         f"On average it is {sure}, by {100 * abs(over):.1f} points. Answering only where the largest probability is high leaves "
-        "fewer images answered and more of the answers right.</p>"
+        f"fewer images answered and more of the answers right.{rule}</p>"
         f'<div class="two"><div class="card"><h3>Calibration: expected error {percent(error)}</h3>'
         f"{charts.reliability_chart(bins)}"
         '<p class="legend keys"><span class="key">right answers</span><span class="key few">of fewer than 10 images</span>'

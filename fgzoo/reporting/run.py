@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from fgzoo.checkpoints.loading import load
-from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS
+from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS, SPLIT
 from fgzoo.data.card import DataCard
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.records import Record
@@ -37,7 +37,7 @@ class Run:
         folder: Where it lies.
         model: Its last checkpoint.
         curves: What was logged by name, e.g. `train/loss`, of training and validation.
-        scores: Its answers by part; what was not scored is not there.
+        scores: Its answers by part, calibrated where the model is; what was not scored is not there.
         data: Its data; `None` where that is not to be found.
         trouble: Why it is not, in one line.
         command: What was typed.
@@ -90,19 +90,22 @@ def read_run(folder: Path, root: Path | None = None, trust: Sequence[str] = (), 
     first = text.partition("\n")[0]
     settings = yaml.safe_load(text)
     model = load(folder / LAST, trust).to(device or torch.device("cpu"))
-    scores = Scores.read(folder, model.num_classes)
-    data, trouble = _find_data(settings, root, required_card(model, "report"))
+    # What `predict` says is calibrated, too.
+    scores = Scores.read(folder, model.num_classes, 1.0 if model.calibration is None else model.calibration.temperature)
+    data, trouble = _find_data(folder, settings, root, required_card(model, "report"))
     cost = json.loads((folder / "cost.json").read_text(encoding="utf-8")) if (folder / "cost.json").is_file() else {}
     command = first.removeprefix("# ") if first.startswith("#") else ""
     return Run(folder, model, _curves(folder / METRICS), scores, data, trouble, command, settings, cost)
 
 
-def _find_data(settings: dict[str, Any], root: Path | None, card: DataCard) -> tuple[FGVCDataModule | None, str]:
+def _find_data(folder: Path, settings: dict[str, Any], root: Path | None, card: DataCard) -> tuple[FGVCDataModule | None, str]:
     """The run's data, or why it is not to be found."""
     said = dict(settings["data"])
     if said.get("seed") is None:
         # A run's own seed, which Lightning would have put into the environment.
         said["seed"] = settings["seed_everything"]
+    if (folder / SPLIT).is_file():
+        said["split_file"] = str(folder / SPLIT)
     if root is not None:
         said["root"] = str(root)
     parser = ArgumentParser(exit_on_error=False)

@@ -30,6 +30,7 @@ class Scores:
         targets: (N,) classes.
         predicted: (N,) classes that were answered.
         probabilities: (N, K).
+        temperature: By which they are calibrated here: those of logits / temperature.
 
     Attributes:
         confidence: (N,) probabilities of the answers.
@@ -43,17 +44,20 @@ class Scores:
         targets: NDArray[np.integer],
         predicted: NDArray[np.integer],
         probabilities: NDArray[np.floating],
+        temperature: float = 1.0,
     ) -> None:
         self.part = part
         self.names = list(names)
         self.targets = targets
         self.predicted = predicted
-        self.probabilities = probabilities.astype(np.float32)
+        # Single precision, so that many images take no more room than they did.
+        self.probabilities = probabilities.astype(np.float32) ** np.float32(1 / temperature)
+        self.probabilities /= self.probabilities.sum(axis=1, keepdims=True)
         self.confidence = self.probabilities[np.arange(len(predicted)), predicted]
         self.right = targets == predicted
 
     @classmethod
-    def read(cls, run: Path, num_classes: int) -> dict[HeldOut, Scores]:
+    def read(cls, run: Path, num_classes: int, temperature: float = 1.0) -> dict[HeldOut, Scores]:
         """Those of a run's folder, by part.
 
         Raises:
@@ -66,7 +70,8 @@ class Scores:
                 continue
             try:
                 with np.load(path) as file:
-                    scores = cls(part, *(file[name] for name in ("names", "targets", "predicted", "probabilities")))
+                    stored = [file[name] for name in ("names", "targets", "predicted", "probabilities")]
+                scores = cls(part, *stored, temperature)
             except (ValueError, KeyError, OSError, IndexError) as error:
                 raise UsageError(f"report: {path} is not what `fgzoo test` writes ({error}); run it again") from error
             if scores.probabilities.shape != (len(scores.names), num_classes):
