@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+#: Milliseconds that a busy machine may take to load a page.
+PATIENCE = 120_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
 
 
@@ -39,6 +41,7 @@ class Reader:
     def __init__(self, browser: Any, width: int = 1200, height: int = 900, **how: Any) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": height}, **how)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE)
         self.trouble: list[str] = []
         self.page.on("console", lambda message: self.trouble.append(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))

@@ -17,6 +17,8 @@ from fgzoo.errors import UsageError
 HeldOut = Literal["test", "val"]
 #: Parts that are held out of training, and what people call them; the one that counts most comes first.
 HELD_OUT: dict[HeldOut, str] = {"test": "test", "val": "validation"}
+#: What a file of probabilities holds.
+STORED = ("names", "targets", "predicted", "probabilities")
 #: Bins of the calibration plot and error, as in [Evaluation][fgzoo.methods.evaluation.Evaluation].
 BINS = 15
 
@@ -70,8 +72,8 @@ class Scores:
                 continue
             try:
                 with np.load(path) as file:
-                    stored = [file[name] for name in ("names", "targets", "predicted", "probabilities")]
-                scores = cls(part, *stored, temperature)
+                    names, targets, predicted, probabilities = (file[name] for name in STORED)
+                scores = cls(part, names, targets, predicted, probabilities, temperature)
             except (ValueError, KeyError, OSError, IndexError) as error:
                 raise UsageError(f"report: {path} is not what `fgzoo test` writes ({error}); run it again") from error
             if scores.probabilities.shape != (len(scores.names), num_classes):
