@@ -109,8 +109,8 @@ def _prepare_process() -> None:
 
 def _train(verb: str, arguments: list[str]) -> int:
     """Lightning's verbs; its interrupt handling ends in exit status 1, ours in 130."""
+    from fgzoo.commands.photos import fit_photos
     from fgzoo.training.command import run
-    from fgzoo.training.photos import fit_photos
 
     try:
         if verb == "fit" and arguments and not arguments[0].startswith("-"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fgzoo.training.photos import choose, summary
+from fgzoo.commands.photos import choose
 from tests.builders import make_cub, save
 from tests.command import IMAGES, MACHINE, NETWORK, fgzoo
 
@@ -93,12 +92,18 @@ def test_a_folder_becomes_a_tested_classifier(trained: SimpleNamespace) -> None:
         right, count = (scored["predicted"] == scored["targets"]).sum(), len(scored["targets"])
     assert count == 6
     assert (run / "val_probabilities.npz").is_file()
-    assert f"{100 * right / count:.1f} % of 6 test photos are right (95 % interval " in trained.result.out
+    assert f"{100 * right / count:.1f} % of 6 test images right (95 % interval " in trained.result.out
+
+
+def test_the_report_is_written(trained: SimpleNamespace) -> None:
+    page = trained.folder / "runs" / "folder-rra" / "000" / "report" / "index.html"
+    assert "species 1" in page.read_text()
+    assert "Report: runs/folder-rra/000/report/index.html" in trained.result.out
 
 
 def test_what_is_unknown_is_said(trained: SimpleNamespace) -> None:
-    assert "Called unknown: answers below a probability of" in trained.result.out
-    assert "5% of 3 held-out photos" in trained.result.out
+    assert "Called unknown: photos below a probability of" in trained.result.out
+    assert "5% of 3 held-out ones" in trained.result.out
 
 
 def test_the_next_commands_are_said(trained: SimpleNamespace) -> None:
@@ -123,28 +128,3 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     result = fgzoo("fit", "nowhere", *TINY, cwd=tmp_path)
     assert result.status == 2
     assert "nowhere" in result.err
-
-
-# ---------------------------------------------------------------------- what it says of the test
-
-
-def summary_of(folder: Path, right: int, count: int, confused: list[tuple[str, str, int]]) -> list[str]:
-    targets = np.zeros(count, dtype=np.int32)
-    np.savez(folder / "test_probabilities.npz", targets=targets, predicted=targets + (np.arange(count) >= right))
-    with (folder / "test_confused.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("true", "predicted", "images"), *confused])
-    return summary(folder, None)
-
-
-def test_accuracy_has_wilsons_interval(tmp_path: Path) -> None:
-    # p +- z sqrt(p (1 - p) / n + z^2 / 4 n^2), centred at p + z^2 / 2 n, all over 1 + z^2 / n.
-    z, n, p = 1.959964, 50, 0.8
-    middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
-    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
-    assert summary_of(tmp_path, 40, 50, [])[0].endswith(f"(95 % interval {100 * low:.1f} to {100 * high:.1f}).")
-
-
-def test_three_pairs_are_named(tmp_path: Path) -> None:
-    lines = summary_of(tmp_path, 40, 50, [("crow", "rook", 5), ("rook", "crow", 3), ("gull", "tern", 1), ("gull", "crow", 1)])
-    assert lines[1] == "Most often confused: crow taken for rook (5); rook taken for crow (3); gull taken for tern (1)."
-    assert "confused" not in "".join(summary_of(tmp_path, 50, 50, []))

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 
-from fgzoo.checkpoints.run_folder import PROBABILITIES
 from fgzoo.data.layouts import find
 from fgzoo.errors import UsageError
-from fgzoo.prediction.rejection import REJECTED, Calibration
+from fgzoo.prediction.rejection import REJECTED
 from fgzoo.recipes import recipe_files
+from fgzoo.reporting.report import write_report
 from fgzoo.training.arguments import settings_of, values_of
 from fgzoo.training.command import TrainingCLI, run
 
@@ -25,7 +23,7 @@ METHOD, WHY = "rra", "the most accurate on folds of birds and cars for the same 
 
 
 def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
-    """Train on photos, test once, and say what to do next.
+    """Train on photos, test once, write the report, and say what to do next.
 
     Args:
         photos: A folder of class folders, or a CSV.
@@ -48,10 +46,10 @@ def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
     trained = run("fit", [*chosen, *arguments], closing=False)
     if not first or trained.dry:
         return trained
-    folder = trained.run_folder
-    run("test", ["--ckpt_path", str(folder), "--trainer.devices", "1", "--trainer.num_nodes", "1"], closing=False)
+    run("test", ["--ckpt_path", str(trained.run_folder), "--trainer.devices", "1", "--trainer.num_nodes", "1"], closing=False)
+    report = write_report(trained.run_folder, device=trained.model.device, trust=values_of(arguments, "--trust"))
     console.print()
-    for line in summary(folder, trained.model.calibration):
+    for line in (*report.lines, *last_words(trained, report.page)):
         console.print(line)
     return trained
 
@@ -80,29 +78,18 @@ def choose(photos: str, arguments: Sequence[str], gpu: bool) -> tuple[list[str],
     return [*chosen, *(word for name, value in data.items() for word in (f"--data.{name}", str(value)))], reasons
 
 
-def summary(folder: Path, calibration: Calibration | None) -> list[str]:
-    """The accuracy of a tested run with its 95 % interval, what it confuses most, what is unknown, and the next commands."""
-    from scipy.stats import binomtest
-
-    with np.load(folder / PROBABILITIES["test"]) as found:
-        right, count = int((found["predicted"] == found["targets"]).sum()), len(found["targets"])
-    interval = binomtest(right, count).proportion_ci(method="wilson")
-    lines = [
-        f"{100 * right / count:.1f} % of {count} test photos are right "
-        f"(95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})."
-    ]
-    with (folder / "test_confused.csv").open(newline="", encoding="utf-8") as file:
-        pairs = [f"{row['true']} taken for {row['predicted']} ({row['images']})" for row in csv.DictReader(file)][:3]
-    lines += [f"Most often confused: {'; '.join(pairs)}."] if pairs else []
-    if calibration is not None:
+def last_words(trained: TrainingCLI, page: Path) -> list[str]:
+    """Below which score a photo is unknown, where the report is, and the next commands."""
+    found, folder, lines = trained.model.calibration, shlex.quote(str(trained.run_folder)), []
+    if found is not None:
         lines.append(
-            f"Called unknown: answers below a {calibration.score} of {calibration.threshold():.2f}, as {REJECTED:.0%} of "
-            f"{calibration.images} held-out photos are (predict --reject RATE moves that)."
+            f"Called unknown: photos below a {found.score} of {found.threshold():.2f}, as {REJECTED:.0%} of {found.images} "
+            "held-out ones are (predict --reject RATE moves that)"
         )
-    run_folder = shlex.quote(str(folder))
     return [
         *lines,
-        f"Next: fgzoo predict {run_folder} PHOTOS --output answers.csv",
-        f"      fgzoo explain {run_folder} PHOTOS --output looked",
-        f"      fgzoo export {run_folder} --output classifier.onnx",
+        f"Report: {page}",
+        f"Next: fgzoo predict {folder} PHOTOS --output answers.csv",
+        f"      fgzoo explain {folder} PHOTOS --output looked",
+        f"      fgzoo export {folder} --output classifier.onnx",
     ]
