@@ -214,7 +214,7 @@ PAGE = """\
 
 {hardware}. `fgzoo fit {arguments}`. Mean ± standard deviation over seeds; "runs" says how many.
 
-AUROC: the share of pairs of a known and an unknown image in which the known one scores higher (50: chance). FPR: the share of
+AUROC: the share of pairs of a known and an unknown image in which the known one scores higher (50: chance). FPR95: the share of
 unknown images that is accepted where 95 % of the known test images are. "Rejected" is what the threshold of the held-out images
 rejects, which accepts 95 % of those. AUROC of right and wrong: whether the known images that are called by their names score
 higher than those that are not.
@@ -245,7 +245,7 @@ def report() -> None:
     rows = read_csv(common.RESULTS / f"{TABLE}.csv")
     if not rows:
         raise UsageError(f"results/{TABLE}.csv has no run yet; `unknown.py run` makes them")
-    named = {"AUROC": "auroc", "FPR at 95 %": "fpr95", "rejected": "unknown_rejected"}
+    named = {"AUROC": "auroc", "FPR95": "fpr95", "rejected": "unknown_rejected"}
     methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
 
     def line(what: Row, chosen: Sequence[Row]) -> Row:

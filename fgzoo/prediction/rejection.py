@@ -24,7 +24,8 @@ from torch import Tensor
 from fgzoo.errors import CheckpointError, UsageError
 
 Score = Literal["probability", "energy"]
-#: What is stored in checkpoints: a person can read its threshold. `benchmarks/unknown.py` measures it beside the others.
+#: What is stored in checkpoints: a person can read its threshold. The first run of benchmarks/results/unknown.md speaks for
+#: `energy`; one run of one method does not decide.
 DEFAULT_SCORE: Score = "probability"
 #: Share of known images that is rejected unless one is asked for.
 REJECTED = 0.05
