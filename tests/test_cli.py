@@ -322,6 +322,18 @@ def test_other_classes_are_not_scored(trained: SimpleNamespace, tmp_path: Path) 
     assert "class 1 is '002.Indigo_Bunting' there and '002.Crow' here" in result.err
 
 
+def test_other_classes_of_the_same_number_are_not_taken_for_a_checkpoints(trained: SimpleNamespace, tmp_path: Path) -> None:
+    root = make_cub(tmp_path / "data")
+    lines = (root / "classes.txt").read_text().replace("Indigo_Bunting", "Crow")
+    (root / "classes.txt").write_text(lines)
+    tuned = ("fit", "--ckpt_path", trained.run, "--data.root", root, "--trainer.max_epochs", 1)
+    result = fgzoo(*tuned)
+    assert result.status == 2
+    assert "class 1 is '002.Indigo_Bunting' there and '002.Crow' here" in result.err
+    assert "--reset_head" in result.err
+    assert fgzoo(*tuned, "--reset_head", "true").status == 0
+
+
 # ---------------------------------------------------------------------- list and data
 
 

@@ -35,6 +35,18 @@ def assert_refused(result: Result, *said: str) -> None:
         ("fit --model rar", "'rar' is no method; did you mean 'rra'?"),
         ("fit --model nopackage.Method", "No module named 'nopackage'"),
         ("fit --model json.JSONDecoder", "'json.JSONDecoder' is no method"),
+        (
+            "fit --trainer.callbacks+=EarlyStoping",
+            "trainer.callbacks: 'EarlyStoping' is no callback; did you mean 'EarlyStopping'?",
+        ),
+        ("fit --trainer.callbacks+=EarlyStopping", "EarlyStopping needs monitor; give --trainer.callbacks.monitor VALUE"),
+        (
+            "fit --trainer.callbacks+=EarlyStopping --trainer.callbacks.moniter x",
+            "trainer.callbacks: EarlyStopping has no argument 'moniter'; did you mean 'monitor'?",
+        ),
+        ("fit --trainer.callbacks+=mine.Missing", "'mine.Missing' is no callback (No module named 'mine')"),
+        ("fit --trainer.logger TensorBoardLoger", "'TensorBoardLoger' is no logger; did you mean 'TensorBoardLogger'?"),
+        ("fit --trainer.logger CSVLogger", "CSVLogger needs save_dir; give --trainer.logger.save_dir VALUE"),
         ("fit --config cub/rar", "did you mean 'cub/rra'?"),
         ("fit --config cub", "which method?"),
         ("fit --config --model rra", "expected one argument"),
@@ -61,6 +73,14 @@ def assert_refused(result: Result, *said: str) -> None:
 )
 def test_wrong_usage_is_named_in_one_line(arguments: str, said: str) -> None:
     assert_refused(fgzoo(*arguments.split()), said)
+
+
+def test_a_logger_whose_package_is_missing_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for where in ("lightning.fabric.loggers.tensorboard", "fgzoo.training.command"):
+        monkeypatch.setattr(f"{where}._TENSORBOARD_AVAILABLE", False)
+        monkeypatch.setattr(f"{where}._TENSORBOARDX_AVAILABLE", False)
+    asked = ("--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "x")
+    assert_refused(fgzoo("fit", *asked), "trainer: Neither `tensorboard` nor `tensorboardX` is available")
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -42,6 +42,8 @@ def new_folder(base: Path) -> Path:
 def newest_run(base: Path) -> Path | None:
     """The folder of the run below another one, e.g. `runs`, whose last checkpoint is the most recent; `None` without any."""
     found = list(base.glob(f"**/{LAST.as_posix()}")) if base.is_dir() else []
+    # What lies within a run's folder is of somebody's own checkpoint callback.
+    found = [path for path in found if not (path.parents[2] / CONFIG).is_file()]
     return max(found, key=lambda path: path.stat().st_mtime).parents[1] if found else None
 
 

@@ -188,7 +188,7 @@ class FGVCDataModule(L.LightningDataModule):
         #: What the split file says, by image; empty without one.
         self._parts: dict[str, Split] = {}
         self._datasets: dict[Split, RecordDataset] = {}
-        self._resumed_epoch = 0
+        self._resumed_epoch = self._resumed_batches = 0
 
     # ------------------------------------------------------------------ what is known without opening an image
 
@@ -335,12 +335,27 @@ class FGVCDataModule(L.LightningDataModule):
         self._prepare_cache()
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch that comes after a checkpoint."""
-        return {"next_epoch": 0 if self.trainer is None else self.trainer.current_epoch + 1}
+        """What comes after a checkpoint: an epoch, and how many batches of it, of how many images, were done."""
+        if self.trainer is None:
+            return {"next_epoch": 0}
+        done = self.trainer.fit_loop.batch_idx + 1
+        over = done >= self.trainer.num_training_batches
+        images = self.batch_size * self.trainer.world_size
+        return {"next_epoch": self.trainer.current_epoch + over, "batches": 0 if over else done, "images": images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with that epoch."""
-        self._resumed_epoch = int(state_dict["next_epoch"])
+        """Go on with that epoch, and that batch.
+
+        Raises:
+            UsageError: The epoch was begun with batches of another size.
+        """
+        self._resumed_epoch, self._resumed_batches = int(state_dict["next_epoch"]), int(state_dict.get("batches", 0))
+        images = self.batch_size * self._rank()[1]
+        if self._resumed_batches and images != state_dict["images"]:
+            raise UsageError(
+                f"data.batch_size: the run stopped in the middle of epoch {self._resumed_epoch + 1}, with batches of "
+                f"{state_dict['images']} images over all devices, and these are of {images}; finish that epoch first"
+            )
 
     def train_dataloader(self) -> DataLoader[Sample | None]:
         """Shuffled; an incomplete last batch is dropped (the samples differ every epoch), unless it is the only one."""
@@ -353,8 +368,9 @@ class FGVCDataModule(L.LightningDataModule):
         if self.trainer is not None:
             # The loader of a resumed run is made, and its workers begin to read, before the trainer knows its epoch.
             epoch = max(self.trainer.current_epoch, self._resumed_epoch)
-            self._resumed_epoch = 0
-        return self._loader("train", self.batch_size, epoch)
+        done = self._resumed_batches * self.batch_size
+        self._resumed_epoch = self._resumed_batches = 0
+        return self._loader("train", self.batch_size, epoch, done)
 
     def val_dataloader(self) -> DataLoader[Sample | None] | list[DataLoader[Sample | None]]:
         """In order, every image once; no loader where nothing is held out."""
@@ -367,6 +383,10 @@ class FGVCDataModule(L.LightningDataModule):
                 f"data: '{self.dataset_name}' at {self.root} has no test images; add a test folder, or use --data.test_fraction"
             )
         return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Sample | None]:
+        """The test split, see [test_dataloader][]."""
+        return self.test_dataloader()
 
     def augment_batch(self, images: Tensor, targets: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """What is left of the augmentation to the device: mirror half of a training batch, and mix it where it is `strong`.
@@ -463,7 +483,7 @@ class FGVCDataModule(L.LightningDataModule):
         """Height in pixels of the strip to cut off at the bottom of every image."""
         return AIRCRAFT_BANNER if self.dataset_name == "aircraft" and self.banner else 0
 
-    def _loader(self, split: Split, batch_size: int, epoch: int = 0) -> DataLoader[Sample | None]:
+    def _loader(self, split: Split, batch_size: int, epoch: int = 0, done: int = 0) -> DataLoader[Sample | None]:
         if split not in self._datasets:  # made once: it remembers which images were skipped
             self._datasets[split] = self.dataset(split)
         dataset = self._datasets[split]
@@ -472,6 +492,7 @@ class FGVCDataModule(L.LightningDataModule):
             decks = ClassDecks([record.target for record in dataset.records], self.balance, self.seed)
         sampler = EpochSampler(len(dataset), split == "train", self.seed, *self._rank(), decks)
         sampler.set_epoch(epoch)
+        sampler.done = done
         return DataLoader(
             dataset,
             batch_size=batch_size,

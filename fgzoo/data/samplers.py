@@ -113,6 +113,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.world_size = world_size
         self.decks = decks
         self.epoch = 0
+        #: Samples of this process that the next iteration, and it alone, leaves out: those that came before an interruption.
+        self.done = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration has."""
@@ -128,7 +130,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
             order = (order if self._total() <= self.length else order * self.world_size)[: self._total()]
         else:
             order = list(range(self.length)) + [MASKED] * (self._total() - self.length)
-        return iter([(self.epoch, index) for index in order[self.rank :: self.world_size]])
+        done, self.done = self.done, 0
+        return iter([(self.epoch, index) for index in order[self.rank :: self.world_size]][done:])
 
     def __len__(self) -> int:
         return len(range(self.rank, self._total(), self.world_size))

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 from PIL import Image, ImageDraw, ImageFont
 
 from fgzoo.files import atomic_write
 from fgzoo.interpret.explanation import Explanation
+from fgzoo.interpret.fonts import font_file
 from fgzoo.interpret.overlays import drawn
 
 #: Longest part of an image's name that its folder takes over.
@@ -57,7 +57,7 @@ def tiles(found: Explanation) -> list[tuple[str, Image.Image]]:
 
 def sheet(title: str, pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """All pictures of an image on one, with their names, below a title of one or more lines."""
-    font = ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 14)
+    font = ImageFont.truetype(str(font_file(title)), 14)
     lines = title.splitlines()
     columns = min(COLUMNS, len(pictures))
     rows = math.ceil(len(pictures) / columns)

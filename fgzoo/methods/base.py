@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -397,7 +397,13 @@ class FineGrainedClassifier(LightningSteps):
         Returns:
             The logits, heads and attention maps.
         """
-        return cast(MethodOutput, self.network(images, targets, keys))
+        with self.computing():
+            return cast(MethodOutput, self.network(images, targets, keys))
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Autocasting, where the weights themselves are of half precision: not every operation exists in it, nor bears it."""
+        own = self.pixel_mean
+        return torch.autocast(own.device.type, own.dtype) if own.dtype in (torch.float16, torch.bfloat16) else nullcontext()
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor]:
@@ -414,17 +420,18 @@ class FineGrainedClassifier(LightningSteps):
         return self.card.transform()
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Turn uint8 images into what the backbone's weights expect, on their device; floats pass unchanged.
+        """Turn uint8 images into what the backbone's weights expect, on their device and of their type; floats pass unchanged.
 
         Args:
             images: (B, 3, H, W) uint8 in [0, 255], or floats that are normalised already.
 
         Returns:
-            (B, 3, H, W) float32.
+            (B, 3, H, W), float32 unless the model has been turned to another precision.
         """
         if images.is_floating_point():
             return images
-        return images.float().sub_(self.pixel_mean).div_(self.pixel_std)
+        wide = images.to(torch.promote_types(self.pixel_mean.dtype, torch.float32))
+        return wide.sub_(self.pixel_mean).div_(self.pixel_std).to(self.pixel_mean.dtype)
 
     def predict(
         self,

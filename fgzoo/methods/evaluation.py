@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassCalibrationError
+from torchmetrics.utilities.data import dim_zero_cat
 
 from fgzoo.data.dataset import IGNORED
 from fgzoo.nn.output import MethodOutput
@@ -21,30 +21,22 @@ class Evaluation(nn.Module):
     """What a round of validation or testing counts, over all processes.
 
     Args:
-        num_classes: K.
+        num_classes: K. What is kept grows with it, and with the number of images, but not with its square.
 
     Attributes:
-        metrics: The protocol's: `top1`, `top5` (the best of min(5, K)), `macro` (mean accuracy over classes), `nll` (nats) and
-            `ece` (expected calibration error, 15 bins), all but `nll` as fractions of one.
-        confusion: Counts (K, K), true classes in rows.
+        counts: See [ClassCounts][].
+        others: `nll` (nats) and `ece` (expected calibration error, 15 bins, a fraction of one).
+        answers: The true and the predicted class of every image.
         heads: The accuracy of each head by name, where there are several.
         tail: Classes whose mean accuracy is the value `tail`, see [tail_classes][]; without any there is none.
     """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        counted: dict[str, Any] = {"num_classes": num_classes, "ignore_index": IGNORED, "validate_args": False}
-        self.metrics = MetricCollection(
-            {
-                "top1": MulticlassAccuracy(**counted, average="micro"),
-                "top5": MulticlassAccuracy(**counted, average="micro", top_k=min(5, num_classes)),
-                "macro": MulticlassAccuracy(**counted, average="macro"),
-                "nll": NegativeLogLikelihood(),
-                "ece": MulticlassCalibrationError(**counted, n_bins=15, norm="l1"),
-            },
-            compute_groups=False,
-        )
-        self.confusion = MulticlassConfusionMatrix(**counted)
+        self.counts = ClassCounts(num_classes)
+        calibration = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", ignore_index=IGNORED, validate_args=False)
+        self.others = MetricCollection({"nll": NegativeLogLikelihood(), "ece": calibration}, compute_groups=False)
+        self.answers = Answers()
         self.heads: dict[str, MeanMetric] = {}
         self.tail: list[int] = []
 
@@ -56,8 +48,9 @@ class Evaluation(nn.Module):
             targets: (B,) classes; those that are [IGNORED][] do not count.
         """
         logits = output.logits.float()
-        self.metrics.update(logits, targets)
-        self.confusion.update(logits, targets)
+        self.counts.update(logits, targets)
+        self.others.update(logits, targets)
+        self.answers.update(logits, targets)
         if len(output.heads) > 1:
             for name, head in output.heads.items():
                 if name not in self.heads:
@@ -66,19 +59,83 @@ class Evaluation(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         """The round's values by name: the metrics, `top1_{head}` for each of several heads, and `tail` where there is one."""
-        values = self.metrics.compute() | {f"top1_{name}": hits.compute() for name, hits in self.heads.items()}
+        counted = self.counts.compute()
+        images, hits = (counted.pop(name)[self.tail] for name in ("images", "hits"))
+        values = counted | self.others.compute() | {f"top1_{name}": right.compute() for name, right in self.heads.items()}
         if self.tail:
-            counts = self.confusion.compute()[self.tail]
-            hits, images = counts.gather(1, torch.tensor(self.tail, device=counts.device)[:, None])[:, 0], counts.sum(dim=1)
             # A class without an image in this round has no accuracy; not a number where that is all of them.
             values["tail"] = (hits / images)[images > 0].mean()
         return values
 
     def reset(self) -> None:
         """Forget what was counted."""
-        self.metrics.reset()
-        self.confusion.reset()
+        for metric in (self.counts, self.others, self.answers):
+            metric.reset()
         self.heads.clear()
+
+
+class ClassCounts(Metric):
+    """`top1`, `top5` (the best of min(5, K)) and `macro` (mean accuracy over classes), by counts of every class.
+
+    The macro accuracy leaves out classes that this round neither showed nor answered, as torchmetrics' does.
+
+    Args:
+        num_classes: K.
+    """
+
+    images: Tensor
+    hits: Tensor
+    answered: Tensor
+    near: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.most = min(5, num_classes)
+        for name in ("images", "hits", "answered"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.long), "sum")
+        self.add_state("near", torch.zeros((), dtype=torch.long), "sum")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Count a batch: logits (B, K) and classes (B,)."""
+        counts = (targets != IGNORED).long()
+        targets, found = targets.clamp(min=0), logits.argmax(dim=1)
+        self.images.scatter_add_(0, targets, counts)
+        self.answered.scatter_add_(0, found, counts)
+        self.hits.scatter_add_(0, targets, counts * (found == targets))
+        best = logits.topk(self.most, dim=1).indices
+        self.near += ((best == targets[:, None]).any(dim=1) * counts).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The values by name, and `images` and `hits`, (K,)."""
+        total = self.images.sum().clamp(min=1)
+        there = (self.images + self.answered > 0).float()
+        accuracy = there * self.hits / self.images.clamp(min=1)
+        return {
+            "top1": self.hits.sum() / total,
+            "top5": self.near / total,
+            "macro": (accuracy / there.sum().clamp(min=1)).sum(),
+            "images": self.images,
+            "hits": self.hits,
+        }
+
+
+class Answers(Metric):
+    """The true and the predicted class of every image of a round."""
+
+    pairs: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("pairs", [], "cat")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Note a batch: logits (B, K) and classes (B,)."""
+        self.pairs.append(torch.stack([targets, logits.argmax(dim=1)], dim=1))
+
+    def compute(self) -> Tensor:
+        """(N, 2), without what does not count."""
+        pairs = dim_zero_cat(self.pairs) if len(self.pairs) else torch.empty(0, 2, dtype=torch.long)
+        return pairs[pairs[:, 0] != IGNORED]
 
 
 def tail_classes(counts: Sequence[int] | None) -> list[int]:

@@ -22,19 +22,19 @@ ONE_CYCLE_END = 1 / 25e4
 
 def schedule_factor(
     schedule: Schedule,
-    total: int,
+    total: float,
     per_epoch: float,
     warmup_epochs: float = 0.0,
     milestones: Sequence[int] = (),
     gamma: float = 0.1,
-) -> Callable[[int], float]:
-    """The learning rate's factor as a function of the batches done.
+) -> Callable[[float], float]:
+    """The learning rate's factor as a function of the batches done; batches that accumulate count as one.
 
     Args:
         schedule: `cosine` falls to zero over the whole run; `step` multiplies by `gamma` at the epochs in `milestones`;
             `one_cycle` rises for 30 % of the run and falls for the rest (Smith, arXiv 1708.07120), without cycling momentum;
             `constant` stays.
-        total: Batches of the whole run.
+        total: Batches of the whole run; infinite where `step` or `constant` have no end.
         per_epoch: Batches of an epoch.
         warmup_epochs: Linear rise before `cosine`, `step` and `constant`; `one_cycle` has its own.
         milestones: Epochs at which `step` falls.
@@ -43,9 +43,9 @@ def schedule_factor(
     Returns:
         batch -> factor of the peak learning rate.
     """
-    warmup = warmup_epochs * per_epoch
+    warmup = warmup_epochs * per_epoch if warmup_epochs else 0.0
 
-    def factor(batch: int) -> float:
+    def factor(batch: float) -> float:
         if schedule == "one_cycle":
             rise = max(1.0, ONE_CYCLE_RISE * total - 1)
             if batch < rise:
@@ -66,12 +66,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def staged_schedule(
-    optimizer: torch.optim.Optimizer,
-    stages: Sequence[TrainingStage],
-    ends: Sequence[int],
-    factor_over: Callable[[int], Callable[[int], float]],
-) -> torch.optim.lr_scheduler.LambdaLR:
+class StagedSchedule(torch.optim.lr_scheduler.LambdaLR):
     """The schedule of every parameter group, advanced every batch; it starts anew in each stage.
 
     Args:
@@ -80,17 +75,50 @@ def staged_schedule(
         ends: See [stage_ends][fgzoo.methods.training_stages.stage_ends].
         factor_over: Number of batches -> schedule over that many batches.
     """
-    starts = [0, *ends[:-1]]
-    schedules = [factor_over(end - start) for start, end in zip(starts, ends, strict=True)]
 
-    def factor_of(group: str) -> Callable[[int], float]:
-        def factor(batch: int) -> float:
-            index = stage_at(ends, batch)
-            return stages[index].rate(group) * schedules[index](batch - starts[index])
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        stages: Sequence[TrainingStage],
+        ends: Sequence[float],
+        factor_over: Callable[[float], Callable[[float], float]],
+    ) -> None:
+        starts = [0, *ends[:-1]]
+        schedules = [factor_over(end - start) for start, end in zip(starts, ends, strict=True)]
 
-        return factor
+        def factor_of(group: str) -> Callable[[float], float]:
+            def factor(batch: float) -> float:
+                index = stage_at(ends, batch)
+                return stages[index].rate(group) * schedules[index](batch - starts[index])
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor_of(group["name"]) for group in optimizer.param_groups])
+            return factor
+
+        self._configured = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
+        self._factors: list[Callable[[int], float]] = [factor_of(group["name"]) for group in optimizer.param_groups]
+        super().__init__(optimizer, self._factors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is; all else is said by the run's arguments."""
+        return {name: value for name, value in super().state_dict().items() if name not in ("_configured", "_factors")}
+
+    def go_on(self, done: int) -> None:
+        """Continue what a checkpoint restored by the settings of this run: its rates, decay and momentum, its schedule.
+
+        Args:
+            done: What is done, in batches of this run; another number than of batches done where those were larger or smaller.
+        """
+        ahead = done - self.last_epoch
+
+        def moved(factor: Callable[[int], float]) -> Callable[[int], float]:
+            return lambda batch: factor(batch + ahead)
+
+        self.lr_lambdas = [moved(factor) for factor in self._factors]
+        self.base_lrs = [group["lr"] for group in self._configured]
+        for group, configured, factor in zip(self.optimizer.param_groups, self._configured, self._factors, strict=True):
+            group.update({**configured, "initial_lr": configured["lr"], "lr": configured["lr"] * factor(done)})
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
 def make_optimizer(

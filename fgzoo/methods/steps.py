@@ -6,6 +6,7 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -19,8 +20,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods.arguments import HasArguments
 from fgzoo.methods.evaluation import Evaluation
-from fgzoo.methods.optimization import make_optimizer, schedule_factor, staged_schedule
+from fgzoo.methods.optimization import StagedSchedule, make_optimizer, schedule_factor
 from fgzoo.methods.ranks import Ranks
+from fgzoo.methods.run_length import epoch_steps, run_steps
 from fgzoo.methods.training_stages import EnterStages, TrainingStage, stage_at, stage_ends
 from fgzoo.nn.output import MethodOutput
 
@@ -45,6 +47,7 @@ class LightningSteps(HasArguments):
     # What it asks of a method.
     network: nn.Module
     normalize: Callable[[Tensor], Tensor]
+    computing: Callable[[], AbstractContextManager[object]]
     loss: Callable[[MethodOutput, Tensor], dict[str, Tensor]]
     taught: Callable[[dict[str, Tensor], MethodOutput, Tensor], dict[str, Tensor]]
     teachers: Sequence[LightningSteps]
@@ -62,12 +65,18 @@ class LightningSteps(HasArguments):
         self.trained = False
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.evaluation = Evaluation(num_classes)
-        self.stage_ends: list[int] = []
+        self.stage_ends: list[float] = []
+        self._ahead = 0
+
+    @property
+    def position(self) -> int:
+        """How many batches of this run are done; a resumed run's others may have been larger or smaller."""
+        return self.global_step + self._ahead
 
     @property
     def training_stage(self) -> int:
         """The stage that the current batch belongs to, from 0."""
-        return stage_at(self.stage_ends, self.global_step)
+        return stage_at(self.stage_ends, self.position)
 
     def on_fit_start(self) -> None:
         """Refuse to train without the callbacks that the steps need, and bring the teachers to the device."""
@@ -99,16 +108,17 @@ class LightningSteps(HasArguments):
         totals: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         shown: dict[str, Tensor] = {}
-        for output in self.training_outputs(images, classes, self.sample_keys(index)):
-            step_terms, last = self.loss(output, targets), len(totals) == self.steps_per_batch - 1
-            if last:
-                step_terms = self.taught(step_terms, output, images)
-            total = torch.stack(list(step_terms.values())).sum()
-            if not self.automatic_optimization:
-                self._optimize(total, last)
-            totals.append(total)
-            terms.update({f"loss_{name}": term.detach() for name, term in step_terms.items()})
-            shown.update({name.removeprefix("log_"): x for name, x in output.extra.items() if name.startswith("log_")})
+        with self.computing():
+            for output in self.training_outputs(images, classes, self.sample_keys(index)):
+                step_terms, last = self.loss(output, targets), len(totals) == self.steps_per_batch - 1
+                if last:
+                    step_terms = self.taught(step_terms, output, images)
+                total = torch.stack(list(step_terms.values())).sum()
+                if not self.automatic_optimization:
+                    self._optimize(total, last)
+                totals.append(total)
+                terms.update({f"loss_{name}": term.detach() for name, term in step_terms.items()})
+                shown.update({name.removeprefix("log_"): x for name, x in output.extra.items() if name.startswith("log_")})
         if len(totals) != self.steps_per_batch:
             raise RuntimeError(f"training_outputs() gave {len(totals)} outputs, steps_per_batch says {self.steps_per_batch}")
         loss = totals[0] if self.automatic_optimization else torch.stack(totals).detach().sum()
@@ -152,6 +162,11 @@ class LightningSteps(HasArguments):
 
     test_step = validation_step
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """What single images are given: `logits` (B, K), and their `targets` and `index` as the data has them."""
+        images, targets, index = self._prepare(batch)
+        return {"logits": self(images, None, self.sample_keys(index)).logits.float(), "targets": targets, "index": index}
+
     def on_validation_epoch_start(self) -> None:
         """Forget the counts of earlier rounds; refuse to score what was never trained, unless it is being trained."""
         if self.trainer.state.fn == TrainerFn.VALIDATING:
@@ -162,6 +177,10 @@ class LightningSteps(HasArguments):
         """Refuse to test what was never trained: its accuracy would be chance."""
         self._require_training("test")
         self.evaluation.reset()
+
+    def on_predict_epoch_start(self) -> None:
+        """Refuse to answer what was never trained."""
+        self._require_training("predict")
 
     def _require_training(self, verb: str) -> None:
         if not self.trained:
@@ -187,17 +206,35 @@ class LightningSteps(HasArguments):
         # Fused steps unscale half-precision gradients themselves, which leaves clipping nothing unscaled to measure.
         fused = not (given.clip_norm is not None and str(self.trainer.precision) == "16-mixed")
         optimizer = make_optimizer(groups, given.optimizer, given.lr, given.momentum, fused)
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise UsageError("trainer.max_epochs: a schedule needs an end; give a number of epochs")
-        per_epoch = total / max(1, self.trainer.max_epochs or 1)
-        self.stage_ends = stage_ends(stages, int(total), per_epoch)
+        total, per_epoch = run_steps(self.trainer), epoch_steps(self.trainer)
+        if math.isinf(total) and (given.schedule in ("cosine", "one_cycle") or len(stages) > 1):
+            raise UsageError("trainer.max_epochs: a schedule needs an end; give a number of epochs, or trainer.max_steps")
+        if math.isinf(per_epoch) and (given.warmup_epochs or given.milestones):
+            raise UsageError("model.warmup_epochs, model.milestones: how long an epoch of this data is is not known")
+        per_epoch = total if math.isinf(per_epoch) else per_epoch
+        self.stage_ends = stage_ends(stages, total, per_epoch)
 
-        def factor_over(batches: int) -> Callable[[int], float]:
+        def factor_over(batches: float) -> Callable[[float], float]:
             return schedule_factor(given.schedule, batches, per_epoch, given.warmup_epochs, given.milestones, given.gamma)
 
-        scheduler = staged_schedule(optimizer, stages, self.stage_ends, factor_over)
+        scheduler = StagedSchedule(optimizer, stages, self.stage_ends, factor_over)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def resume_schedule(self) -> None:
+        """Let the settings of this run hold from a checkpoint on, and its schedule go on by the share of epochs that are done.
+
+        A checkpoint's optimiser brings its own rates, and its number of steps is that of its own batches; where nothing has
+        changed, neither does this change a bit.
+        """
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        per_epoch = epoch_steps(self.trainer)
+        if len(schedules) != 1 or not isinstance(schedules[0], StagedSchedule) or math.isinf(per_epoch):
+            return
+        loop = self.trainer.fit_loop
+        begun = loop.batch_idx + 1 if loop.restarted_mid_epoch else 0
+        done = self.trainer.current_epoch * int(per_epoch) + begun // self.trainer.accumulate_grad_batches
+        self._ahead = done - self.global_step
+        schedules[0].go_on(done)
 
     def lr_factor(self) -> float:
         """By what this run's batch changes the learning rates, see `lr_batch`."""

@@ -38,14 +38,14 @@ class TrainingStage(NamedTuple):
         return self.rates.get(group.partition("/")[0], 1.0)
 
 
-def stage_ends(stages: Sequence[TrainingStage], total: int, per_epoch: float) -> list[int]:
+def stage_ends(stages: Sequence[TrainingStage], total: float, per_epoch: float) -> list[float]:
     """The batch at which each stage ends.
 
     A boundary is rounded to a whole epoch where every stage keeps at least one; shorter runs are divided by batches.
 
     Args:
         stages: The stages in order.
-        total: Batches of the whole run.
+        total: Batches of the whole run; infinite where a single stage has no end.
         per_epoch: Batches of an epoch.
 
     Returns:
@@ -57,9 +57,11 @@ def stage_ends(stages: Sequence[TrainingStage], total: int, per_epoch: float) ->
     if any(stage.share <= 0 for stage in stages) or not math.isclose(sum(stage.share for stage in stages), 1.0):
         shown = ", ".join(f"{stage.name} {stage.share:g}" for stage in stages)
         raise UsageError(f"model: the shares of the training stages must be positive and sum to 1, not {shown}")
+    if len(stages) == 1:
+        return [total]
     unit = per_epoch if total >= len(stages) * per_epoch else 1.0
     units = total / unit
-    ends: list[int] = []
+    ends: list[float] = []
     share = 0.0
     for done, stage in enumerate(stages, start=1):
         share += stage.share
@@ -67,7 +69,7 @@ def stage_ends(stages: Sequence[TrainingStage], total: int, per_epoch: float) ->
     return [*ends[:-1], total]
 
 
-def stage_at(ends: Sequence[int], batch: int) -> int:
+def stage_at(ends: Sequence[float], batch: float) -> int:
     """The stage that a batch belongs to; batches after the end count to the last.
 
     Args:
@@ -91,6 +93,10 @@ class EnterStages(Callback):
     def __init__(self) -> None:
         self.index = 0
         self.frozen: set[str] = set()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Let a resumed run go on by its own schedule."""
+        pl_module.resume_schedule()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Note the stage beside the metrics, where there are several."""

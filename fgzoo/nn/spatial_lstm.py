@@ -169,9 +169,10 @@ class SpatialLSTM(nn.Module):
         projected = self._project_neighbourhood(maps, steps) if self.neighbourhood else None
         looks: list[Tensor] = []
         with torch.autocast(maps.device.type, enabled=False):
-            cells, location = self._cells(single(maps), NEIGHBOURHOODS["own"]), attention.on_grid(height, width)
-            told = None if attention.content is None else attention.content(cells)[..., 0]
-            weight = self.input_weight[:, :, -cells.shape[-1] :]
+            cells, location = self._cells(single(maps), NEIGHBOURHOODS["own"]), single(attention.on_grid(height, width))
+            own = cells.to(self.input_weight.dtype)
+            told = None if attention.content is None else single(attention.content(own)[..., 0])
+            weight = single(self.input_weight[:, :, -cells.shape[-1] :])
 
             def read(index: int, before: Tensor) -> Tensor:
                 start, stop = steps[index].start, steps[index].stop
@@ -190,7 +191,7 @@ class SpatialLSTM(nn.Module):
         """The recursion; `read` gives a diagonal's projected inputs (N, n, B, 5 S) by the mean of its neighbours' states."""
         states: list[Tensor] = []
         with torch.autocast(maps.device.type, enabled=False):
-            weight = self.hidden_weight.transpose(1, 2)
+            weight = single(self.hidden_weight).transpose(1, 2)
             h = c = single(maps).new_zeros(self.directions, 0, maps.shape[0], self.hidden_size)
             for index, step in enumerate(steps):
                 h, c = step.surround(h), step.surround(c)

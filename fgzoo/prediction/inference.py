@@ -33,6 +33,7 @@ from torchvision.transforms import v2
 from fgzoo.allocator import keep_in_worker
 from fgzoo.data.card import DataCard
 from fgzoo.data.images import decode, from_pillow
+from fgzoo.data.shared_memory import no_room
 from fgzoo.data.transforms import Transform, default_resize, resize_transform
 from fgzoo.errors import CheckpointError, DataError, TrainingError, UntrainedError, UsageError
 from fgzoo.nn.output import MethodOutput
@@ -453,6 +454,8 @@ def batches(
         try:
             batch = next(loaded)
         except RuntimeError as error:
+            if line := no_room(error, "--num-workers"):
+                raise TrainingError(f"{verb}: {line}") from error
             if not re.search(r"DataLoader worker \(pid", str(error)):
                 raise
             raise TrainingError(

@@ -174,10 +174,11 @@ def _recipe(entry: ZooEntry, training: Training) -> str:
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "torchvision", "lightning", "timm"))
     hardware = ", ".join(training.environment["gpus"]) or training.environment["processor"]
     settings = "; ".join(f"{name} {value}" for name, value in training.settings.items())
+    memory = training.cost["peak_memory_gib"]
     return (
         f"## Recipe\n\n```sh\n{training.command}\n```\n\nPackaged recipe: {entry.recipe}. {settings}.\n\n"
         f"fgzoo {training.environment['fgzoo']} (revision {training.environment['git']}), {versions}; {hardware}; "
-        f"{training.cost['seconds']:.0f} s, {training.cost['peak_memory_gib']:.1f} GiB; "
+        f"{training.cost['seconds']:.0f} s{'' if memory is None else f', {memory:.1f} GiB'}; "
         f"{training.cost['parameters'] / 1e6:.2f} M parameters."
     )
 

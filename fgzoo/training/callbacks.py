@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from scipy.sparse import coo_array
 
 from fgzoo.checkpoints.run_folder import BEST, CALIBRATION, CONFIG, LAST, PROBABILITIES, SPLIT
 from fgzoo.data.dataset import IGNORED, sample_seed
 from fgzoo.data.records import Record
 from fgzoo.files import write_json
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.methods.run_length import run_steps
 from fgzoo.prediction.rejection import REJECTED, Calibration
 from fgzoo.training.environment import cpu_seconds, environment, peak_memory
 from fgzoo.training.report import write_probabilities, write_report
@@ -57,6 +60,8 @@ class RunRecord(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write what is known before the first step."""
+        for logger in run_loggers(trainer):
+            logger.trainer = trainer
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,10 +81,15 @@ class RunRecord(Callback):
         self.started, self.computed = time.perf_counter(), cpu_seconds()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drop the rows of metrics.csv that a resumed run does again (its epoch is not known any earlier)."""
+        """Drop the rows of metrics.csv that a resumed run does again (its step is not known any earlier)."""
         self.first_epoch = trainer.current_epoch
         for logger in run_loggers(trainer):
-            logger.forget_from(trainer.current_epoch)
+            logger.forget_from(trainer.global_step)
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget what the untrained network was given; a training need not validate before it ends."""
+        assert isinstance(pl_module, FineGrainedClassifier)
+        pl_module.evaluation.reset()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say how many images were skipped, once an epoch."""
@@ -93,11 +103,12 @@ class RunRecord(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what training cost, and report on the validation split, where there is one."""
         if trainer.is_global_zero:
+            peak = peak_memory(pl_module.device)
             cost = {
                 "seconds": round(time.perf_counter() - self.started, 1),
                 "cpu_seconds": round(cpu_seconds() - self.computed, 1),
                 "epochs": trainer.current_epoch - self.first_epoch,
-                "peak_memory_gib": round(peak_memory(pl_module.device) / 2**30, 3),
+                "peak_memory_gib": None if peak is None else round(peak / 2**30, 3),
                 "device": str(pl_module.device),
                 "processes": trainer.world_size,
                 "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
@@ -118,9 +129,11 @@ class RunRecord(Callback):
 
     def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
         assert isinstance(pl_module, FineGrainedClassifier)
-        counts = pl_module.evaluation.confusion.compute()
-        # Validation may be set to come less often than once in the whole run.
-        if trainer.is_global_zero and pl_module.card is not None and counts.sum() > 0:
+        if not pl_module.evaluation.answers.update_called:
+            return  # validation may be set to come less often than once in the whole run
+        pairs = pl_module.evaluation.answers.compute().cpu().numpy()
+        if trainer.is_global_zero and pl_module.card is not None and len(pairs):
+            counts = coo_array((np.ones(len(pairs), dtype=int), pairs.T), shape=(pl_module.num_classes, pl_module.num_classes))
             write_report(self.folder, split, counts, pl_module.card.class_names, pl_module.card.class_counts)
 
 
@@ -207,7 +220,14 @@ class LastCheckpoint(ModelCheckpoint):
 
     Lightning logs the averages of an epoch after it has saved it. A run that is killed between the two would resume after that
     epoch, and its row would be missing for good; a row without its checkpoint is dropped and done again.
+
+    An epoch that the end of the run cuts short is saved as one that is not done, so that a resumed run finishes it.
     """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing has been logged yet; a run that is resumed within an epoch starts none."""
+        super().on_train_start(trainer, pl_module)
+        self._earlier = dict(trainer.logged_metrics)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the values of epochs before, which stay where an epoch logs no new ones."""
@@ -224,13 +244,26 @@ class LastCheckpoint(ModelCheckpoint):
             logger.log_metrics({**values, "epoch": float(trainer.current_epoch)}, step=trainer.global_step - 1)
         super().on_train_epoch_end(trainer, pl_module)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count an epoch by whether the data has more batches of it."""
+        data: Any = getattr(trainer, "datamodule", None)
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        counted = progress["current"]["processed"] > progress["current"]["completed"]
+        if counted and data is not None and checkpoint.get(type(data).__qualname__, {}).get("batches"):
+            for counts in progress.values():
+                counts["processed"] -= 1
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """One of its own class, so that there may be others of Lightning's with the same settings."""
+
 
 def checkpoints(folder: Path, validates: bool) -> list[Callback]:
     """The run's checkpoints: the last epoch's, and the best one where something is held out to judge it on."""
     where: dict[str, Any] = {"dirpath": folder / LAST.parent, "save_top_k": 1, "enable_version_counter": False}
     last = LastCheckpoint(filename=LAST.stem, save_on_train_epoch_end=True, **where)
     # Straight after validation: the last checkpoint, saved after it, then holds the best score so far, for resuming.
-    best = ModelCheckpoint(filename=BEST.stem, monitor="val/top1", mode="max", save_on_train_epoch_end=False, **where)
+    best = BestCheckpoint(filename=BEST.stem, monitor="val/top1", mode="max", save_on_train_epoch_end=False, **where)
     return [last, best] if validates else [last]
 
 
@@ -247,26 +280,27 @@ class EpochLines(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar; a resumed run's begins where it was."""
-        epochs, batches = trainer.max_epochs or -1, trainer.num_training_batches
-        total = None if epochs < 0 or math.isinf(batches) else epochs * batches
-        self.bar.update(self.task, total=total, completed=0 if total is None else trainer.current_epoch * batches)
+        total = run_steps(trainer)
+        self.bar.update(self.task, total=None if math.isinf(total) else total, description=_epoch(trainer))
+        self.started = time.perf_counter()
         if trainer.is_global_zero:
             self.bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Move the bar."""
-        self.bar.advance(self.task)
+        assert isinstance(pl_module, FineGrainedClassifier)
+        self.bar.update(self.task, completed=pl_module.position)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch before (its averages are known only now), and start the clock."""
         self._print(trainer)
-        self.bar.update(self.task, description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+        self.bar.update(self.task, description=_epoch(trainer))
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
         seconds = time.perf_counter() - self.started
-        self.finished = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {seconds:.1f} s"
+        self.finished = f"{_epoch(trainer)}  {seconds:.1f} s"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the last epoch."""
@@ -285,3 +319,9 @@ class EpochLines(Callback):
         figures = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.console.print(f"{self.finished}  {figures}", highlight=False)
         self.finished = None
+
+
+def _epoch(trainer: L.Trainer) -> str:
+    """The current epoch, and of how many, where that is known."""
+    now = f"epoch {trainer.current_epoch + 1}"
+    return now if trainer.max_epochs in (None, -1) else f"{now}/{trainer.max_epochs}"

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shlex
+import sys
 import time
 import warnings
 from argparse import ArgumentError
@@ -16,21 +17,35 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.loggers.tensorboard import _TENSORBOARD_AVAILABLE, _TENSORBOARDX_AVAILABLE
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from fgzoo.checkpoints.loading import load, load_weights, read_checkpoint
-from fgzoo.checkpoints.run_folder import LAST, check_new, find_checkpoint, new_folder, newest_run, next_folder, run_of
+from fgzoo.checkpoints.loading import data_card, load, load_weights, read_checkpoint
+from fgzoo.checkpoints.run_folder import (
+    CONFIG,
+    LAST,
+    SPLIT,
+    check_new,
+    find_checkpoint,
+    new_folder,
+    newest_run,
+    next_folder,
+    run_of,
+)
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.files import user_path
 from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.methods.run_length import StopAfter, step_limit
+from fgzoo.training import resuming
 from fgzoo.training.arguments import RecipeFile, check_one_method, values_of, with_implied
 from fgzoo.training.callbacks import EpochLines, ImageScores, ReproducibleSteps, RunRecord, checkpoints
 from fgzoo.training.faults import EndOnSigterm, FiniteLoss, WholeCheckpoints, name_dead_worker
@@ -54,6 +69,12 @@ class TrainingCLI(LightningCLI):
         self.run_folder = Path()
         self.resuming = False
         self.done = False
+        #: What the checkpoint of a resumed run holds.
+        self.restored: dict[str, Any] = {}
+        #: What a resumed run is given other than its own settings.
+        self.changed: resuming.Changes = {}
+        #: What the model's arguments say of pretrained weights, where a checkpoint's replace them at once.
+        self.weights: dict[str, Any] = {}
         #: What `--time` gives; `None` where epochs are counted.
         self.seconds: float | None = None
         self.started = time.perf_counter()
@@ -135,6 +156,12 @@ class TrainingCLI(LightningCLI):
                 file = file_that_says(line, configs)
             raise UsageError(line if file is None else f"{file}: {line}") from error
         check_one_method(self.config[self.verb], configs)
+        if self.verb == "fit" and (folder := self.config.fit.resume) is not None:
+            own = parser.parse_args([self.verb, "--config", str(Path(folder) / CONFIG)])
+            self.changed = resuming.changes(*(vars(one[self.verb].as_flat()) for one in (own, self.config)))
+            if self.config.fit.data.split_file == str(Path(folder) / SPLIT):  # what it drew itself
+                self.changed.pop("data.split_file", None)
+            resuming.check_changes(Path(folder), self.changed)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would put a checkpoint's arguments over those that were given; here what is given holds."""
@@ -147,7 +174,16 @@ class TrainingCLI(LightningCLI):
         return bool(self.config[self.verb].trainer.fast_dev_run)
 
     def before_instantiate_classes(self) -> None:
-        """Decide where the run's folder and its checkpoint are."""
+        """Decide where the run's folder and its checkpoint are; look for no weights that the checkpoint replaces."""
+        self._find_places()
+        if self.checkpoint is not None:
+            given = self.config[self.verb].model.init_args
+            names = [name for name in vars(given) if name == "pretrained" or name.endswith("backbone_weights")]
+            self.weights = {name: str(value) if isinstance(value := given[name], Path) else value for name in names}
+            for name in names:
+                given[name] = False if name == "pretrained" else None
+
+    def _find_places(self) -> None:
         config = self.config[self.verb]
         method = str(config.model.class_path).rpartition(".")[2].lower()
         base = user_path(config.trainer.default_root_dir or "runs")
@@ -160,16 +196,19 @@ class TrainingCLI(LightningCLI):
             self.run_folder = user_path(config.resume)
             # A run that was stopped in its first epoch begins again.
             self.resuming = (self.run_folder / LAST).is_file()
-            self.checkpoint = self.run_folder / LAST if self.resuming else None
-            return
+            if self.resuming:
+                self.checkpoint = self.run_folder / LAST
+                self.restored = read_checkpoint(self.checkpoint)
+                return
         if config.ckpt_path and self.checkpoint is None:
             self.checkpoint = find_checkpoint(config.ckpt_path, base)
-        if self.verb == "fit":
+        if self.verb == "fit" and not config.resume:
             given = config.output or os.environ.get(RUN_VARIABLE)
             self.run_folder = user_path(given) if given else self._claim(runs)
             if not os.environ.get(RUN_VARIABLE):
                 check_new(self.run_folder)
             os.environ[RUN_VARIABLE] = str(self.run_folder)
+        if self.verb == "fit":
             return
         if self.checkpoint is None:
             newest = newest_run(runs)
@@ -200,61 +239,69 @@ class TrainingCLI(LightningCLI):
         """Make data, model and trainer, and load the weights that were asked for."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             # jsonargparse wraps what a class raised into a tree of alternatives.
             cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UsageError):
+            while cause is not None and not isinstance(cause, UsageError | ModuleNotFoundError):
                 cause = cause.__cause__ or cause.__context__
+            if isinstance(cause, ModuleNotFoundError):
+                # Loggers and callbacks of Lightning's whose package is not installed.
+                raise UsageError(f"trainer: {str(cause).strip()}") from error
             raise cause or error from error
         config = self.config[self.verb]
+        self.model.hparams.update(self.weights)
         if self.verb == "fit" and (said := self.model.arguments.teacher):
             self.model.teachers = [load(one, trust=config.trust) for one in ([said] if isinstance(said, str) else said)]
         if self.resuming:
-            assert self.checkpoint is not None
-            checkpoint = read_checkpoint(self.checkpoint)
-            self.done = 0 <= (self.trainer.max_epochs or 0) <= checkpoint["epoch"] + 1
+            self._check_resumed()
         elif self.checkpoint is not None:
             reset = self.verb == "fit" and config.reset_head
             checkpoint = load_weights(self.model, self.checkpoint, reset_head=reset)
+            known = data_card(checkpoint)
+            if self.verb == "fit" and known is not None and not reset:
+                known.check_classes(self.datamodule.card)
             for logger in run_loggers(self.trainer) if self.verb != "fit" else []:
                 logger.place = int(checkpoint.get("epoch", 0)), max(0, int(checkpoint.get("global_step", 0)) - 1)
+
+    def _check_resumed(self) -> None:
+        """Refuse a network or data that are not the checkpoint's, and see whether there is anything left to do."""
+        resuming.check_data(self.run_folder, data_card(self.restored), self.datamodule.card)
+        resuming.check_model(self.run_folder, self.restored.get("hyper_parameters", {}), self.model.hparams)
+        epochs = self.restored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        limit = step_limit(self.trainer)
+        steps_done = limit is not None and limit <= self.restored["global_step"]
+        self.done = steps_done or 0 <= (self.trainer.max_epochs or 0) <= epochs
+        self.restored = {}
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with this run's logger and callbacks."""
         config = self._get(self.config_init, "trainer")
-        logger = config.get("logger")
-        others = [] if logger in (None, True, False) else logger if isinstance(logger, list) else [logger]
+        others = self._other_loggers(config.get("logger"))
         validates = bool(self.datamodule.splits["val"])
-        text = None
+        fits, keeps = self.verb == "fit", not self.dry
         if self.seconds is not None:
             kwargs["max_epochs"] = self._epochs_within(self.seconds)
-        if self.verb == "fit" and not self.resuming:
-            # Where this run went is no setting of the next one, and how long it could last is in its epochs.
-            settings = self.config["fit"].clone()
-            settings.output = settings.resume = settings.time = settings.data.split_file = None
-            settings.trainer.max_epochs = kwargs.get("max_epochs", settings.trainer.max_epochs)
-            text = self._parser("fit").dump(settings, skip_unset=False, skip_link_targets=False)
-            text = f"# {self.typed}\n{text}"
-        fits, keeps = self.verb == "fit", not self.dry
+        text = self._settings(kwargs) if fits else None
         callbacks: list[Callback] = [
             *([RunRecord(self.run_folder, text)] if keeps else []),
             ReproducibleSteps(self.datamodule.seed),
             *([EpochLines(self.console)] if fits else [RichProgressBar()] if self.console.is_terminal else []),
             *([FiniteLoss(), EndOnSigterm()] if fits else []),
             *([ImageScores(self.run_folder)] if keeps else []),
+            *([StopAfter(config.max_steps)] if fits and keeps and config.max_steps >= 0 else []),
             *(checkpoints(self.run_folder, validates) if fits and keeps else []),
         ]
+        if fits and keeps and config.max_steps >= 0:
+            kwargs = {"max_epochs": -1 if config.max_epochs is None else config.max_epochs, **kwargs, "max_steps": -1}
         if fits and not validates:
             kwargs["limit_val_batches"] = 0
         if SLURMEnvironment.detect():
             # Its own requeueing saves in mid-epoch, from where a run cannot be continued to the bit.
-            plugins = config.get("plugins") or []
-            plugins = plugins if isinstance(plugins, list) else [plugins]
-            kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
+            kwargs["plugins"] = [*_several(config.get("plugins")), SLURMEnvironment(auto_requeue=False)]
         try:
             trainer = super().instantiate_trainer(
                 logger=[RunLogger(self.run_folder), *others] if keeps else False,
-                callbacks=[*(config.get("callbacks") or []), *callbacks],
+                callbacks=[*_several(config.get("callbacks")), *callbacks],
                 enable_progress_bar=self.console.is_terminal and not fits,
                 enable_checkpointing=fits and keeps,
                 **kwargs,
@@ -264,6 +311,30 @@ class TrainingCLI(LightningCLI):
             return trainer
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(f"trainer: {error}") from error
+
+    def _settings(self, replaced: dict[str, Any]) -> str | None:
+        """The run's config.yaml; `None` where it stays as it is, because the run is resumed by its own settings."""
+        resumed = self.config["fit"].resume is not None
+        if resumed and not self.changed:
+            return None
+        # Where this run went is no setting of the next one, and how long it could last is in its epochs.
+        settings = self.config["fit"].clone()
+        settings.output = settings.resume = settings.time = settings.data.split_file = None
+        settings.trainer.max_epochs = replaced.get("max_epochs", settings.trainer.max_epochs)
+        for name, value in self.weights.items():
+            settings.model.init_args[name] = value
+        text = self._parser("fit").dump(settings, skip_unset=False, skip_link_targets=False)
+        return resuming.add_note(text, self.typed, (self.run_folder / CONFIG).read_text(encoding="utf-8") if resumed else "")
+
+    def _other_loggers(self, given: Any) -> list[Logger]:
+        """What logs beside metrics.csv: what was asked for, or TensorBoard in training where it is installed."""
+        if given not in (None, True, False):
+            return _several(given)
+        if given is False or self.verb != "fit" or self.dry or not (_TENSORBOARD_AVAILABLE or _TENSORBOARDX_AVAILABLE):
+            return []
+        # What a resumed run does again is taken back.
+        again = {"purge_step": self.restored["global_step"]} if self.resuming else {}
+        return [TensorBoardLogger(self.run_folder, name=None, version="tensorboard", default_hp_metric=False, **again)]
 
     def _epochs_within(self, seconds: float) -> int:
         """As many epochs as fit; the other processes of a run that this one starts are told."""
@@ -289,7 +360,7 @@ class TrainingCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb, unless it is to continue a run that has nothing left to do."""
         if self.done:
-            self.console.print(f"{self.run_folder} is done already: {self.trainer.max_epochs} epochs.", highlight=False)
+            self.console.print(f"{self.run_folder} is done already: {self._length()}.", highlight=False)
             return
         try:
             super()._run_subcommand(subcommand)
@@ -312,13 +383,21 @@ class TrainingCLI(LightningCLI):
         goes = "no folder: fast_dev_run" if self.dry else self.run_folder
         self.console.print(
             f"{type(self.model).__name__} on {self.model.backbone}, {count:.1f} M parameters; {self.datamodule.dataset_name}: "
-            f"{self.datamodule.num_classes} classes, {shown} images; {self.trainer.precision}, {self.trainer.max_epochs} epochs"
+            f"{self.datamodule.num_classes} classes, {shown} images; {self.trainer.precision}, {self._length()}"
             f"{self._batch()} -> {goes}",
             highlight=False,
         )
         if self.datamodule.dataset_name == "folder":
             for note in self.datamodule.listing.notes:
                 self.console.print(f"Note: {note}", highlight=False, markup=False)
+
+    def _length(self) -> str:
+        """What ends the run: epochs, steps or time."""
+        epochs, steps, limit = self.trainer.max_epochs, step_limit(self.trainer), self.config[self.verb].trainer.max_time
+        said = [f"{epochs} epochs"] if epochs not in (None, -1) else []
+        said += [] if steps is None else [f"{steps} steps"]
+        said += [] if limit is None else [f"a time of {limit}"]
+        return "at most " * (len(said) > 1) + " and ".join(said)
 
     def _batch(self) -> str:
         """What a batch is where several devices share it or the learning rate follows it; nothing otherwise."""
@@ -355,7 +434,7 @@ def run(verb: str, arguments: list[str], *, closing: bool = True) -> TrainingCLI
     Raises:
         UsageError: Something the user gave is wrong.
     """
-    console = Console(soft_wrap=True)
+    console = LogConsole(soft_wrap=True)
     quieten()
     import_methods()
     try:
@@ -370,7 +449,22 @@ def run(verb: str, arguments: list[str], *, closing: bool = True) -> TrainingCLI
             torch.distributed.destroy_process_group()
 
 
+def _several(given: Any) -> list[Any]:
+    """What a setting names, which may be one thing, several or none."""
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
 # ---------------------------------------------------------------------- the process
+
+
+class LogConsole(Console):
+    """Standard output, whose reader (`| head`, a `tee` that is gone) may leave without ending a training."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a log."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write("fgzoo: nobody reads standard output any more; going on without a log\n")
 
 
 def import_methods() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -22,17 +21,21 @@ def cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int | None:
     """The most memory that this process has held so far.
 
     Args:
         device: Where the model is.
 
     Returns:
-        Bytes: allocated by torch on a GPU, else resident in the machine's memory.
+        Bytes: allocated by torch on a GPU, else resident in the machine's memory; `None` on Windows, which does not say.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     return peak if sys.platform == "darwin" else 1024 * peak

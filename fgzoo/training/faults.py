@@ -6,6 +6,7 @@ import io
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.data.shared_memory import no_room
 from fgzoo.errors import TrainingError
 
 #: Status of a process that SIGTERM ended, as a shell reports it.
@@ -41,10 +43,17 @@ class FiniteLoss(Callback):
     def __init__(self, every: int = 50) -> None:
         self.every = every
         self.first = torch.tensor(torch.inf)
+        #: The first batch of this epoch, and the steps before it.
+        self.begun = 0, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing has gone wrong yet."""
         self.first = torch.full((), torch.inf, device=pl_module.device)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the step that an epoch begins with; it need not begin with its first batch."""
+        if batch_idx == 0 or self.begun == (0, 0):
+            self.begun = batch_idx, trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -72,7 +81,7 @@ class FiniteLoss(Callback):
         if torch.isinf(torch.as_tensor(first)):
             return
         batch = int(first)
-        step = trainer.current_epoch * int(trainer.num_training_batches) + batch
+        step = self.begun[1] + (batch - self.begun[0]) // trainer.accumulate_grad_batches
         raise TrainingError(
             f"the loss is not a finite number: epoch {trainer.current_epoch + 1}, batch {batch + 1} (step {step + 1}), learning "
             f"rate {rate_at(trainer, step):.3g}. Lower --model.lr, limit the gradient by --model.clip_norm, or train in "
@@ -81,7 +90,7 @@ class FiniteLoss(Callback):
 
 
 def rate_at(trainer: L.Trainer, step: int) -> float:
-    """The highest learning rate of any parameter group at a step."""
+    """The highest learning rate of any parameter group at a step of this run."""
     if not trainer.lr_scheduler_configs:
         return max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
     scheduler = trainer.lr_scheduler_configs[0].scheduler
@@ -135,16 +144,25 @@ class EndOnSigterm(Callback):
 
         def end(_number: int, _frame: FrameType | None) -> None:
             # Who ends a whole group of processes ends the loaders' workers, too; what torch raises for them is not why this ends.
-            signal.signal(signal.SIGCHLD, lambda *_: None)
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, lambda *_: None)
             if launcher is not None:
                 launcher.kill(signal.SIGTERM)
             raise SystemExit(TERMINATED)
 
-        signal.signal(signal.SIGTERM, end)
+        # A training in a thread leaves the process's signals alone.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, end)
 
 
 def name_dead_worker(error: RuntimeError, data: FGVCDataModule) -> TrainingError | None:
-    """The error to raise instead of a loader's: what its worker was reading when it died; `None` where it is about another."""
+    """The error to raise instead of a loader's: no room for its batches, or what its worker was reading when it died.
+
+    Returns:
+        `None` where the error is about something else.
+    """
+    if line := no_room(error, "--data.num_workers"):
+        return TrainingError(line)
     said = _DEAD_WORKER.search(str(error))
     if said is None:
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fgzoo.errors import UsageError, did_you_mean
-from fgzoo.methods import available
+from fgzoo.methods import available, import_path
 from fgzoo.recipes import read_recipe
 
 #: How similar a name must be to be proposed: options are long and misspelt in one of their parts.
@@ -40,21 +40,30 @@ def explain_parser_error(message: str, options: Iterable[str], arguments: Iterab
         said = found[1] or found[2]
         known = [*options, *(f"model.{name}" for name in arguments), *(f"model.init_args.{name}" for name in arguments)]
         return f"no option '{said}'{did_you_mean(said, known, NEAR)}"
+    keys = re.findall(r'Parser key "([^"]+)":', message)
+    key = keys[0] if keys else "model"
+    method = key.partition(".")[0] == "model"
     if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
-        method = found[1].rpartition(".")[2]
-        return f"model: {method} has no argument '{found[2]}'{did_you_mean(found[2], arguments, NEAR)}"
+        own: Iterable[str] = arguments if method else get_parameter_names(import_path(found[1]))
+        return f"{key}: {_short(found[1])} has no argument '{found[2]}'{did_you_mean(found[2], own, NEAR)}"
+    if found := re.search(r"class_path '([^']+)':\s+the following arguments are required: ([\w, ]+)", message):
+        needed = found[2].split(", ")
+        typed = " ".join(f"--{key}.{name} VALUE" for name in needed)
+        return f"{key}: {_short(found[1])} needs {' and '.join(needed)}; give {typed} behind it"
     if found := re.search(
         r"dot import path string: (\S+)|Problem with given class_path '([^']+)':\s+(?!\s|Parser key)(.+)"
         r"|path but (\S+) either not accessible(?s:.*)does not correspond to a subclass",
         message,
     ):
         said = found[1] or found[2] or found[4]
-        names = [*available(), *(path.rpartition(".")[2] for path, _ in available().values())]
         reason = f" ({found[3].strip()})" if found[3] else ""
+        if not method:
+            kind = key.rpartition(".")[2].removesuffix("s")
+            return f"{key}: '{said}' is no {kind}{reason}{did_you_mean(said, _classes(key), NEAR)}"
+        names = [*available(), *(_short(path) for path, _ in available().values())]
         return f"model: '{said}' is no method{reason}{did_you_mean(said, names, NEAR)}; `fgzoo list` names them all"
     if re.search(r"required: \w+\.model", message):
         return NO_METHOD
-    keys = re.findall(r'Parser key "([^"]+)":', message)
     wanted = re.findall(r"Expected an? (?:<class '([^']+)'>|(.+?))(?:\. |\.?\n|\.?$)", message)
     given = re.search(r"Got value: (.+)|val='([^']*)'|Given value: (.+)", message)
     if keys and wanted and given:
@@ -81,3 +90,16 @@ def file_that_says(line: str, configs: Iterable[str]) -> str | None:
 def get_parameter_names(method: type) -> set[str]:
     """Names of all arguments of a method's class, those of its base classes included."""
     return {name for cls in method.__mro__ if "__init__" in vars(cls) for name in inspect.signature(cls).parameters}
+
+
+def _short(path: str) -> str:
+    """A class's own name."""
+    return path.rpartition(".")[2]
+
+
+def _classes(key: str) -> list[str]:
+    """Names that Lightning knows for what a setting, such as `trainer.callbacks`, is."""
+    from lightning.pytorch import callbacks, loggers
+
+    modules = {"trainer.callbacks": callbacks, "trainer.logger": loggers}
+    return [name for name, value in vars(modules.get(key)).items() if isinstance(value, type)] if key in modules else []

@@ -3,48 +3,92 @@
 from __future__ import annotations
 
 import csv
+import math
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.sparse import coo_array, issparse, sparray
 from torch import Tensor
 
 from fgzoo.files import atomic_write
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 #: More class names than this do not fit beside a picture.
 NAMED_CLASSES = 60
+#: A confusion matrix of more classes is written as the list of its entries, and drawn in blocks.
+DENSE_CLASSES = 2000
+
+#: Counts (K, K), true classes in rows, dense or as one of scipy's sparse arrays.
+Counts = np.ndarray | Tensor | sparray
 
 
 def write_report(
-    folder: Path, split: str, confusion: Tensor, class_names: Sequence[str], class_counts: Sequence[int] | None = None
+    folder: Path, split: str, confusion: Counts, class_names: Sequence[str], class_counts: Sequence[int] | None = None
 ) -> list[Path]:
     """Write `<split>_confusion.csv`, `.png`, `<split>_per_class.csv`, `.png` and `<split>_confused.csv` into a folder.
 
     Args:
         folder: Where to.
         split: `val` or `test`.
-        confusion: (K, K) counts; row: true class, column: predicted class.
+        confusion: (K, K) counts; row: true class, column: predicted class. Of more than [DENSE_CLASSES][] classes the CSV holds
+            a row for every pair that came, instead of the matrix.
         class_names: K names.
         class_counts: K numbers of training images; `None` where they are not known.
 
     Returns:
-        The files.
+        The files; a picture that cannot be drawn is left out with a warning.
     """
-    counts = confusion.cpu().numpy().astype(int)
+    counts = _sparse(confusion)
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = ("confusion.csv", "confusion.png", "per_class.csv", "per_class.png", "confused.csv")
-    paths = [folder / f"{split}_{kind}" for kind in kinds]
-    matrix, matrix_picture, classes, classes_picture, pairs = paths
+    paths = [folder / f"{split}_{kind}.csv" for kind in ("confusion", "per_class", "confused")]
+    matrix, classes, pairs = paths
     rows = per_class(counts, class_names)
-    named = [[name, *row] for name, row in zip(class_names, counts, strict=True)]
-    _write_rows(matrix, ["true \\ predicted", *class_names], named)
+    if len(class_names) <= DENSE_CLASSES:
+        named = [[name, *row] for name, row in zip(class_names, counts.toarray(), strict=True)]
+        _write_rows(matrix, ["true \\ predicted", *class_names], named)
+    else:
+        entries = zip(*counts.coords, counts.data, strict=True)
+        _write_rows(matrix, ["true", "predicted", "images"], [[class_names[t], class_names[p], n] for t, p, n in entries])
     trained = [""] * len(rows) if class_counts is None else class_counts
     with_trained = [[*row, count] for row, count in zip(rows, trained, strict=True)]
     _write_rows(classes, ["class", "images", "recall", "precision", "f1", "training images"], with_trained)
     _write_rows(pairs, ["true", "predicted", "images"], most_confused(counts, class_names))
-    _draw_confusion(matrix_picture, counts, class_names, split)
-    _draw_per_class(classes_picture, rows, split)
-    return paths
+    return paths + _draw(folder, split, counts, rows)
+
+
+def _draw(folder: Path, split: str, counts: coo_array, rows: Sequence[Sequence[str | int]]) -> list[Path]:
+    """The pictures, with class names as they are written, or by number where no font of this machine can write them."""
+    import matplotlib as mpl
+
+    from fgzoo.interpret.fonts import fonts_for
+
+    names = [str(row[0]) for row in rows]
+    families, missing = fonts_for("".join(names) if len(names) <= NAMED_CLASSES else "")
+    if missing:
+        warnings.warn(
+            f"{folder}: no font of this machine knows {''.join(sorted(missing))[:20]}; pictures name classes that need them by "
+            f"their row in {split}_per_class.csv. Install a font such as Noto Sans CJK",
+            stacklevel=2,
+        )
+        names = [f"row {row}" if missing & set(name) else name for row, name in enumerate(names, start=1)]
+    shown = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
+    drawn = []
+    pictures = {"confusion": partial(_draw_confusion, counts, names), "per_class": partial(_draw_per_class, shown)}
+    for kind, draw in pictures.items():
+        path = folder / f"{split}_{kind}.png"
+        try:
+            with mpl.rc_context({"font.family": families, "text.parse_math": False}):
+                draw(split).savefig(path, dpi=130)
+            drawn.append(path)
+        except Exception as error:  # noqa: BLE001 - no picture is worth the run that it would end
+            warnings.warn(f"{path} cannot be drawn: {error}", stacklevel=2)
+    return drawn
 
 
 def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:
@@ -70,11 +114,12 @@ def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequ
         )
 
 
-def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[list[str | int]]:
+def per_class(counts: Counts, class_names: Sequence[str]) -> list[list[str | int]]:
     """A row a class of counts (K, K), true classes in rows: name, images, recall, precision, F1, empty without a denominator."""
     rows: list[list[str | int]] = []
-    for index, name in enumerate(class_names):
-        hits, true, predicted = counts[index, index], counts[index].sum(), counts[:, index].sum()
+    counts = _sparse(counts)
+    by_class = zip(class_names, counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0), strict=True)
+    for name, hits, true, predicted in by_class:
         recall = hits / true if true else None
         precision = hits / predicted if predicted else None
         f1 = 2 * hits / (true + predicted) if true + predicted else None
@@ -82,13 +127,22 @@ def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[list[str |
     return rows
 
 
-def most_confused(counts: np.ndarray, class_names: Sequence[str], most: int = 10) -> list[list[str | int]]:
+def most_confused(counts: Counts, class_names: Sequence[str], most: int = 10) -> list[list[str | int]]:
     """The pairs (true, predicted) that are confused most often, at most `most`, the worst first."""
-    off = counts.copy()
-    np.fill_diagonal(off, 0)
-    order = np.argsort(-off, axis=None, kind="stable")[:most]
-    pairs = [np.unravel_index(flat, off.shape) for flat in order]
-    return [[class_names[t], class_names[p], int(off[t, p])] for t, p in pairs if off[t, p] > 0]
+    counts = _sparse(counts)
+    true, predicted = counts.coords
+    order = np.lexsort((predicted, true, -counts.data))
+    wrong = [place for place in order if true[place] != predicted[place]][:most]
+    return [[class_names[true[place]], class_names[predicted[place]], int(counts.data[place])] for place in wrong]
+
+
+def _sparse(counts: Counts) -> coo_array:
+    """The entries that are not zero, each once, by row and column."""
+    given: Any = counts if issparse(counts) else np.asarray(counts)
+    entries = coo_array(given)
+    entries.sum_duplicates()
+    entries.eliminate_zeros()
+    return entries
 
 
 def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -98,11 +152,15 @@ def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[objec
         writer.writerows(rows)
 
 
-def _draw_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str], split: str) -> None:
+def _draw_confusion(counts: coo_array, class_names: Sequence[str], split: str) -> Figure:
     from matplotlib.figure import Figure
 
-    total = counts.sum(axis=1, keepdims=True)
-    share = counts / np.maximum(total, 1)
+    total = counts.sum(axis=1)
+    block = math.ceil(len(class_names) / DENSE_CLASSES)
+    true, predicted = counts.coords
+    blocks = math.ceil(len(class_names) / block)
+    share = np.zeros((blocks, blocks))
+    np.add.at(share, (true // block, predicted // block), counts.data / total[true] / block)
     few = len(class_names) <= NAMED_CLASSES
     side = max(4.5, 0.22 * len(class_names) + 2.5) if few else 9.0
     figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -113,10 +171,10 @@ def _draw_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str], 
         axes.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(class_names)), class_names, fontsize=7)
     figure.colorbar(picture, ax=axes, shrink=0.7)
-    figure.savefig(path, dpi=130)
+    return figure
 
 
-def _draw_per_class(path: Path, rows: Sequence[Sequence[str | int]], split: str) -> None:
+def _draw_per_class(rows: Sequence[Sequence[str | int]], split: str) -> Figure:
     from matplotlib.figure import Figure
 
     known = sorted(((float(row[2]), str(row[0])) for row in rows if row[2] != ""), reverse=True)
@@ -124,8 +182,11 @@ def _draw_per_class(path: Path, rows: Sequence[Sequence[str | int]], split: str)
     few = len(names) <= NAMED_CLASSES
     figure = Figure(figsize=(max(5.0, 0.2 * len(names) + 2) if few else 10.0, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.bar(range(len(values)), values, color="#3b528b", width=0.85)
+    if few:
+        axes.bar(range(len(values)), values, color="#3b528b", width=0.85)
+    else:
+        axes.fill_between(range(len(values)), values, step="mid", color="#3b528b")
     axes.set(ylim=(0, 1), ylabel="recall", title=f"{split}: recall of each class, best to worst")
     axes.set_xticks(range(len(names)) if few else [], names if few else [], rotation=90, fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    return figure

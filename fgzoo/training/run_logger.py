@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -18,26 +19,32 @@ from fgzoo.files import atomic_write
 class RunLogger(Logger):
     """metrics.csv of a run: a row per logging step, columns as they come, never a row lost or doubled.
 
-    Lightning's own CSV logger deletes the file when a run resumes. This one reads it, drops the rows of epochs that the resumed
-    run does again, and goes on. `test` adds its row to the same file, once for a checkpoint.
+    Lightning's own CSV logger deletes the file when a run resumes. This one reads it, drops the rows of steps that the resumed
+    run does again, and goes on. `test` adds its row to the same file, once for a checkpoint. A row is appended; the file is
+    written anew, and moved into place when it is whole, where there is a new column or a row is dropped.
 
     Args:
         folder: The run's folder.
 
     Attributes:
         place: Epoch and step of the checkpoint that is being scored; `None` in training, where the trainer knows them.
+        trainer: Knows the epoch of what a callback logs without one.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
         self.rows: list[dict[str, str]] = _read_rows(folder / METRICS)
+        self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
         self.place: tuple[int, int] | None = None
+        self.trainer: L.Trainer | None = None
+        #: Where in the file its last row begins; `None` where it has to be written anew.
+        self._last: int | None = None
 
     @property
     def name(self) -> str:
-        """Name of the run's folder."""
-        return self.folder.name
+        """Where below the run's folder Lightning's own checkpoint callbacks write, apart from the run's checkpoints."""
+        return "lightning"
 
     @property
     def version(self) -> str:
@@ -51,40 +58,53 @@ class RunLogger(Logger):
 
     log_dir = save_dir
 
-    def forget_from(self, epoch: int) -> None:
-        """Drop the training and validation rows of this epoch and later ones: they are about to be done (again)."""
-        self.rows = [row for row in self.rows if int(row["epoch"]) < epoch or _is_test(row)]
+    def forget_from(self, step: int) -> None:
+        """Drop the training and validation rows of this step and later ones: they are about to be done (again)."""
+        self.rows = [row for row in self.rows if int(row["step"]) < step or _is_test(row)]
+        self._last = None
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add values to the row of this epoch and step."""
         values = {name: f"{float(value):.9g}" for name, value in metrics.items() if name != "epoch"}
-        epoch, step = self.place or (int(metrics.get("epoch", 0)), step or 0)
+        now = 0 if self.trainer is None else self.trainer.current_epoch
+        epoch, step = self.place or (int(metrics.get("epoch", now)), step or 0)
         place = {"epoch": str(epoch), "step": str(step)}
         last = self.rows[-1] if self.rows else {}
         if _is_test(values):
             self.rows = [row for row in self.rows if not (_is_test(row) and place.items() <= row.items())]
-            self.rows.append({**place, **values})
+            self._write_all({**place, **values})
         elif place.items() <= last.items() and not _is_test(last) and all(last.get(n, v) == v for n, v in values.items()):
-            last.update(values)
+            self.rows.pop()
+            self._write({**last, **values}, instead=True)
         else:
-            self.rows.append({**place, **values})
-        self.save()
+            self._write({**place, **values}, instead=False)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The run's config.yaml holds them already."""
 
-    @rank_zero_only
-    def save(self) -> None:
-        """Write the file anew and move it into place, so that it is whole at every moment."""
-        if not self.rows:
+    def _write(self, row: dict[str, str], instead: bool) -> None:
+        """Put a row at the file's end, or in the place of its last one."""
+        if self._last is None or not row.keys() <= set(self.columns):
+            self._write_all(row)
             return
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        self.rows.append(row)
+        with (self.folder / METRICS).open("r+", newline="", encoding="utf-8") as file:
+            self._last = file.seek(self._last) if instead else file.seek(0, os.SEEK_END)
+            file.truncate()
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def _write_all(self, row: dict[str, str]) -> None:
+        """Write the file anew, with a further row."""
+        self.rows.append(row)
+        self.columns = list(dict.fromkeys((*self.columns, *row)))
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.folder / METRICS) as part, part.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
+        with atomic_write(self.folder / METRICS) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(self.rows[:-1])
+            self._last = file.tell()
+            writer.writerow(row)
 
 
 def run_loggers(trainer: L.Trainer) -> list[RunLogger]:
@@ -99,5 +119,7 @@ def _is_test(row: dict[str, str]) -> bool:
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+    text = path.read_text(encoding="utf-8")
+    # A row that was being written when the machine went down is not whole.
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(lines)]

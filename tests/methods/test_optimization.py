@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from fgzoo import create_model
+from fgzoo.errors import UsageError
+from fgzoo.methods.baseline import Baseline
 from fgzoo.methods.optimization import schedule_factor, split_decay
 from fgzoo.nn.backbone import Backbone
+from fgzoo.training.faults import rate_at
+from tests.training.toys import loader, make, trainer
 
 # ---------------------------------------------------------------------- schedules, 100 batches in 10 epochs
 
@@ -52,6 +58,22 @@ def test_one_cycle_is_torchs(total: int) -> None:
 def test_the_shortest_runs_have_finite_rates(schedule: str, total: int) -> None:
     factor = schedule_factor(schedule, total, 1, milestones=(1,))  # type: ignore[arg-type]
     assert all(0 <= factor(batch) <= 1 for batch in range(total + 1))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_epochs": 9, "max_steps": 1}, {"max_epochs": -1, "max_steps": 1}, {"max_epochs": -1, "max_time": "00:00:00:01"}],
+)
+def test_an_epoch_of_warm_up_is_one_of_the_data_whatever_ends_the_run(tmp_path: Path, limits: dict[str, Any]) -> None:
+    # Four batches an epoch.
+    runner = trainer(tmp_path, **limits)
+    runner.fit(make(Baseline, lr=1.0, schedule="step", warmup_epochs=1, milestones=(3,)), loader())
+    assert [rate_at(runner, step) for step in (0, 3, 4, 11, 12)] == pytest.approx([0.2, 0.8, 1.0, 1.0, 0.1])
+
+
+def test_a_schedule_that_falls_to_the_end_needs_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a schedule needs an end"):
+        trainer(tmp_path, max_epochs=-1, max_time="00:00:00:01").fit(make(Baseline, schedule="cosine"), loader())
 
 
 # ---------------------------------------------------------------------- groups

@@ -20,7 +20,8 @@ from fgzoo.data import datamodule
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import TrainingError
 from fgzoo.methods.baseline import Baseline
-from fgzoo.training.faults import TERMINATED, FiniteLoss, WholeCheckpoints
+from fgzoo.training.command import LogConsole
+from fgzoo.training.faults import TERMINATED, FiniteLoss, WholeCheckpoints, name_dead_worker
 from tests.builders import make_cub
 from tests.command import fgzoo, fit, metrics, weights
 from tests.training.toys import Staged, loader, make, trainer
@@ -239,6 +240,46 @@ def test_the_file_that_kills_a_loader_worker_is_named(tmp_path: Path, monkeypatc
     result = fit(root, "--data.num_workers", 2)
     assert result.status == 1
     assert f"a loader worker died while it read {lethal} (DataLoader worker" in result.err
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "unable to allocate shared memory(shm) for file </torch_17_3>: No space left",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. Workers are possibly out of shared memory.",
+        "Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: unable to mmap 64 bytes from file </torch_9>",
+    ],
+)
+def test_too_little_shared_memory_is_said_in_one_line(tmp_path: Path, said: str) -> None:
+    named = name_dead_worker(RuntimeError(said), FGVCDataModule("cub", tmp_path))
+    assert named is not None
+    assert "--shm-size" in str(named)
+    assert "\n" not in str(named)
+
+
+def test_a_log_that_nobody_reads_any_more_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:  # noqa: PTH123 - a descriptor has no path
+        monkeypatch.setattr(sys, "stdout", pipe)
+        console = LogConsole(file=pipe)
+        console.print("epoch 1")
+        console.print("epoch 2")
+        print("what Lightning prints", file=pipe, flush=True)
+    assert sys.stderr.getvalue() == "fgzoo: nobody reads standard output any more; going on without a log\n"
+
+
+def test_what_windows_lacks_is_not_needed_to_start() -> None:
+    code = (
+        "import sys; sys.modules['resource'] = sys.modules['fcntl'] = None\n"
+        "import torch, fgzoo.training.command, fgzoo.commands.predict, fgzoo.commands.explain, fgzoo.commands.export\n"
+        "from fgzoo.training.environment import peak_memory\n"
+        "assert peak_memory(torch.device('cpu')) is None"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_that_never_finished_an_epoch_begins_again(tmp_path: Path) -> None:

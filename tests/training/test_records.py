@@ -4,12 +4,15 @@ import csv
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy.sparse import coo_array
 
 from fgzoo.checkpoints.run_folder import new_folder, newest_run, next_folder
 from fgzoo.methods.baseline import Baseline
+from fgzoo.training import report
 from fgzoo.training.report import most_confused, per_class, write_report
 from fgzoo.training.run_logger import RunLogger
 from tests.builders import make_cub
@@ -76,6 +79,46 @@ def test_report_returns_files_that_exist(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 0 for path in paths)
 
 
+def test_a_class_name_is_text_not_mathematics(tmp_path: Path) -> None:
+    assert len(write_report(tmp_path, "test", COUNTS, ["cost $a_b_c$", "$\\frac$", "c"])) == 5
+
+
+def test_a_name_that_no_font_can_write_is_its_row_in_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[str]] = []
+    draw = report._draw_confusion
+    monkeypatch.setattr(report, "_draw_confusion", lambda counts, names, split: drawn.append(names) or draw(counts, names, split))
+    monkeypatch.setattr("fgzoo.interpret.fonts._likely_first", list)
+    with pytest.warns(UserWarning, match="no font of this machine knows 红雀;") as caught:
+        write_report(tmp_path, "test", COUNTS, ["a", "红雀", "c"])
+    assert drawn == [["a", "row 2", "c"]]
+    assert len(caught) == 1
+    assert read(tmp_path / "test_per_class.csv")[2][0] == "红雀"
+
+
+def test_a_picture_that_cannot_be_drawn_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no canvas")
+
+    monkeypatch.setattr(report, "_draw_confusion", fail)
+    with pytest.warns(UserWarning, match=r"test_confusion\.png cannot be drawn: no canvas"):
+        written = write_report(tmp_path, "test", COUNTS, NAMES)
+    assert [path.name for path in written] == [
+        "test_confusion.csv",
+        "test_per_class.csv",
+        "test_confused.csv",
+        "test_per_class.png",
+    ]
+
+
+def test_of_many_classes_the_pairs_that_came_are_written(tmp_path: Path) -> None:
+    counts = coo_array(([3, 1, 2], ([0, 4999, 17], [0, 17, 4999])), shape=(5000, 5000))
+    write_report(tmp_path, "test", counts, [f"class {index}" for index in range(5000)])
+    expected = [["class 0", "class 0", "3"], ["class 17", "class 4999", "2"], ["class 4999", "class 17", "1"]]
+    assert read(tmp_path / "test_confusion.csv") == [["true", "predicted", "images"], *expected]
+    assert read(tmp_path / "test_confused.csv")[1] == ["class 17", "class 4999", "2"]
+    assert (tmp_path / "test_confusion.png").stat().st_size > 0
+
+
 # ---------------------------------------------------------------------- metrics.csv
 
 
@@ -113,7 +156,34 @@ def test_a_second_logger_continues_the_file(tmp_path: Path) -> None:
     assert [row["a"] for row in metrics(tmp_path)] == ["1", "2"]
 
 
-def test_forgetting_drops_an_epoch_and_what_follows_but_no_test(tmp_path: Path) -> None:
+def test_a_row_is_appended_not_written_with_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = RunLogger(tmp_path)
+    logger.log_metrics({"a": 0, "b": 0, "epoch": 0}, step=0)
+    monkeypatch.setattr("fgzoo.training.run_logger.atomic_write", lambda _: pytest.fail("the file was written anew"))
+    for step in range(1, 4):
+        logger.log_metrics({"a": step, "epoch": 0}, step=step)
+        logger.log_metrics({"b": step, "epoch": 0}, step=step)
+    assert metrics(tmp_path) == [{"epoch": "0", "step": str(step), "a": str(step), "b": str(step)} for step in range(4)]
+
+
+def test_what_is_logged_without_an_epoch_belongs_to_the_trainers(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path)
+    logger.trainer = SimpleNamespace(current_epoch=7)  # type: ignore[assignment]
+    logger.log_metrics({"lr": 0.5}, step=3)
+    assert [row["epoch"] for row in metrics(tmp_path)] == ["7"]
+
+
+def test_a_row_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path)
+    for step in range(2):
+        logger.log_metrics({"a": 0.123456, "epoch": 0}, step=step)
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(file.read_bytes()[:-5])
+    RunLogger(tmp_path).log_metrics({"a": 1, "epoch": 0}, step=1)
+    assert [(row["step"], row["a"]) for row in metrics(tmp_path)] == [("0", "0.123456"), ("1", "1")]
+
+
+def test_forgetting_drops_a_step_and_what_follows_but_no_test(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path)
     for epoch in range(3):
         logger.log_metrics({"a": epoch, "epoch": epoch}, step=epoch)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from fgzoo.data.dataset import IGNORED
+from fgzoo.methods.evaluation import Evaluation
+from fgzoo.nn.output import MethodOutput
+
+
+def counted(classes: int, *batches: tuple[Tensor, Tensor]) -> Evaluation:
+    evaluation = Evaluation(classes)
+    for logits, targets in batches:
+        evaluation.update(MethodOutput(logits, {"head": logits}, torch.empty(len(logits), 0, 1, 1)), targets)
+    return evaluation
+
+
+def test_accuracies_are_torchmetrics() -> None:
+    # Two classes are never shown, one of which is never answered; one image does not count.
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(9, 8, generator=generator), torch.randint(0, 6, (9,), generator=generator)) for _ in range(3)]
+    for logits, _ in batches:
+        logits[:, 7] = -9
+    batches[0][1][4] = IGNORED
+    found = counted(8, *batches).compute()
+    for name, how in (
+        ("top1", {"average": "micro"}),
+        ("top5", {"average": "micro", "top_k": 5}),
+        ("macro", {"average": "macro"}),
+    ):
+        oracle = MulticlassAccuracy(8, ignore_index=IGNORED, **how)
+        for logits, targets in batches:
+            oracle.update(logits, targets)
+        assert torch.equal(found[name], oracle.compute()), name
+
+
+def test_answers_are_kept_in_order_without_what_does_not_count() -> None:
+    logits = torch.eye(3)[[2, 0, 1]]
+    evaluation = counted(3, (logits, torch.tensor([2, IGNORED, 0])), (logits[:1], torch.tensor([1])))
+    assert evaluation.answers.compute().tolist() == [[2, 2], [0, 1], [1, 2]]
+
+
+def test_what_is_kept_of_ten_thousand_classes_grows_with_them_not_with_their_square() -> None:
+    logits = torch.zeros(4, 10_000)
+    evaluation = counted(10_000, (logits, torch.arange(4)))
+    assert float(evaluation.compute()["top1"]) == 0.25
+    states = [getattr(metric, name) for metric in evaluation.modules() if isinstance(metric, Metric) for name in metric._defaults]
+    held = sum(value.numel() for state in states for value in (state if isinstance(state, list) else [state]))
+    assert held < 4 * 10_000
