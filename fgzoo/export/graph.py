@@ -16,6 +16,7 @@ from fgzoo.export.parity import first_line, probes
 from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
+from fgzoo.nn.low_rank import merge_low_rank
 from fgzoo.prediction.inference import required_card
 from fgzoo.version import __version__
 
@@ -100,8 +101,9 @@ class NamedOutputs(nn.Module):
 
 
 def evaluation_network(model: FineGrainedClassifier) -> NamedOutputs:
-    """A copy of the network as it evaluates: on the CPU, in single precision, not compiled, nothing computed twice."""
+    """A copy of the network as it evaluates: on the CPU, in single precision, not compiled, merged, nothing computed twice."""
     network = copy.deepcopy(model.network).cpu().float().eval()
+    merge_low_rank(network)
     for module in network.modules():
         module._compiled_call_impl = None
         if isinstance(module, Backbone) and module.recomputes:
