@@ -77,8 +77,9 @@ def test_a_part_is_of_the_method_whose_name_it_has(part: Path) -> None:
         assert {name: said["init_args"][name] for name in fixed} == fixed
 
 
-def test_the_preset_sets_the_whole_optimisation() -> None:
-    preset = read_recipe("small")
+@pytest.mark.parametrize("name", ["small", "dinov3"])
+def test_the_preset_sets_the_whole_optimisation(name: str) -> None:
+    preset = read_recipe(name)
     assert preset["model"]["init_args"].keys() >= OPTIMISATION | {"backbone"}
     assert preset["trainer"].keys() == {"max_epochs"}
 
@@ -189,6 +190,15 @@ def test_a_preset_meets_the_method_of_a_file(tmp_path: Path) -> None:
         assert resolved(f"--config {file} --config small")["model"]["init_args"]["stages"] == 2
     file.write_text("data: {name: cub}\nmodel: {class_path: IAGN, init_args: {stages: 3, grids: [8, 4, 2]}}\n")
     assert resolved(f"--config small --config {file}")["model"]["init_args"]["stages"] == 3
+
+
+def test_dinov3_tunes_its_network_by_low_rank_under_every_method() -> None:
+    for name in (name for name in METHOD_RECIPES if name.startswith("folder/")):
+        found = settings(f"--config {name} --config dinov3")
+        arguments = found["model"]["init_args"]
+        assert method_name(found["model"]["class_path"], arguments) == name.partition("/")[2]
+        assert (arguments["backbone"], arguments["backbone_tuning"]) == ("vit_small_patch16_dinov3", "lora")
+        assert found["data"]["image_size"] % 16 == 0
 
 
 def test_small_keeps_every_method() -> None:

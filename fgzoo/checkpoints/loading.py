@@ -21,6 +21,7 @@ from fgzoo.errors import CheckpointError
 from fgzoo.methods import available, import_path
 from fgzoo.methods.arguments import without_files
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.nn.timm_networks import remember_configs
 from fgzoo.nn.weights import read_plain
 from fgzoo.version import __version__
 
@@ -61,12 +62,22 @@ def _check_card(content: dict[str, Any], path: Path) -> None:
         ("method", isinstance(card["method"], str)),
         ("backbone", isinstance(card["backbone"], str)),
         ("num_classes", type(card["num_classes"]) is int),
+        ("networks", _are_networks(card.get("networks", {}))),
         ("data", data is None or (isinstance(data, dict) and needed <= set(data) <= known)),
         ("hyper_parameters", isinstance(content.get("hyper_parameters", {}), dict)),
         ("state_dict", isinstance(content["state_dict"], dict)),
     ):
         if not fine:
             raise CheckpointError(f"checkpoint: {path} is damaged: its field '{what}' is not what fgzoo writes")
+
+
+def _are_networks(written: Any) -> bool:
+    """Whether this is what [NetworkConfig.as_dict][fgzoo.nn.timm_networks.NetworkConfig.as_dict] gives, by name."""
+    parts = {"architecture": str, "arguments": dict, "pretrained_cfg": dict}
+    return isinstance(written, dict) and all(
+        isinstance(config, dict) and all(isinstance(config.get(part), kind) for part, kind in parts.items())
+        for config in written.values()
+    )
 
 
 def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier:
@@ -91,6 +102,7 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         arguments = {name: value for name, value in arguments.items() if name in parameters}
     arguments["num_classes"] = card["num_classes"]
+    remember_configs(card.get("networks", {}))
     try:
         model: FineGrainedClassifier = cls(**arguments)
     except TypeError as error:

@@ -34,8 +34,9 @@ from fgzoo.methods.evaluation import tail_classes
 from fgzoo.methods.optimization import Schedule, parameter_groups
 from fgzoo.methods.steps import LightningSteps
 from fgzoo.methods.training_stages import TrainingStage
-from fgzoo.nn.backbone import Backbone, FreezeNorm
+from fgzoo.nn.backbone import Backbone, FreezeNorm, Tuning
 from fgzoo.nn.output import MethodOutput
+from fgzoo.nn.timm_networks import timm_name
 from fgzoo.prediction import Reject, TestTime
 from fgzoo.prediction.inference import ImageLike, Prediction, classify, embed
 from fgzoo.prediction.rejection import Calibration
@@ -47,7 +48,8 @@ class FineGrainedClassifier(LightningSteps):
 
     Args:
         num_classes: Number of classes K; the command line takes it from the data.
-        backbone: Name of a timm network.
+        backbone: Name of a timm network, with or without the tag of its weights; `hf-hub:USER/NAME` or `local-dir:PATH` for one
+            whose config and weights lie on the Hugging Face hub or in a folder.
         pretrained: Start from timm's pretrained weights.
         backbone_weights: A local `.safetensors` or `.pth` file with the backbone's weights, used instead of timm's.
         optimizer: `sgd` (with momentum) or `adamw`.
@@ -81,6 +83,11 @@ class FineGrainedClassifier(LightningSteps):
             meanwhile would not fit the other ones.
         output_stride: Stride of the backbones' last level, 8 or 16 instead of 32, where timm can build a network so: finer maps
             at a higher cost. `None`: each network's own.
+        backbone_size: Side of the images that backbones of a single size are built for (CoAtNet, MaxViT, BEiT), where timm can.
+            Images, crops and patches are resized to it. `None`: each network's own. Most networks take any size and need none.
+        backbone_tuning: What of the backbones learns: what `freeze` leaves (`full`), nothing (`frozen`), or sums of low rank
+            beside the projections of attention (`lora`, arXiv 2106.09685), of vision transformers.
+        lora_rank: Their rank.
         teacher: Trained checkpoints of the same classes to learn from, too: names, runs' folders or files. The command line loads
             them; in Python, set `teachers`. What is scored learns from the average of their probabilities for the same view.
         teacher_weight: What the teachers count; the loss terms of the classes have the rest.
@@ -129,12 +136,16 @@ class FineGrainedClassifier(LightningSteps):
         freeze: int = 0,
         freeze_norm: FreezeNorm = "none",
         output_stride: int | None = None,
+        backbone_size: int | None = None,
+        backbone_tuning: Tuning = "full",
+        lora_rank: int = 8,
         teacher: Sequence[str] | str | None = None,
         teacher_weight: float = 0.5,
         teacher_temperature: float = 2.0,
     ) -> None:
         super().__init__(num_classes)
         require_choice("freeze_norm", freeze_norm, FreezeNorm)
+        require_choice("backbone_tuning", backbone_tuning, Tuning)
         require_choice("class_weights", class_weights, ClassWeights)
         if num_classes < 2:
             raise UsageError(f"model.num_classes: {num_classes}; a classifier needs at least 2 classes")
@@ -150,12 +161,16 @@ class FineGrainedClassifier(LightningSteps):
             raise UsageError(f"model.teacher_temperature: {teacher_temperature} is no positive number")
         if lr_batch is not None and lr_batch < 1:
             raise UsageError(f"model.lr_batch: {lr_batch}; at least 1, or leave it away to take lr as it is")
+        if lora_rank < 1:
+            raise UsageError(f"model.lora_rank: {lora_rank}; at least 1")
+        if backbone_size is not None and backbone_size < 1:
+            raise UsageError(f"model.backbone_size: {backbone_size}; at least 1, or leave it away for each network's own")
         if compile and recompute_backbone:
             raise UsageError(
                 "model.recompute_backbone: a compiled network decides by itself what to compute again; leave one away"
             )
         self.num_classes = num_classes
-        self.backbone = backbone
+        self.backbone = timm_name(backbone)
         self.card: DataCard | None = None
         self.teachers: Sequence[FineGrainedClassifier] = []
         self.calibration: Calibration | None = None
@@ -325,7 +340,7 @@ class FineGrainedClassifier(LightningSteps):
             The backbone.
         """
         given = self.arguments
-        own = name is None or name == self.backbone
+        own = name is None or timm_name(name) == self.backbone
         weights = user_path(weights or (given.backbone_weights if own else None))
         return self.build(Backbone, name=name or self.backbone, weights=weights, max_stride=max_stride)
 
@@ -486,10 +501,7 @@ class FineGrainedClassifier(LightningSteps):
         self.calibration = None
 
     def setup(self, stage: str) -> None:
-        """Learn what data this is, and say what cannot be frozen."""
-        frozen = any(backbone.frozen_norms for backbone in self._backbones())
-        if stage == "fit" and self.arguments.freeze_norm != "none" and not frozen:
-            rank_zero_warn(f"model.freeze_norm: '{self.backbone}' has no batch-norms, so there is nothing to freeze")
+        """Learn what data this is, and say what cannot be frozen and what is resized."""
         weighs = self.arguments.class_weights != "none" or self.arguments.logit_adjustment
         if stage == "fit" and weighs and self._of_data("balance", "none") != "none":
             raise UsageError(
@@ -504,7 +516,24 @@ class FineGrainedClassifier(LightningSteps):
             self.card = card
         if stage == "fit":
             check_teachers(self.teachers, self)
+            self._say_what_backbones_do()
         self.evaluation.tail = tail_classes(None if self.card is None else self.card.class_counts)
+
+    def _say_what_backbones_do(self) -> None:
+        """Say which arguments change nothing, and which backbone sees images of another size than the data's."""
+        given, backbones = self.arguments, self._backbones()
+        if given.freeze_norm != "none" and not any(backbone.frozen_norms for backbone in backbones):
+            rank_zero_warn(f"model.freeze_norm: '{self.backbone}' has no batch-norms, so there is nothing to freeze")
+        fixed = {backbone.name: backbone.size[0] for backbone in backbones if backbone.size is not None}
+        if given.backbone_size is not None and not fixed:
+            rank_zero_warn(f"model.backbone_size: '{self.backbone}' takes images of any size, so there is nothing to set")
+        side = None if self.card is None else self.card.image_size
+        for name, own in fixed.items():
+            if side is not None and own != side and own != given.backbone_size:
+                rank_zero_warn(
+                    f"model.backbone: '{name}' is built for {own} pixels, so the data's {side} are resized to {own}; build it "
+                    f"for them by --model.backbone_size {side}, or take its own by --data.image_size {own}"
+                )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything into the checkpoint that loading needs besides the weights."""
@@ -515,6 +544,7 @@ class FineGrainedClassifier(LightningSteps):
             "version": __version__,
             "num_classes": self.num_classes,
             "backbone": self.backbone,
+            "networks": {b.name: b.config.as_dict() for b in self._backbones() if b.config is not None},
             "mean": list(mean),
             "std": list(std),
             "data": None if self.card is None else self.card.as_dict(),

@@ -563,7 +563,7 @@ class SRBN(FineGrainedClassifier):
         given = self.arguments
         name = given.second_backbone
         if name == "auto":
-            name = "resnet34" if self.backbone == "vgg16" else None
+            name = "resnet34" if self.backbone.partition(".")[0] == "vgg16" else None
         second = partial(self.make_backbone, name, weights=given.second_backbone_weights)
         if name is not None:
             other = second(max_stride=given.stride)

@@ -6,22 +6,35 @@ import contextlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import timm
 import torch
+import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fgzoo.errors import CheckpointError, UsageError, did_you_mean
-from fgzoo.nn import birds_resnet  # noqa: F401 - timm knows it from here on
+from fgzoo.errors import UsageError
 from fgzoo.nn.frozen import fold_batch_norms, freeze_batch_norms
+from fgzoo.nn.low_rank import add_low_rank
 from fgzoo.nn.statistics import still_statistics
-from fgzoo.nn.weights import read_weights
+from fgzoo.nn.timm_networks import (
+    at_least,
+    build_network,
+    find_config,
+    is_fixed,
+    load_weights,
+    needs_contiguous,
+    own_size,
+    smallest_side,
+    timm_name,
+)
 
 FreezeNorm = Literal["none", "statistics", "affine"]
+Tuning = Literal["full", "lora", "frozen"]
 
 #: Side of the image that is sent through a network once to see which modules its levels run, where its size is free.
 EXAMPLE_SIDE = 96
+#: Side of an image whose maps no window divides.
+UNEVEN_SIDE = 72
 
 
 class Level(NamedTuple):
@@ -35,11 +48,16 @@ class Backbone(nn.Module):
     """A timm network without its classifier, as feature maps from shallow to deep.
 
     The last level is what the network's own `forward_features` gives, which for some networks is more than their deepest
-    stage: mobilenetv2_100 ends in 1,280 channels, its deepest stage in 320. Transformers are built for any image size; their
-    tokens come as maps, after the final norm, and all their levels share one stride.
+    stage: mobilenetv2_100 ends in 1,280 channels, its deepest stage in 320. Tokens come as maps, those of vision transformers
+    after the final norm, and all levels of these share one stride.
+
+    Networks take images of any size where timm can build them so. Those that take a single size (CoAtNet, MaxViT, BEiT, Hiera,
+    MLP-Mixer and others) are shown every image, crop and patch resized to it; very small images are enlarged for the few
+    networks that end in less than a pixel otherwise.
 
     Args:
-        name: A timm model name, e.g. `resnet50`; or `birds_resnet`, which is registered here.
+        name: A timm model name with or without the tag of its weights, e.g. `resnet50` or `resnet50.a1_in1k`; `hf-hub:USER/NAME`
+            or `local-dir:PATH` for one whose config and weights lie on the Hugging Face hub or in a folder; or `birds_resnet`.
         pretrained: Load timm's pretrained weights (downloads them, unless cached; those of `birds_resnet` are in the package).
         weights: A local `.safetensors` or `.pth` file with the network's weights, with or without a classifier. Takes precedence
             over `pretrained`.
@@ -51,10 +69,17 @@ class Backbone(nn.Module):
             and shift are not learnt either; `none`: they normalise by the batch. Nothing to do without batch-norms.
         output_stride: Stride of the last level, where timm can build the network so: deeper convolutions are dilated instead of
             strided. `None`: the network's own.
+        backbone_size: Side of the images that a network of a single size is built for, its position embeddings and biases
+            interpolated. `None`: its own. Networks that take any size have none.
+        backbone_tuning: `full`: what `freeze` leaves learns; `frozen`: nothing does, as if `freeze` were all levels; `lora`: of
+            what `freeze` leaves the attention's projections learn a sum of low rank, see [fgzoo.nn.low_rank][].
+        lora_rank: Its rank.
 
     Attributes:
-        levels: Channels and stride of each map that `forward` returns.
+        levels: Channels and stride of each map that `forward` returns, in pixels of what the network is shown.
         stage_channels: Channels of the deepest stage, before what the network counts to its head: 320 for mobilenetv2_100.
+        size: Height and width that every image is resized to; `None`: the network takes any.
+        config: What a config on a hub or in a folder said of it, see [NetworkConfig][fgzoo.nn.timm_networks.NetworkConfig].
         mean: Channel means the weights were trained with.
         std: Channel standard deviations the weights were trained with.
         frozen: Build no graph, because no gradient is wanted at the moment. Its parameters stay trainable.
@@ -66,7 +91,8 @@ class Backbone(nn.Module):
         - returns: list of (B, C_l, ceil(H / stride_l), ceil(W / stride_l)); some networks floor
 
     Raises:
-        UsageError: The name is unknown, the pretrained weights cannot be fetched, or there are fewer levels than shall be frozen.
+        UsageError: The name is unknown, its weights cannot be fetched, there are fewer levels than shall be frozen, or timm
+            cannot build it as it is asked for.
         CheckpointError: The weight file cannot be read or belongs to another network.
     """
 
@@ -82,13 +108,21 @@ class Backbone(nn.Module):
         freeze: int = 0,
         freeze_norm: FreezeNorm = "none",
         output_stride: int | None = None,
+        backbone_size: int | None = None,
+        backbone_tuning: Tuning = "full",
+        lora_rank: int = 8,
     ) -> None:
         super().__init__()
-        self.name = name
-        self.model = _create(name, pretrained and weights is None, output_stride)
+        self.name = timm_name(name)
+        pretrained = pretrained and weights is None
+        self.config = find_config(self.name, pretrained)
+        self.model = self._build(pretrained, output_stride)
         config = self.model.pretrained_cfg
         self.mean: tuple[float, ...] = tuple(config.get("mean", IMAGENET_DEFAULT_MEAN))
         self.std: tuple[float, ...] = tuple(config.get("std", IMAGENET_DEFAULT_STD))
+        self.size: tuple[int, int] | None = None
+        self._smallest = smallest_side(self.model)
+        self._contiguous = needs_contiguous(self.model)
         self.frozen = False
         self.recomputes = False
         self._recomputes_at_once = False
@@ -117,11 +151,64 @@ class Backbone(nn.Module):
         if self._uncut and not self._reshaped:
             self.levels[-1] = Level(features, levels[-1].stride)
         if weights is not None:
-            _load_weights(self.model, Path(weights), name, full_keys)
-        if freeze:
-            self._freeze_levels(min(freeze, len(self.levels)))
-        if freeze_norm != "none":
-            self.freeze_statistics(affine=freeze_norm == "affine")
+            load_weights(self.model, Path(weights), name, full_keys)
+        if is_fixed(self.model):
+            self._fix_size(backbone_size)
+        if freeze or backbone_tuning == "frozen":
+            self._freeze_levels(len(self.levels) if backbone_tuning == "frozen" else min(freeze, len(self.levels)))
+        if freeze_norm != "none" or backbone_tuning == "lora":
+            self.freeze_statistics(affine=freeze_norm == "affine" or backbone_tuning == "lora")
+        if backbone_tuning == "lora" and not add_low_rank(self.model, lora_rank):
+            raise UsageError(
+                f"model.backbone_tuning: 'lora' adapts the projections of attention, of which '{name}' has none that "
+                "model.freeze leaves; take 'full' or 'frozen'"
+            )
+
+    def _build(self, pretrained: bool, output_stride: int | None) -> Any:
+        finer: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
+        try:
+            model = build_network(self.name, self.config, pretrained, **finer)
+        except (TypeError, AssertionError, NotImplementedError) as error:
+            if not finer:
+                raise
+            raise UsageError(
+                f"model.output_stride: timm cannot build '{self.name}' with a stride of {output_stride}; leave it away"
+            ) from error
+        if finer and model.feature_info[-1]["reduction"] != output_stride:
+            raise UsageError(f"model.output_stride: timm builds '{self.name}' with strides of 8, 16 and 32, not {output_stride}")
+        return model
+
+    def _fix_size(self, side: int | None) -> None:
+        """Find out whether the network takes a single size of image only, and make that another one where it is asked for."""
+        if all(self._takes((side, side)) for side in (EXAMPLE_SIDE, UNEVEN_SIDE)):
+            return
+        self.size = own_size(self.model)
+        if side is None or (side, side) == self.size:
+            return
+        try:
+            self.model.set_input_size(img_size=(side, side))
+            possible = self._takes((side, side))
+        except (AttributeError, AssertionError, ValueError):
+            possible = False
+        if not possible:
+            raise UsageError(
+                f"model.backbone_size: timm cannot make '{self.name}' for {side} pixels; its own size is {self.size[0]}, which "
+                "images are resized to without this argument. Those it can are mostly made for multiples of 32"
+            )
+        self.size = side, side
+
+    def _takes(self, size: tuple[int, int]) -> bool:
+        """Whether the network takes images of a size; tried, since what timm says of it is not reliable."""
+        training = self.model.training
+        self.model.eval()
+        image = next(self.model.parameters()).new_zeros(1, 3, *size)
+        try:
+            with torch.no_grad():
+                return all(level.ndim == 4 for level in self._levels_of(image, None))
+        except (AssertionError, RuntimeError):  # by which timm's networks and torch refuse a size
+            return False
+        finally:
+            self.model.train(training)
 
     def freeze_statistics(self, affine: bool = False) -> None:
         """From now on, batch-norms normalise by their running statistics, in training, too.
@@ -167,9 +254,15 @@ class Backbone(nn.Module):
 
     def _example(self) -> Tensor:
         """An image of the size that the network insists on, or a small one."""
-        config = self.model.pretrained_cfg
-        size = config.get("input_size", (3, 224, 224)) if config.get("fixed_input_size") else (3, EXAMPLE_SIDE, EXAMPLE_SIDE)
-        return next(self.model.parameters()).new_zeros(1, *size)
+        return next(self.model.parameters()).new_zeros(1, 3, *(self.size or (EXAMPLE_SIDE, EXAMPLE_SIDE)))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
+        """Move or convert as asked, but for the memory format of networks that need theirs."""
+        super()._apply(fn, recurse)
+        for parameter in self.parameters() if self._contiguous else ():
+            # contiguous() would leave a kernel of one input channel as it is, whose strides still say channels-last.
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        return self
 
     def train(self, mode: bool = True) -> Backbone:
         """Training or evaluation mode, but for what stands still."""
@@ -180,6 +273,13 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor, depth: int | None = None) -> list[Tensor]:
         """Compute all levels, or the first `depth` of them, without running what lies deeper."""
+        shown = self.size
+        if shown is None and self._smallest > 1:
+            shown = at_least((images.shape[-2], images.shape[-1]), self._smallest)
+        if shown is not None and shown != images.shape[-2:]:
+            images = F.interpolate(images, shown, mode="bilinear", align_corners=False, antialias=True)
+        if self._contiguous:
+            images = images.clone(memory_format=torch.contiguous_format)
         if self.frozen:
             with torch.no_grad():
                 return self._levels_of(images, depth)
@@ -232,7 +332,26 @@ class Backbone(nn.Module):
             )
             return maps
         final, maps = self.model.forward_intermediates(images, indices=self._indices, norm=self._reshaped, output_fmt="NCHW")
-        return maps if self._reshaped else [*maps[:-1], final]
+        return maps if self._reshaped else [*maps[:-1], as_map(final, maps[-1])]
+
+
+def as_map(features: Any, deepest: Tensor) -> Tensor:
+    """What a network's `forward_features` gives as a map.
+
+    Args:
+        features: (B, C, h, w), or tokens (B, P + h w, C) behind P of their own; anything else, such as the tokens of several
+            branches, is no map.
+        deepest: (B, C', h, w), the deepest stage's map, which stands for what is no map.
+
+    Returns:
+        (B, C, h, w).
+    """
+    height, width = deepest.shape[-2:]
+    if not isinstance(features, Tensor) or (features.ndim == 3 and features.shape[1] < height * width):
+        return deepest
+    if features.ndim == 3:
+        return features[:, features.shape[1] - height * width :].transpose(1, 2).unflatten(2, (height, width))
+    return features
 
 
 def reached_by(*tensors: Tensor) -> set[Tensor]:
@@ -256,49 +375,3 @@ def reached_by(*tensors: Tensor) -> set[Tensor]:
             found.add(node.variable)
         pending += [following for following, _ in node.next_functions]
     return found
-
-
-def _create(name: str, pretrained: bool, output_stride: int | None) -> Any:
-    """Build a timm network whose input size is free."""
-    if not timm.is_model(name):
-        hint = did_you_mean(name.partition(".")[0], timm.list_models(), most=3) or "; timm.list_models() names them all"
-        raise UsageError(f"backbone: timm knows no network '{name}'{hint}")
-    finer: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
-    model: Any
-    try:
-        try:
-            # Vision transformers only; every other network refuses the arguments at once.
-            model = timm.create_model(name, pretrained=pretrained, dynamic_img_size=True, dynamic_img_pad=True, **finer)
-        except TypeError:
-            model = timm.create_model(name, pretrained=pretrained, **finer)
-    except Exception as error:
-        if finer and isinstance(error, TypeError | AssertionError | NotImplementedError):
-            raise UsageError(f"model.output_stride: timm cannot build '{name}' with a stride of {output_stride}") from error
-        if not pretrained:
-            raise
-        # The hub's clients raise errors of their own families, so this cannot be narrower.
-        raise UsageError(
-            f"backbone: the pretrained weights of '{name}' could not be fetched ({type(error).__name__}); give a local file by "
-            f"--model.backbone_weights PATH (.safetensors or .pth), or train from scratch by --model.pretrained false"
-        ) from error
-    if finer and model.feature_info[-1]["reduction"] != output_stride:
-        raise UsageError(f"model.output_stride: timm builds '{name}' with strides of 8, 16 and 32, not {output_stride}")
-    if not hasattr(model, "forward_intermediates") or not hasattr(model, "prune_intermediate_layers"):
-        raise UsageError(f"backbone: timm's '{name}' gives no intermediate features; take another network")
-    return model
-
-
-def _load_weights(model: nn.Module, path: Path, name: str, full_keys: set[str]) -> None:
-    """Load a file into a pruned network; what the full network has and the pruned one lacks may lie in the file."""
-    state = read_weights(path)
-    own = model.state_dict()
-    # A counter that most exporters leave out; timm's networks do not use it.
-    missing = sorted(key for key in set(own) - set(state) if not key.endswith("num_batches_tracked"))
-    foreign = sorted(set(state) - set(own) - full_keys)
-    shapes = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
-    for what, keys in (("lacks", missing), ("has unknown", foreign), ("has other shapes for", shapes)):
-        if keys:
-            raise CheckpointError(
-                f"weights: {path} does not fit timm's '{name}': it {what} {len(keys)} tensors, e.g. {', '.join(keys[:3])}"
-            )
-    model.load_state_dict({key: state.get(key, own[key]) for key in own})

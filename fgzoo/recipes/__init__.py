@@ -19,7 +19,7 @@ from fgzoo.files import parse_yaml, user_path
 FOLDER = Path(__file__).parent
 
 #: Recipes that are merged over others. `fgzoo.training.arguments` adds the part of the method that is to run.
-PRESETS = ("small", "small-0.1")
+PRESETS = ("small", "small-0.1", "dinov3")
 
 
 @functools.cache

@@ -1,0 +1,75 @@
+"""Backbones that stand still, or learn by sums of low rank, under every method."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import fgzoo
+from fgzoo.checkpoints.safetensors import save_safetensors
+from fgzoo.export.exporting import export
+from fgzoo.methods import list_models
+from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.nn import Backbone
+from fgzoo.nn.low_rank import LowRankLinear
+from tests.families import FAMILIES
+from tests.small import CARD, small
+
+DINOV3 = FAMILIES["dinov3"]
+
+
+def batches() -> DataLoader[tuple[torch.Tensor, ...]]:
+    images = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return DataLoader(TensorDataset(images, torch.tensor([0, 1, 2, 3]), torch.arange(4)), batch_size=4)
+
+
+def trained(method: str, folder: Path, backbone: str = DINOV3, **arguments: Any) -> tuple[FineGrainedClassifier, set[str]]:
+    """A model that took one step, and the names of what moved."""
+    model = small(method, backbone=backbone, lr=0.1, backbone_lr_factor=1.0, **arguments).train()
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(model, batches())
+    trainer.save_checkpoint(folder / "last.ckpt")
+    moved = {name for name, value in model.network.state_dict().items() if not torch.equal(value, before[name])}
+    return model.eval(), moved
+
+
+@pytest.mark.parametrize("tuning", ["lora", "frozen"])
+@pytest.mark.parametrize("method", list_models())
+def test_a_step_moves_the_head_and_what_is_tuned_alone(method: str, tuning: str, tmp_path: Path) -> None:
+    stages = {"new_share": 0.0} if method in ("srbn", "bcnn", "bcnn-spp") else {}
+    model, moved = trained(method, tmp_path, backbone_tuning=tuning, **stages)
+    inside = {f"{name}." for name, module in model.network.named_modules() if isinstance(module, Backbone)}
+    in_backbones = {name for name in moved if name.startswith(tuple(inside))}
+    assert moved - in_backbones
+    assert all(name.endswith((".lora_a", ".lora_b")) for name in in_backbones)
+    assert any(name.endswith(".lora_b") for name in in_backbones) == (tuning == "lora")
+
+
+def test_a_model_tuned_by_low_rank_saves_loads_pickles_and_exports(tmp_path: Path) -> None:
+    # BEiT reads its weights itself, and is built for 64 pixels, to which the export resizes the data's 80.
+    card = replace(CARD, image_size=80, resize=80)
+    model, _ = trained("baseline", tmp_path, FAMILIES["beit"], card=card, backbone_tuning="lora", lora_rank=2)
+    images = model.normalize(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    expected = model(images).logits
+    save_safetensors(model, tmp_path / "model.safetensors")
+    for source in ("last.ckpt", "model.safetensors"):
+        again = fgzoo.load(tmp_path / source)
+        assert any(isinstance(module, LowRankLinear) for module in again.modules())
+        assert torch.equal(again(images).logits, expected)
+    for twin in (copy.deepcopy(again), pickle.loads(pickle.dumps(again))):
+        assert torch.equal(twin(images).logits, expected)
+    _, parity = export(model, tmp_path / "model.onnx")
+    assert max(output.difference for output in parity) < 1e-3
+    assert b"lora_a" not in (tmp_path / "model.onnx").read_bytes().partition(b"fgzoo")[0]
