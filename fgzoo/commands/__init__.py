@@ -12,4 +12,5 @@ COMMANDS = {
     "explain": "fgzoo.commands.explain.explain",
     "report": "fgzoo.commands.report.report",
     "export": "fgzoo.commands.export.export",
+    "serve": "fgzoo.commands.serve.serve",
 }

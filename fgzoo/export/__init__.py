@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Format = Literal["onnx", "torch-export"]
-#: Suffix of a file by its format.
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
+Format = Literal["onnx", "openvino", "torch-export"]
+Quantization = Literal["none", "int8"]
+#: Suffix of a file by its format; beside OpenVINO's lies one of weights.
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from fgzoo.nn.low_rank import merge_low_rank
 from fgzoo.prediction.inference import required_card
 from fgzoo.version import __version__
 
-#: Where a file keeps its description: a key of ONNX's metadata, a file inside a program of torch.export.
+#: Where a file keeps its description: a key of ONNX's metadata and of OpenVINO's runtime information, a file inside a program of
+#: torch.export.
 ONNX_KEY = "fgzoo"
 PROGRAM_FILE = "fgzoo.json"
 #: The graph is traced with a batch that no comparison has.
@@ -134,13 +136,12 @@ def trace(network: NamedOutputs, size: int) -> ExportedProgram:
     return program
 
 
-def onnx_bytes(program: ExportedProgram, about: dict[str, Any]) -> bytes:
-    """The program as an ONNX file with its description, in which the opset is filled in.
+def onnx_bytes(program: ExportedProgram, about: dict[str, Any], opset: int | None = None) -> bytes:
+    """The program as an ONNX file's content; the opset is filled in in its description.
 
     The exporter's own optimiser stays off: it drops additions below 1e-8, and with them the epsilon below a square root, so that
     a feature that is exactly zero becomes NaN. What is done here changes no number.
     """
-    import onnx
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxscript import optimizer
 
@@ -152,6 +153,7 @@ def onnx_bytes(program: ExportedProgram, about: dict[str, Any]) -> bytes:
             input_names=["images"],
             output_names=list(about["outputs"]),
             dynamic_shapes={"images": {0: "batch"}},
+            opset_version=opset,
             optimize=False,
             verbose=False,
         )
@@ -166,9 +168,17 @@ def onnx_bytes(program: ExportedProgram, about: dict[str, Any]) -> bytes:
     ClearMetadataAndDocStringPass()(made.model)
     proto = made.model_proto
     about["opset"] = next(opset.version for opset in proto.opset_import if opset.domain == "")
-    onnx.helper.set_model_props(proto, {ONNX_KEY: json.dumps(about, ensure_ascii=False)})
     proto.producer_name, proto.producer_version = "fgzoo", __version__
     return proto.SerializeToString()
+
+
+def onnx_file(content: bytes, about: dict[str, Any], path: Path) -> None:
+    """An ONNX file with its description in its metadata."""
+    import onnx
+
+    proto = onnx.load_from_string(content)
+    onnx.helper.set_model_props(proto, {ONNX_KEY: json.dumps(about, ensure_ascii=False)})
+    path.write_bytes(proto.SerializeToString())
 
 
 def program_bytes(program: ExportedProgram, about: dict[str, Any]) -> bytes:
@@ -176,3 +186,18 @@ def program_bytes(program: ExportedProgram, about: dict[str, Any]) -> bytes:
     stream = io.BytesIO()
     torch.export.save(program, stream, extra_files={PROGRAM_FILE: json.dumps(about, ensure_ascii=False)})
     return stream.getvalue()
+
+
+def openvino_files(content: bytes, about: dict[str, Any], path: Path) -> None:
+    """An ONNX file's content as OpenVINO's pair of files, with its description.
+
+    Args:
+        content: The ONNX file.
+        about: The description, which goes into the runtime information under the key of ONNX's metadata.
+        path: The `.xml`; the weights' `.bin` comes beside it.
+    """
+    import openvino
+
+    model = openvino.Core().read_model(content)
+    model.set_rt_info(json.dumps(about, ensure_ascii=False), ONNX_KEY)
+    openvino.save_model(model, path, compress_to_fp16=False)

@@ -14,7 +14,7 @@ from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.errors import DataError, ExportError
 from fgzoo.export import Format
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.prediction.inference import ImageLike, batches, required_card, views_transform
+from fgzoo.prediction.inference import ImageLike, Views, batches, required_card, views_transform
 
 #: The outputs by name, images first: (B, 3, S, S) -> {name: (B, ...)}.
 Run: TypeAlias = Callable[[Tensor], dict[str, Tensor]]
@@ -66,7 +66,7 @@ class Parity(NamedTuple):
 
 
 def read(path: Path, form: Format) -> Run:
-    """An exported file as a function on the CPU, ONNX by onnxruntime.
+    """An exported file as a function on the CPU: ONNX by onnxruntime, OpenVINO's by OpenVINO.
 
     Raises:
         ExportError: The file cannot be read.
@@ -74,6 +74,8 @@ def read(path: Path, form: Format) -> Run:
     try:
         if form == "onnx":
             return _onnx_run(path)
+        if form == "openvino":
+            return _openvino_run(path)
         with path.open("rb") as file:
             program: Run = torch.export.load(file).module()
         return program
@@ -92,6 +94,23 @@ def _onnx_run(path: Path) -> Run:
     def run(images: Tensor) -> dict[str, Tensor]:
         found = session.run(names, {"images": images.numpy()})
         return {name: torch.from_numpy(values) for name, values in zip(names, found, strict=True)}
+
+    return run
+
+
+def _openvino_run(path: Path) -> Run:
+    import openvino
+
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # the file may be replaced while this runs
+    # In single precision, whatever shorter one this processor has.
+    how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    model = core.compile_model(path, "CPU", how)
+    names = [output.any_name for output in model.outputs]
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        found = model(images.numpy())
+        return {name: torch.from_numpy(found[name]) for name in names}
 
     return run
 
@@ -119,7 +138,7 @@ def compare(network: nn.Module, run: Run, shown: Iterable[Tensor], kind: str) ->
     """
     measured: dict[str, list[tuple[Tensor, ...]]] = {}
     for images in shown:
-        expected, found = network(images), _answers(run, images)
+        expected, found = network(images), answers_of(run, images)
         nudged = [
             network(images + nudge * torch.randn(images.shape, generator=torch.Generator().manual_seed(n)))
             for n in range(NUDGES)
@@ -131,7 +150,12 @@ def compare(network: nn.Module, run: Run, shown: Iterable[Tensor], kind: str) ->
     return [_judge(name, kind, *map(torch.cat, zip(*rows, strict=True))) for name, rows in measured.items()]
 
 
-def _answers(run: Run, images: Tensor) -> dict[str, Tensor]:
+def answers_of(run: Run, images: Tensor) -> dict[str, Tensor]:
+    """What a file answers.
+
+    Raises:
+        ExportError: It fails.
+    """
     try:
         return run(images)
     except Exception as error:  # as in read()
@@ -200,11 +224,32 @@ def comparison_images(model: FineGrainedClassifier, images: Sequence[ImageLike])
 
 def _prepared(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> Iterator[Tensor]:
     """Images as the weights want them, in batches; they are read at once and kept as bytes."""
-    read = list(batches(images, [views_transform(required_card(model, "export"))], OWN_BATCH, 0, False, "export"))
+    read = list(_read(model, images))
     bad = [error for _, errors in read for error in errors if error is not None]
     if bad:
         raise DataError(f"export: {len(bad)} of {len(images)} images cannot be read, the first because {bad[0]}")
-    return (model.normalize(views[0][:, 0].to(model.device)).cpu() for views, _ in read)
+    return (_normalized(model, views) for views, _ in read)
+
+
+def prepared(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> Iterator[Tensor]:
+    """Images as the weights want them, in normalised batches (B, 3, S, S); they are read when they are asked for.
+
+    Raises:
+        DataError: One cannot be read.
+    """
+    for views, errors in _read(model, images):
+        bad = [error for error in errors if error is not None]
+        if bad:
+            raise DataError(f"export: {bad[0]}")
+        yield _normalized(model, views)
+
+
+def _read(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> Iterator[Views]:
+    return batches(images, [views_transform(required_card(model, "export"))], OWN_BATCH, 0, False, "export")
+
+
+def _normalized(model: FineGrainedClassifier, views: list[Tensor]) -> Tensor:
+    return model.normalize(views[0][:, 0].to(model.device)).cpu()
 
 
 def probes(batch: int, size: int, seed: int) -> Tensor:

@@ -107,7 +107,7 @@ def test_every_method_answers_alike_in_both_formats_for_any_batch(name: str, tmp
     assert all(output.difference <= output.allowed for output in outputs)
     assert about["method"] == name
     run, _ = run_onnx(tmp_path / "model.onnx")
-    for batch in (1, 2, 5):
+    for batch in (1, 7):
         images = probes(batch, 64, seed=10 + batch)
         with torch.no_grad():
             expected = model(images)
@@ -136,6 +136,65 @@ def test_a_file_says_what_one_must_know_to_run_it(onnx_file: Path) -> None:
 def test_a_file_is_valid_onnx_and_one_file(onnx_file: Path) -> None:
     onnx.checker.check_model(str(onnx_file), full_check=True)
     assert [path.name for path in onnx_file.parent.iterdir() if path.name.startswith("birds")] == ["birds.onnx"]
+
+
+# ---------------------------------------------------------------------- what people do with files
+
+
+def test_openvino_answers_as_torch_does_and_says_the_same_of_itself(sure: FineGrainedClassifier, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    about, outputs = export(sure, tmp_path / "birds.xml", "openvino")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["birds.bin", "birds.xml"]
+    assert {output.kind for output in outputs} == {"random images", "glaring images", "synthetic birds"}
+    model = openvino.Core().read_model(tmp_path / "birds.xml")
+    assert json.loads(model.get_rt_info("fgzoo").value) == about
+    run = parity.read(tmp_path / "birds.xml", "openvino")
+    for batch in (1, 7):
+        images = probes(batch, 64, seed=batch)
+        with torch.no_grad():
+            assert torch.allclose(run(images)["logits"], sure(images).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_opsets(opset: int, sure: FineGrainedClassifier, tmp_path: Path) -> None:
+    about, _ = export(sure, tmp_path / "birds.onnx", opset=opset)
+    assert about["opset"] == opset == next(x.version for x in onnx.load(tmp_path / "birds.onnx").opset_import if x.domain == "")
+
+
+def test_an_opset_that_nobody_reads_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="export: opset 17; from 18 to 23"):
+        export(bare(), tmp_path / "bare.onnx", opset=17)
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_shapes_may_be_fixed_afterwards(batch: int, sure: FineGrainedClassifier, onnx_file: Path, tmp_path: Path) -> None:
+    tools = pytest.importorskip("onnxruntime.tools.onnx_model_utils")
+    proto = onnx.load(onnx_file)
+    tools.make_dim_param_fixed(proto.graph, "batch", batch)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    assert session.get_inputs()[0].shape == [batch, 3, 64, 64]
+    images = probes(batch, 64, seed=batch)
+    with torch.no_grad():
+        assert torch.allclose(
+            torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]), sure(images).logits, atol=1e-4
+        )
+
+
+def test_weights_in_half_precision_are_exported_in_single(tmp_path: Path) -> None:
+    model = small(card=CARD, backbone="test_resnet").half()
+    export(model, tmp_path / "half.onnx")
+    assert onnxruntime.InferenceSession(str(tmp_path / "half.onnx")).get_inputs()[0].type == "tensor(float)"
+    assert model.dtype == torch.float16
+
+
+def test_another_size_than_training_s(tmp_path: Path) -> None:
+    save_safetensors(small(card=CARD, backbone="test_resnet"), tmp_path / "weights.safetensors")
+    result = fgzoo("export", "weights.safetensors", "--size", 96, "--output", "large.onnx")
+    assert result.status == 0, result.err
+    session = onnxruntime.InferenceSession("large.onnx")
+    about = json.loads(session.get_modelmeta().custom_metadata_map["fgzoo"])
+    assert (about["image_size"], about["crop"], about["resize"]) == (96, 96, 108)
+    assert session.get_inputs()[0].shape == ["batch", 3, 96, 96]
 
 
 # ---------------------------------------------------------------------- without torch
@@ -496,9 +555,10 @@ def test_weights_beyond_what_onnx_holds_are_refused(tmp_path: Path, monkeypatch:
     [
         ("model.pt2", "onnx", r"model\.pt2 must end with \.onnx"),
         ("model.onnx", "torch-export", r"model\.onnx must end with \.pt2"),
+        ("model.onnx", "openvino", r"model\.onnx must end with \.xml"),
         ("model", "onnx", r"must end with \.onnx"),
         ("folder.onnx", "onnx", "is a folder; give a file in it"),
-        ("model.onnx", "tflite", "format 'tflite' is none of onnx, torch-export"),
+        ("model.onnx", "tflite", "format 'tflite' is none of onnx, openvino, torch-export"),
     ],
 )
 def test_another_name_is_refused(name: str, form: Format, said: str, tmp_path: Path) -> None:

@@ -1,0 +1,210 @@
+"""A page that answers for one photo at a time: its class, or that it is unknown, and where the model looked.
+
+The standard library's server is all it takes: nothing is written, no other machine is asked, and the page holds its script, its
+style and no fonts. Gradio would bring twenty-five packages of 170 MB and an older Pillow, keep every upload in a folder, and
+take five seconds to start.
+
+Whatever is sent is an image in memory, whose bytes and pixels are bounded before they are read. A page of another site cannot
+use the server through a visitor's browser: it would need a permission to send such a request that is never given, and the name
+of the host must be one of this machine's.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import threading
+from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from socketserver import TCPServer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from PIL import Image, UnidentifiedImageError
+
+from fgzoo.data.images import from_pillow
+from fgzoo.errors import DataError, UsageError
+from fgzoo.interpret.explanation import Explanation, explain
+from fgzoo.interpret.page import data_uri, fill, policy_hash
+from fgzoo.interpret.pictures import tiles
+from fgzoo.prediction.inference import required_card
+
+if TYPE_CHECKING:
+    from fgzoo.methods.base import FineGrainedClassifier
+
+#: The largest upload in bytes, and the largest picture in pixels.
+MAX_BYTES, MAX_PIXELS = 25 * 2**20, 50_000_000
+#: Where only this machine is heard.
+LOOPBACK = ("127.0.0.1", "localhost")
+#: Seconds that a connection may be silent, and that a photo waits for those before it.
+TIMEOUT, PATIENCE = 30, 60
+#: Classes that are named, and the most maps that are shown.
+CLASSES, MAPS = 5, 12
+#: Quality of the pictures that are sent back.
+QUALITY = 85
+
+
+class Server(ThreadingHTTPServer):
+    """Answers on an address until it is shut down.
+
+    Args:
+        model: A trained model, on its device.
+        checkpoint: What it was loaded from, for people.
+        host: The address to listen at.
+        port: The port; 0 takes a free one.
+
+    Raises:
+        UsageError: The address cannot be had.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, model: FineGrainedClassifier, checkpoint: str, host: str = LOOPBACK[0], port: int = 0) -> None:
+        self.model = model
+        self.checkpoint = checkpoint
+        self.host = host
+        self.turn = threading.Lock()
+        try:
+            super().__init__((host, port), Handler)
+        except OSError as error:
+            raise UsageError(f"serve: {host}:{port} cannot be had ({error.strerror or error}); give another --port") from error
+
+    def server_bind(self) -> None:
+        """Take the address without looking up a name for it, which might ask another machine."""
+        TCPServer.server_bind(self)
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://{self.host}:{self.server_address[1]}/"
+
+    @cached_property
+    def page(self) -> tuple[str, str]:
+        """The page, and its content security policy: no request but to this server, no script but its own."""
+        here = files("fgzoo.serve")
+        style, script, text = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
+        style = (files("fgzoo.interpret") / "page.css").read_text(encoding="utf-8") + style
+        script = fill(script, {"most": str(MAX_BYTES)})
+        card = required_card(self.model, "serve")
+        said = {
+            "Checkpoint": self.checkpoint,
+            "Classes": f"{len(card.class_names)}, of {card.dataset}",
+            "Backbone": self.model.backbone,
+        }
+        facts = "".join(f"<div><dt>{what}</dt><dd>{html.escape(value)}</dd></div>" for what, value in said.items())
+        policy = (
+            f"default-src 'none'; connect-src 'self'; img-src data:; style-src '{policy_hash(style)}'; "
+            f"script-src '{policy_hash(script)}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        return fill(text, {"style": style, "script": script, "facts": facts, "title": html.escape(self.checkpoint)}), policy
+
+    def answer(self, content: bytes) -> dict[str, Any]:
+        """What the page shows of an image file's content, or `error`, why there is nothing to show."""
+        try:
+            image = from_pillow(opened(content), MAX_PIXELS)
+        except DataError as error:
+            return {"error": str(error)}
+        if not self.turn.acquire(timeout=PATIENCE):
+            return {"error": "Too many photos at once; try again."}
+        try:
+            (found,) = self.model.predict(image, top_k=CLASSES)
+            (seen,) = explain(self.model, image, top_k=1)
+        finally:
+            self.turn.release()
+        if wrong := found.error or seen.error:
+            return {"error": wrong}
+        shown = [(name, data_uri(picture, QUALITY)) for name, picture in ordered(seen)]
+        return {"classes": found.classes, "shares": found.probabilities, "accepted": found.accepted, "pictures": shown}
+
+
+def opened(content: bytes) -> Image.Image:
+    """An image file's content as a picture, of which only the header has been read.
+
+    Raises:
+        DataError: It is none that can be read.
+    """
+    try:
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        raise DataError("This is no picture that can be read here. Photos as JPEG, PNG or WebP can.") from error
+    except Exception as error:  # a damaged file makes decoders raise nearly any type
+        raise DataError(f"The picture is damaged: {error}.") from error
+
+
+def ordered(seen: Explanation) -> list[tuple[str, Image.Image]]:
+    """The image, its maps, those that gave most to the class first where that is known, and Grad-CAM."""
+    image, *maps = tiles(seen)
+    cam = [maps.pop()] if seen.cam is not None else []
+    if seen.map_shares:
+        # Maps without a share stand for all others, and come first.
+        shares = [*seen.map_shares, *[2.0] * (len(maps) - len(seen.map_shares))]
+        maps = [one for _, one in sorted(zip(shares, maps, strict=True), key=lambda pair: -pair[0])]
+    elif len(maps) > MAPS:
+        maps = maps[-MAPS:]
+    return [image, *maps[:MAPS], *cam]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """`GET /` is the page, `POST /answer` with an image file's content is what it shows of it, as JSON."""
+
+    server: Server
+    timeout = TIMEOUT
+    server_version = "fgzoo"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        """The page."""
+        if not self.welcome():
+            return
+        if self.path != "/":
+            self.send_error(404)
+            return
+        text, policy = self.server.page
+        self.reply(text.encode(), "text/html; charset=utf-8", policy)
+
+    def do_POST(self) -> None:
+        """An answer."""
+        if not self.welcome():
+            return
+        length = self.headers.get("Content-Length", "")
+        if self.path != "/answer":
+            self.send_error(404)
+        # A type that no form of another site can send unasked.
+        elif self.headers.get("Content-Type") != "application/octet-stream":
+            self.send_error(415)
+        elif not length.isdecimal():
+            self.send_error(411)
+        elif int(length) > MAX_BYTES:
+            self.send_error(413, f"at most {MAX_BYTES >> 20} MB")
+        else:
+            answer = self.server.answer(self.rfile.read(int(length)))
+            self.reply(json.dumps(answer).encode(), "application/json", "default-src 'none'")
+
+    def welcome(self) -> bool:
+        """Whether the request names this machine, where it alone is heard; another name may be another site's trick."""
+        name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        if self.server.host in LOOPBACK and name not in LOOPBACK:
+            self.send_error(403, "this page is for this machine alone")
+            return False
+        return True
+
+    def reply(self, content: bytes, kind: str, policy: str) -> None:
+        """Send a whole answer that nobody keeps."""
+        self.send_response(200)
+        headers = {
+            "Content-Type": kind,
+            "Content-Length": str(len(content)),
+            "Content-Security-Policy": policy,
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is kept."""

@@ -1,0 +1,184 @@
+"""The server of `fgzoo serve`, asked as programs ask it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgzoo.checkpoints.download import CHECKOUT
+from fgzoo.checkpoints.safetensors import save_safetensors
+from fgzoo.errors import UsageError
+from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.prediction.rejection import Calibration
+from fgzoo.serve import server as module
+from fgzoo.serve.server import MAX_BYTES, Server
+from tests.builders import encode, picture
+from tests.small import CARD, small
+
+PHOTO = encode(picture(0))
+
+
+@contextmanager
+def serving(model: FineGrainedClassifier, host: str = "127.0.0.1") -> Iterator[Server]:
+    with Server(model, "runs/mine", host) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving(small("rra")) as server:
+        yield server
+
+
+def ask(
+    server: Server, method: str = "POST", path: str = "/answer", content: bytes = PHOTO, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+    sent = {"Content-Type": "application/octet-stream", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    connection.request(method, path, content if method == "POST" else None, sent)
+    reply = connection.getresponse()
+    return reply.status, dict(reply.getheaders()), reply.read()
+
+
+def answer(server: Server, content: bytes) -> dict[str, Any]:
+    status, _, text = ask(server, content=content)
+    assert status == 200
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_an_answer_is_that_of_predict_with_the_maps_of_explain(server: Server) -> None:
+    found = answer(server, PHOTO)
+    (expected,) = server.model.predict(picture_of(PHOTO))
+    assert tuple(found["classes"]) == expected.classes
+    assert found["shares"] == pytest.approx(expected.probabilities, abs=1e-5)
+    assert found["accepted"] is True
+    assert [name for name, _ in found["pictures"]] == ["image", "step 1 of 3", "step 2 of 3", "step 3 of 3", "Grad-CAM"]
+    assert all(source.startswith("data:image/") for _, source in found["pictures"])
+
+
+def picture_of(content: bytes) -> Any:
+    return module.from_pillow(module.opened(content))
+
+
+def test_maps_that_gave_most_come_first_and_not_too_many() -> None:
+    with serving(small("coarse2fine", num_maps=16)) as server:
+        names = [name for name, _ in answer(server, PHOTO)["pictures"]]
+    assert len(names) == 1 + module.MAPS + 1
+    assert (names[0], names[-1]) == ("image", "Grad-CAM")
+
+
+def test_what_the_model_does_not_know_is_not_accepted() -> None:
+    with serving(doubting()) as server:
+        assert answer(server, PHOTO)["accepted"] is False
+
+
+def doubting() -> FineGrainedClassifier:
+    """A model that accepts nothing."""
+    model = small()
+    model.calibration = Calibration(1.0, "probability", (0.0, 0.05), (1.5, 2.0), 40)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no picture", "This is no picture that can be read here. Photos as JPEG, PNG or WebP can."),
+        (b"", "This is no picture that can be read here. Photos as JPEG, PNG or WebP can."),
+        (PHOTO[: len(PHOTO) // 2], "The picture is damaged"),
+    ],
+    ids=["text", "nothing", "half"],
+)
+def test_what_is_no_picture_is_told(content: bytes, said: str, server: Server) -> None:
+    assert answer(server, content)["error"].capitalize().startswith(said.capitalize())
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIXELS", 100)
+    assert "is refused as a decompression bomb: 48 x 40 pixels" in answer(server, PHOTO)["error"]
+
+
+def test_an_upload_beyond_the_bound_is_refused_before_it_is_read(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=30) as connection:
+        head = f"POST /answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BYTES + 1}"
+        connection.sendall(f"{head}\r\nContent-Type: application/octet-stream\r\n\r\n".encode())
+        assert b" 413 " in connection.recv(100)
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ({"method": "GET", "path": "/"}, 200),
+        ({"method": "GET", "path": "/../pyproject.toml"}, 404),
+        ({"method": "GET", "path": "/answer"}, 404),
+        ({"path": "/"}, 404),
+        ({"Content_Type": "text/plain"}, 415),
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "evil.example:8000"}, 403),
+        ({"method": "GET", "path": "/", "Host": "evil.example"}, 403),
+        ({"method": "OPTIONS"}, 501),
+    ],
+)
+def test_who_is_answered(how: dict[str, Any], status: int, server: Server) -> None:
+    assert ask(server, **how)[0] == status
+
+
+def test_the_page_may_ask_this_server_alone(server: Server) -> None:
+    _, headers, content = ask(server, "GET", "/")
+    assert headers["Content-Security-Policy"].startswith(
+        "default-src 'none'; connect-src 'self'; img-src data:; style-src 'sha256-"
+    )
+    assert b"http" not in content
+    assert headers["Cache-Control"] == "no-store"
+
+
+def test_nothing_is_written(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    answer(server, encode(picture(1, width=400, height=300), "PNG"))
+    assert list(tmp_path.rglob("*")) == []
+    assert list(Path.home().rglob("*")) == []
+
+
+def test_names_are_text_and_no_markup() -> None:
+    model = small(card=replace(CARD, class_names=["<b>x", "b", "c", "d"], dataset="folder"))
+    with Server(model, "<script>runs", "127.0.0.1") as server:
+        assert "&lt;script&gt;runs" in server.page[0]
+        assert "<script>runs" not in server.page[0]
+
+
+def test_a_port_that_is_taken_is_named(server: Server) -> None:
+    port = server.server_address[1]
+    with pytest.raises(
+        UsageError, match=rf"serve: 127\.0\.0\.1:{port} cannot be had \(Address already in use\); give another --port"
+    ):
+        Server(server.model, "x", "127.0.0.1", port)
+
+
+def test_the_verb_says_where_it_is_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+    save_safetensors(small(), tmp_path / "mine.safetensors")
+    command = [sys.executable, "-m", "fgzoo", "serve", "mine.safetensors", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    address = process.stdout.readline()
+    assert address.startswith("http://127.0.0.1:")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=120) == ("", "")
+    assert process.returncode == 0
