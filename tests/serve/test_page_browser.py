@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fgzoo.serve.server import Server
+from tests.browser import find_browser
 from tests.builders import save
-from tests.interpret.test_page_browser import find_browser
 from tests.serve.test_server import doubting, serving
 from tests.small import small
 
