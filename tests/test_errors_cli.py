@@ -44,7 +44,7 @@ def assert_refused(result: Result, *said: str) -> None:
             "fit --trainer.callbacks+=EarlyStopping --trainer.callbacks.moniter x",
             "trainer.callbacks: EarlyStopping has no argument 'moniter'; did you mean 'monitor'?",
         ),
-        ("fit --trainer.callbacks+=mine.Missing", "'mine.Missing' is no callback (No module named 'mine')"),
+        ("fit --trainer.callbacks+=nobodys.Missing", "'nobodys.Missing' is no callback (No module named 'nobodys')"),
         ("fit --trainer.logger TensorBoardLoger", "'TensorBoardLoger' is no logger; did you mean 'TensorBoardLogger'?"),
         ("fit --trainer.logger CSVLogger", "CSVLogger needs save_dir; give --trainer.logger.save_dir VALUE"),
         ("fit --config cub/rar", "did you mean 'cub/rra'?"),

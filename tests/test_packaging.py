@@ -19,8 +19,8 @@ from fgzoo.data.synthetic import Birds, SyntheticBirds
 REPOSITORY = Path(__file__).parents[1]
 #: All that may lie in the package.
 PACKAGED = re.compile(
-    r"fgzoo/(([a-z_]+/)?[a-z0-9_]+\.py|py\.typed|(interpret|serve)/page\.(html|css|js)|recipes/([a-z0-9.-]+/)?[a-z0-9.-]+\.yaml"
-    r"|publish/citations\.bib|nn/birds_resnet\.safetensors|checkpoints/(zoo\.yaml|[a-z0-9]+_birds\.(md|safetensors)))"
+    r"fgzoo/(([a-z_]+/)?[a-z0-9_]+\.py|py\.typed|(interpret|serve)/page\.(html|css|js)|reporting/report\.(html|css|js)"
+    r"|recipes/([a-z0-9.-]+/)?[a-z0-9.-]+\.yaml|publish/citations\.bib|nn/birds_resnet\.safetensors|checkpoints/(zoo\.yaml|[a-z0-9]+_birds\.(md|safetensors)))"
 )
 BUILD = (
     "import sys; from setuptools import build_meta as build; out = sys.argv[1]; build.build_wheel(out); build.build_sdist(out)"

@@ -95,7 +95,7 @@ def export(
         DataError: An image of one's own cannot be read.
     """
     path = user_path(path)
-    check_request(path, form)
+    check_request(path, form, quantization is not None, opset)
     size = required_card(model, "export").image_size
     _check_weights(model, form)
     shown = comparison_images(model, [] if images is None else listed(images))

@@ -228,7 +228,8 @@ def _prepared(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> Iter
     bad = [error for _, errors in read for error in errors if error is not None]
     if bad:
         raise DataError(f"export: {len(bad)} of {len(images)} images cannot be read, the first because {bad[0]}")
-    return (_normalized(model, views) for views, _ in read)
+    # The file is that of the network in single precision, whatever the weights are kept in.
+    return (_normalized(model, views).float() for views, _ in read)
 
 
 def prepared(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> Iterator[Tensor]:

@@ -190,8 +190,6 @@ class TrainingCLI(LightningCLI):
         runs = base / f"{config.data.name}-{method}"
         if self.verb == "fit" and config.time is not None:
             self.seconds = duration(config.time)  # refused before anything is built
-            if config.resume:
-                raise UsageError("--time: a resumed run keeps its epochs; leave it away")
         if self.verb == "fit" and config.resume:
             self.run_folder = user_path(config.resume)
             # A run that was stopped in its first epoch begins again.

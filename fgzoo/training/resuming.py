@@ -53,6 +53,8 @@ def check_changes(folder: Path, changed: Changes) -> None:
             continue
         if (section, argument.partition(".")[0]) in {*(("model", each) for each in MODEL), *(("data", each) for each in DATA)}:
             continue
+        if name == "time":
+            raise UsageError("--time: a resumed run keeps its epochs; leave it away")
         if name in ("output", "trainer.default_root_dir", "trainer.fast_dev_run"):
             raise UsageError(f"--resume: a run continues in its own folder, {folder}; leave --{name} away")
         raise UsageError(

@@ -76,9 +76,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were decoded in this process."""
     names: list[str] = []
 
-    def counting(path: Path, decoder: Any) -> Tensor:
+    def counting(path: Path, decoder: Any, **more: Any) -> Tensor:
         names.append(path.name)
-        return decode(path, decoder)
+        return decode(path, decoder, **more)
 
     monkeypatch.setattr("fgzoo.data.datamodule.decode", counting)
     return names
@@ -278,11 +278,11 @@ def test_of_two_processes_one_fills_and_the_other_says_that_it_waits(
 ) -> None:
     log = root.parent / "log"
 
-    def slowly(path: Path, decoder: Any) -> Tensor:
+    def slowly(path: Path, decoder: Any, **more: Any) -> Tensor:
         time.sleep(0.02)
         with log.open("a") as file:
             file.write(f"{path}\n")
-        return decode(path, decoder)
+        return decode(path, decoder, **more)
 
     monkeypatch.setattr("fgzoo.data.datamodule.decode", slowly)
     monkeypatch.setattr(image_cache, "PATIENCE", 0.05)
@@ -309,11 +309,11 @@ def test_a_run_after_one_that_was_killed_while_filling(root: Path, caches: Path,
     def fill() -> None:
         seen: list[Path] = []
 
-        def stuck(path: Path, decoder: Any) -> Tensor:
+        def stuck(path: Path, decoder: Any, **more: Any) -> Tensor:
             seen.append(path)
             if len(seen) > 5:
                 time.sleep(600)
-            return decode(path, decoder)
+            return decode(path, decoder, **more)
 
         monkeypatch.setattr("fgzoo.data.datamodule.decode", stuck)
         module(root, resize=128).prepare_data()

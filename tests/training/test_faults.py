@@ -231,10 +231,10 @@ def test_the_file_that_kills_a_loader_worker_is_named(tmp_path: Path, monkeypatc
     lethal = FGVCDataModule("cub", root).splits["train"][1].path
     decode = datamodule.decode
 
-    def crash(path: Path, *arguments: Any) -> torch.Tensor:
+    def crash(path: Path, *arguments: Any, **more: Any) -> torch.Tensor:
         if path == lethal:
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode(path, *arguments)
+        return decode(path, *arguments, **more)
 
     monkeypatch.setattr(datamodule, "decode", crash)
     result = fit(root, "--data.num_workers", 2)
