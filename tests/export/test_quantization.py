@@ -25,7 +25,7 @@ from tests.small import NAMES, small
 
 @pytest.fixture(scope="module")
 def model() -> FineGrainedClassifier:
-    return small()
+    return small(backbone="test_resnet")
 
 
 @pytest.fixture(scope="module")
