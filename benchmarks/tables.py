@@ -276,9 +276,12 @@ def over_datasets(blocks: Sequence[Block]) -> str:
                 if base is not None and base is not group and group.runs.keys() & base.runs.keys():
                     gained = gain(*paired(group, base), block.arrays)
                     gains[group.label, name] += [] if gained is None else [gained]
+    known = {parent for parent in parents.values() if parent}
+    only = known.pop() if len(known) == 1 else ""  # whom all rows have for their parent
     for (label, name), found in gains.items():
         if len(found) == len(blocks):
-            rows[label][f"mean difference to {name}"] = percentage_points(*with_interval(found))
+            named = only if name == "parent" and only else name
+            rows[label][f"mean difference to {named}"] = percentage_points(*with_interval(found))
     return markdown_table([row for row in rows.values() if all(f"{block.dataset}, top-1 %" in row for block in blocks)])
 
 
