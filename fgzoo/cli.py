@@ -110,13 +110,14 @@ def _prepare_process() -> None:
 
 def _train(verb: str, arguments: list[str]) -> int:
     """Lightning's verbs; its interrupt handling ends in exit status 1, ours in 130."""
-    from fgzoo.commands.photos import fit_photos
-    from fgzoo.training.command import run
-
     try:
         if verb == "fit" and arguments and not arguments[0].startswith("-"):
+            from fgzoo.commands.photos import fit_photos
+
             fit_photos(arguments[0], arguments[1:])
         else:
+            from fgzoo.training.command import run
+
             run(verb, arguments)
         return 0
     except SystemExit as end:

@@ -17,7 +17,6 @@ import json
 import threading
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -27,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from fgzoo.data.images import from_pillow
 from fgzoo.errors import DataError, UsageError
 from fgzoo.interpret.explanation import Explanation, explain
-from fgzoo.interpret.page import data_uri, fill, policy_hash
+from fgzoo.interpret.page import data_uri, fill, packaged, policy_hash
 from fgzoo.interpret.pictures import tiles
 from fgzoo.prediction.inference import required_card
 
@@ -83,9 +82,8 @@ class Server(ThreadingHTTPServer):
     @cached_property
     def page(self) -> tuple[str, str]:
         """The page, and its content security policy: no request but to this server, no script but its own."""
-        here = files("fgzoo.serve")
-        style, script, text = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
-        style = (files("fgzoo.interpret") / "page.css").read_text(encoding="utf-8") + style
+        style, script, text = (packaged(f"page.{kind}", "fgzoo.serve") for kind in ("css", "js", "html"))
+        style = packaged("page.css") + style
         script = fill(script, {"most": str(MAX_BYTES)})
         card = required_card(self.model, "serve")
         said = {
