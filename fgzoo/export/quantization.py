@@ -7,18 +7,16 @@ is good enough is measured on others, whose classes are known or, where they are
 
 from __future__ import annotations
 
-from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from fgzoo.checkpoints.run_folder import CONFIG, run_of
+from fgzoo.checkpoints.run_data import data_of_run
+from fgzoo.checkpoints.run_folder import run_of
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.records import Listing, Record
 from fgzoo.errors import ExportError, UsageError
@@ -148,14 +146,7 @@ def _training_data(model: FineGrainedClassifier, run: Path | None) -> FGVCDataMo
     if run is None:
         card = required_card(model, "export")
         return FGVCDataModule(card.dataset, None, card.image_size)  # type: ignore[arg-type] # it refuses other names itself
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(FGVCDataModule, "data")
-    content = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    try:
-        data: FGVCDataModule = parser.instantiate_classes(parser.parse_object({"data": content["data"]})).data
-    except ArgumentError as error:  # written by another version of fgzoo
-        raise UsageError(f"{run / CONFIG}: {first_line(error)}") from error
-    return data
+    return data_of_run(run)
 
 
 def _given(class_names: Sequence[str], paths: Sequence[Path]) -> tuple[Sequence[Path], list[int] | None, str]:

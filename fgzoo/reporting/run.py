@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 
 from fgzoo.checkpoints.loading import load
-from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS, SPLIT
+from fgzoo.checkpoints.run_data import data_of_run
+from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS
 from fgzoo.data.card import DataCard
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.records import Record
@@ -92,28 +91,18 @@ def read_run(folder: Path, root: Path | None = None, trust: Sequence[str] = (), 
     model = load(folder / LAST, trust).to(device or torch.device("cpu"))
     # What `predict` says is calibrated, too.
     scores = Scores.read(folder, model.num_classes, 1.0 if model.calibration is None else model.calibration.temperature)
-    data, trouble = _find_data(folder, settings, root, required_card(model, "report"))
+    data, trouble = _find_data(folder, root, required_card(model, "report"))
     cost = json.loads((folder / "cost.json").read_text(encoding="utf-8")) if (folder / "cost.json").is_file() else {}
     command = first.removeprefix("# ") if first.startswith("#") else ""
     return Run(folder, model, _curves(folder / METRICS), scores, data, trouble, command, settings, cost)
 
 
-def _find_data(folder: Path, settings: dict[str, Any], root: Path | None, card: DataCard) -> tuple[FGVCDataModule | None, str]:
+def _find_data(folder: Path, root: Path | None, card: DataCard) -> tuple[FGVCDataModule | None, str]:
     """The run's data, or why it is not to be found."""
-    said = dict(settings["data"])
-    if said.get("seed") is None:
-        # A run's own seed, which Lightning would have put into the environment.
-        said["seed"] = settings["seed_everything"]
-    if (folder / SPLIT).is_file():
-        said["split_file"] = str(folder / SPLIT)
-    if root is not None:
-        said["root"] = str(root)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(FGVCDataModule, "data")
     try:
-        data: FGVCDataModule = parser.instantiate_classes(parser.parse_object({"data": said | {"download": False}})).data
+        data = data_of_run(folder, root)
         changed = data.listing.fingerprint() != card.fingerprint
-    except (DataError, ArgumentError, TypeError) as error:  # another version's settings may not fit this one
+    except DataError as error:
         return None, " ".join(str(error).split())
     if changed:
         return None, f"the images listed in {data.root} are not those that the run was trained on"
