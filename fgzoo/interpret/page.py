@@ -168,12 +168,11 @@ def _values(model: FineGrainedClassifier, checkpoint: str, explained: str | None
     chips = [f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(said)}</dd></div>" for what, said in facts.items()]
     about = inspect.getdoc(type(model)) or ""
     which = "each image's most probable class" if explained is None else f"the class {explained}"
+    title = html.escape(facts["Method"])
     return {
-        "style": style,
+        "head": head(f"Where {title} looked", style, policy(style, script)),
         "script": script,
-        "style_hash": policy_hash(style),
-        "script_hash": policy_hash(script),
-        "title": html.escape(facts["Method"]),
+        "title": title,
         "facts": "".join(chips),
         "about": html.escape(about.partition("\n")[0]),
         "which": html.escape(which),
@@ -203,6 +202,35 @@ def packaged(name: str, package: str = "fgzoo.interpret") -> str:
     return (files(package) / name).read_text(encoding="utf-8")
 
 
-def policy_hash(text: str) -> str:
-    """By which a content security policy knows a script or a style sheet."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+def head(title: str, style: str, content_policy: str | None = None) -> str:
+    """The head of a page.
+
+    Args:
+        title: Markup.
+        style: The style sheet, which stands in the page.
+        content_policy: Of a page that is a file; a server says it, and that nobody is told where a request came from, in headers.
+    """
+    alone = f"""
+<meta http-equiv="Content-Security-Policy" content="{content_policy}">
+<meta name="referrer" content="no-referrer">"""
+    return f"""<head>
+<meta charset="utf-8">{"" if content_policy is None else alone}
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{style}</style>
+</head>"""
+
+
+def policy(style: str, script: str, *more: str) -> str:
+    """A content security policy: no request, no style sheet and no script but a page's own.
+
+    Args:
+        style: The style sheet.
+        script: The script.
+        *more: Further directives.
+    """
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    own = [f"{kind}-src 'sha256-{digest}'" for kind, digest in zip(("style", "script"), digests, strict=True)]
+    return "; ".join(["default-src 'none'", *more, "img-src data:", *own, "base-uri 'none'", "form-action 'none'"])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fgzoo.interpret.page import fill, json_data, packaged, policy_hash
+from fgzoo.interpret.page import fill, head, json_data, packaged, policy
 from fgzoo.methods import method_name
 from fgzoo.methods.evaluation import tail_classes
 from fgzoo.reporting.findings import Copies, DoubtfulLabel
@@ -55,11 +55,8 @@ def page(run: Run, photos: Photos, doubts: Sequence[DoubtfulLabel] | None, copie
     script = packaged("report.js", "fgzoo.reporting")
     cells = {} if scores is None else matrix(scores, run.card.class_names)
     values = {
-        "style": style,
+        "head": head(html.escape(f"{_method(run)} on {run.card.dataset}: report"), style, policy(style, script)),
         "script": script,
-        "style_hash": policy_hash(style),
-        "script_hash": policy_hash(script),
-        "title": html.escape(f"{_method(run)} on {run.card.dataset}: report"),
         "headline": f'<span dir="auto">{html.escape(_method(run))}</span> on {html.escape(run.card.dataset)}',
         "about": _headline(run, scores),
         "figures": "" if scores is None else _figures(run, scores, copies),

@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from fgzoo.data.images import from_pillow
 from fgzoo.errors import DataError, UsageError
 from fgzoo.interpret.explanation import Explanation, explain
-from fgzoo.interpret.page import data_uri, fill, packaged, policy_hash
+from fgzoo.interpret.page import data_uri, fill, head, packaged, policy
 from fgzoo.interpret.pictures import tiles
 from fgzoo.prediction.inference import required_card
 
@@ -92,11 +92,8 @@ class Server(ThreadingHTTPServer):
             "Backbone": self.model.backbone,
         }
         facts = "".join(f"<div><dt>{what}</dt><dd>{html.escape(value)}</dd></div>" for what, value in said.items())
-        policy = (
-            f"default-src 'none'; connect-src 'self'; img-src data:; style-src '{policy_hash(style)}'; "
-            f"script-src '{policy_hash(script)}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        return fill(text, {"style": style, "script": script, "facts": facts, "title": html.escape(self.checkpoint)}), policy
+        page = fill(text, {"head": head(html.escape(self.checkpoint), style), "script": script, "facts": facts})
+        return page, policy(style, script, "connect-src 'self'") + "; frame-ancestors 'none'"
 
     def answer(self, content: bytes) -> dict[str, Any]:
         """What the page shows of an image file's content, or `error`, why there is nothing to show."""
