@@ -156,12 +156,12 @@ class TrainingCLI(LightningCLI):
                 file = file_that_says(line, configs)
             raise UsageError(line if file is None else f"{file}: {line}") from error
         check_one_method(self.config[self.verb], configs)
-        if self.verb == "fit" and (folder := self.config.fit.resume) is not None:
-            own = parser.parse_args([self.verb, "--config", str(Path(folder) / CONFIG)])
+        if self.verb == "fit" and (folder := user_path(self.config.fit.resume)) is not None:
+            own = parser.parse_args([self.verb, "--config", str(folder / CONFIG)])
             self.changed = resuming.changes(*(vars(one[self.verb].as_flat()) for one in (own, self.config)))
-            if self.config.fit.data.split_file == str(Path(folder) / SPLIT):  # what it drew itself
+            if self.config.fit.data.split_file == str(folder / SPLIT):  # what it drew itself
                 self.changed.pop("data.split_file", None)
-            resuming.check_changes(Path(folder), self.changed)
+            resuming.check_changes(folder, self.changed)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would put a checkpoint's arguments over those that were given; here what is given holds."""
