@@ -27,13 +27,12 @@ from fgzoo.recipes import read_config
 
 def predicted(run: Path, root: Path, size: int) -> np.ndarray:
     """The classes that a run's last checkpoint gives its validation images at a size in pixels."""
-    model, data = load(run), read_config(run / "config.yaml")["data"]
+    model, config = load(run), read_config(run / "config.yaml")
     assert model.card is not None
     model.card = model.card.at_size(size)
-    kept = {name: data[name] for name in ("name", "resize_mode", "folds", "fold", "decoder")}
-    seed = read_config(run / "config.yaml")["seed_everything"]
+    kept = {name: config["data"][name] for name in ("name", "resize_mode", "folds", "fold", "decoder")}
     images = FGVCDataModule(
-        root=root, image_size=size, resize=model.card.resize, num_workers=0, seed=seed, cache="disk", **kept
+        root=root, image_size=size, resize=model.card.resize, num_workers=0, seed=config["seed_everything"], cache="disk", **kept
     )  # fmt: skip
     images.setup("validate")
     with torch.no_grad():

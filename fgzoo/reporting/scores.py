@@ -105,16 +105,31 @@ class Scores:
 
     def confused(self, most: int) -> list[tuple[int, int, int]]:
         """True class, answer and number of images of the pairs confused most often, the worst first."""
-        wrong = self.confusion - np.diag(self.confusion.diagonal())
-        order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-        pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
-        return [(int(true), int(answer), int(wrong[true, answer])) for true, answer in pairs if wrong[true, answer]]
+        true, answers = np.nonzero(self.confusion)
+        return confused_pairs(true, answers, self.confusion[true, answers], most)
 
     def worst(self, most: int) -> list[int]:
         """Indices of the wrong answers that were given with most confidence."""
         wrong = np.flatnonzero(~self.right)
         order: list[int] = wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most].tolist()
         return order
+
+
+def confused_pairs(
+    true: NDArray[np.integer], answers: NDArray[np.integer], images: NDArray[np.integer], most: int
+) -> list[tuple[int, int, int]]:
+    """The pairs of a true class and another one answered that came most often, with their number of images, the worst first.
+
+    Args:
+        true: (P,) classes.
+        answers: (P,) classes, such that no pair comes twice.
+        images: (P,) how often each pair came.
+        most: At most so many pairs.
+    """
+    wrong = true != answers
+    pairs = true[wrong], answers[wrong], images[wrong]
+    order = np.lexsort((pairs[1], pairs[0], -pairs[2]))[:most]
+    return list(zip(*(values[order].tolist() for values in pairs), strict=True))
 
 
 def interval(hits: int, count: int) -> tuple[float, float]:

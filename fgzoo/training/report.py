@@ -15,6 +15,7 @@ from scipy.sparse import coo_array, issparse, sparray
 from torch import Tensor
 
 from fgzoo.files import atomic_write
+from fgzoo.reporting.scores import confused_pairs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,11 +130,10 @@ def per_class(counts: Counts, class_names: Sequence[str]) -> list[list[str | int
 
 def most_confused(counts: Counts, class_names: Sequence[str], most: int = 10) -> list[list[str | int]]:
     """The pairs (true, predicted) that are confused most often, at most `most`, the worst first."""
-    counts = _sparse(counts)
-    true, predicted = counts.coords
-    order = np.lexsort((predicted, true, -counts.data))
-    wrong = [place for place in order if true[place] != predicted[place]][:most]
-    return [[class_names[true[place]], class_names[predicted[place]], int(counts.data[place])] for place in wrong]
+    entries = _sparse(counts)
+    true, predicted = entries.coords
+    found = confused_pairs(true, predicted, entries.data, most)
+    return [[class_names[one], class_names[other], images] for one, other, images in found]
 
 
 def _sparse(counts: Counts) -> coo_array:
