@@ -10,11 +10,12 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.server import running
 
 TOKEN = "hf_of_the_tests"
 COMMIT = "c" * 40
@@ -139,9 +140,6 @@ def mode_of(path: str) -> str:
 
 @contextmanager
 def hub_serving() -> Iterator[Hub]:
-    with Hub() as hub:
-        thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    hub = Hub()
+    with running(hub):
         yield hub
-        hub.shutdown()
-        thread.join()

@@ -79,11 +79,19 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
-    with Server() as server:
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """A server that answers in a thread of its own."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield server
-        server.stopped.set()
+        yield
         server.shutdown()
         thread.join()
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    server = Server()
+    with running(server):
+        yield server
+        server.stopped.set()

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +25,7 @@ from fgzoo.prediction.rejection import Calibration
 from fgzoo.serve import server as module
 from fgzoo.serve.server import MAX_BYTES, Server
 from tests.builders import encode, picture
+from tests.server import running
 from tests.small import CARD, small
 
 PHOTO = encode(picture(0))
@@ -33,12 +33,9 @@ PHOTO = encode(picture(0))
 
 @contextmanager
 def serving(model: FineGrainedClassifier, host: str = "127.0.0.1") -> Iterator[Server]:
-    with Server(model, "runs/mine", host) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    server = Server(model, "runs/mine", host)
+    with running(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
