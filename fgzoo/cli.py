@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import select
+import signal
 import sys
 import tempfile
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fgzoo.allocator import keep_freed_memory
@@ -35,7 +40,16 @@ VERBS = {
 TRAINING = ("fit", "validate", "test")
 
 USAGE = 2
-INTERRUPTED = 130
+#: What ends a process that does not say otherwise: a time limit or a container that stops, a terminal that is closed.
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class EndedError(KeyboardInterrupt):
+    """A signal ended a verb, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: What followed `fgzoo`; by default the process's own.
 
     Returns:
-        0 done, 1 failed, 2 wrong usage or input, 130 interrupted.
+        0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 143 ended by SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
@@ -58,8 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         return _say(error, debug, USAGE)
     except KeyboardInterrupt as error:
-        sys.stderr.write(f"fgzoo: interrupted{'; ' if str(error) else ''}{error}\n")
-        return INTERRUPTED
+        number = error.number if isinstance(error, EndedError) else signal.SIGINT
+        how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+        sys.stderr.write(f"fgzoo: {how}{'; ' if str(error) else ''}{error}\n")
+        return 128 + number
     except (TrainingError, OSError) as error:
         return 0 if _reader_has_left(error) else _say(error, debug, 1)
     except SystemExit as end:
@@ -70,9 +86,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write_any_text() -> None:
-    """Write UTF-8 to files and pipes whatever the system's encoding; a terminal that lacks a letter shows another sign."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    """Write UTF-8 to files and pipes whatever the system's encoding; a terminal that lacks a letter shows another sign.
+
+    A stream that is closed, or that a program without a console never had, takes everything and shows nothing.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace") if stream.isatty() else stream.reconfigure(encoding="utf-8")
 
 
@@ -93,7 +115,30 @@ def _dispatch(arguments: list[str]) -> int:
         return _train(verb, arguments[1:])
     from fgzoo.commands.parser import run
 
-    return run(import_path(COMMANDS[verb]), arguments[1:], f"fgzoo {verb}")
+    with _ended_as_by_ctrl_c():
+        return run(import_path(COMMANDS[verb]), arguments[1:], f"fgzoo {verb}")
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Signals that would end the process at once end a verb as Ctrl-C does: what is done is kept, and no temporary file stays."""
+    process = os.getpid()
+
+    def end(number: int, _frame: object) -> None:
+        if os.getpid() != process:  # a forked worker, which has nothing to tidy up
+            os._exit(128 + number)
+        raise EndedError(number)
+
+    # What another program, or nohup, has chosen for a signal holds; and threads have none of their own.
+    usual = threading.current_thread() is threading.main_thread()
+    taken = [number for number in ENDING if usual and signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _prepare_process() -> None:
@@ -144,6 +189,8 @@ def _say(error: Exception, debug: bool, status: int) -> int:
         traceback.print_exception(error)
     # A loader's worker wraps what it raised into a traceback's text; the last line is what the person needs.
     text = str(error).strip()
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        text = f"{error.filename}: {error.strerror}; give a place that can be written by --output"
     line = text.splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else " ".join(text.split())
     sys.stderr.write(f"fgzoo: {line}\n")
     return status

@@ -18,6 +18,7 @@ import yaml
 import fgzoo as package
 from fgzoo import FGVCDataModule, create_model, load
 from fgzoo.checkpoints.run_folder import PROBABILITIES
+from fgzoo.cli import main
 from fgzoo.errors import UntrainedError
 from fgzoo.methods import available, installed
 from fgzoo.recipes import list_recipes
@@ -77,6 +78,14 @@ def test_nothing_shows_the_help() -> None:
 
 def test_version() -> None:
     assert fgzoo("--version").out == f"fgzoo {package.__version__}\n"
+
+
+@pytest.mark.parametrize("closed", [["stdout"], ["stdout", "stderr"]])
+def test_a_process_without_standard_streams(closed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    assert main(["list", "methods"]) == 0
+    assert main(["list", "nothing-of-that-kind"]) == 2
 
 
 @pytest.mark.parametrize("verb", ["fit", "test"])

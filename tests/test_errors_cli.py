@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import make_cub
-from tests.command import Result, fgzoo, fit
+from tests.command import MACHINE, Result, fgzoo, fit
 
 
 def assert_refused(result: Result, *said: str) -> None:
@@ -192,6 +193,18 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     result = fit(root, "--output", "locked/run")
     assert result.status == 1
     assert "locked" in result.err
+
+
+def test_a_working_folder_that_cannot_be_written_says_where_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(base: Path) -> Path:
+        raise OSError(errno.EROFS, "Read-only file system", "runs")
+
+    monkeypatch.setattr("fgzoo.training.command.new_folder", refuse)
+    result = fgzoo("fit", *MACHINE)
+    assert (result.status, result.err) == (
+        1,
+        "fgzoo: runs: Read-only file system; give a place that can be written by --output\n",
+    )
 
 
 def test_an_output_below_a_file_is_named(tmp_path: Path) -> None:

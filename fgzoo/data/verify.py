@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from fgzoo.data.cub import list_cub
 from fgzoo.data.folder import read_folder
 from fgzoo.data.images import decode
 from fgzoo.data.lists import first_five, missing_images
-from fgzoo.data.records import Listing
+from fgzoo.data.records import Listing, Record
 from fgzoo.errors import DataError, UsageError
+from fgzoo.files import file_hash
 
 
 class Counts(NamedTuple):
@@ -52,6 +54,7 @@ class VerifyReport:
         found: Its size on disk, as listed.
         official: The official size; `None` for a folder of one's own.
         missing: Names of listed images that do not exist.
+        copied: Names of validation and test images that are files of another split, too, byte by byte.
         undecodable: Message per image that cannot be decoded; empty where none was tried.
         decoded: Number of images that were decoded; 0 where none was tried.
     """
@@ -60,13 +63,15 @@ class VerifyReport:
     found: Counts
     official: Counts | None
     missing: tuple[str, ...]
+    copied: tuple[str, ...]
     undecodable: tuple[str, ...]
     decoded: int
 
     @property
     def passed(self) -> bool:
-        """No listed image is missing or cannot be decoded, and the size is the official one, where there is one."""
-        return not self.missing and not self.undecodable and self.official in (None, self.found)
+        """No image is missing or cannot be decoded; the size is the official one, or, of own data, no image is in two splits."""
+        whole = self.official == self.found or (self.official is None and not self.copied)
+        return whole and not self.missing and not self.undecodable
 
     def __str__(self) -> str:
         lines = [f"{self.dataset}: {self.found}"]
@@ -74,6 +79,8 @@ class VerifyReport:
             lines.append("as published" if self.found == self.official else f"a subset or variant of {self.official}")
         if self.missing:
             lines.append(f"{len(self.missing)} images missing: {first_five(self.missing)}")
+        if self.copied:
+            lines.append(f"{len(self.copied)} images of validation and test are in another split, too: {first_five(self.copied)}")
         if self.decoded or self.undecodable:
             lines.append(f"{self.decoded} images decoded, {len(self.undecodable)} failed")
         lines += self.undecodable[:5]
@@ -81,7 +88,7 @@ class VerifyReport:
 
 
 def verify(name: str, root: Path, decode_all: bool = False) -> VerifyReport:
-    """Count classes and images, look for every image, and decode them all where asked.
+    """Count classes and images, look for every image, and for files that are in two splits; decode them all where asked.
 
     Args:
         name: `cub`, `cars`, `aircraft` or `folder`.
@@ -108,4 +115,21 @@ def verify(name: str, root: Path, decode_all: bool = False) -> VerifyReport:
         except DataError as error:
             undecodable.append(str(error))
     found = Counts(len(listing.class_names), len(listing.train), len(listing.test))
-    return VerifyReport(name, found, OFFICIAL.get(name), tuple(missing_images(listing)), tuple(undecodable), decoded)
+    missing, copied = tuple(missing_images(listing)), tuple(_copied(listing))
+    return VerifyReport(name, found, OFFICIAL.get(name), missing, copied, tuple(undecodable), decoded)
+
+
+def _copied(listing: Listing) -> list[str]:
+    """Names of the images whose bytes are those of an image of an earlier split; files of equal size alone are read."""
+    by_size: defaultdict[int, list[tuple[str, Record, Path]]] = defaultdict(list)
+    for split, records in (("train", listing.train), ("val", listing.val), ("test", listing.test)):
+        for record in records:
+            if record.path is not None and record.path.is_file():
+                by_size[record.path.stat().st_size].append((split, record, record.path))
+    found = []
+    for alike in by_size.values():
+        first: dict[str, str] = {}
+        for split, record, path in alike if len({split for split, *_ in alike}) > 1 else ():
+            if first.setdefault(file_hash(path, "sha256"), split) != split:
+                found.append(record.name)
+    return sorted(found)

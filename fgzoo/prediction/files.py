@@ -205,7 +205,7 @@ def _write_jsonl(output: Path | None, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _write_lines(output: Path | None, header: str, rows: Iterable[str], errors: str) -> None:
-    """Write lines, each in one piece; the rows that are written when Ctrl-C ends it stay."""
+    """Write lines, each in one piece; the rows that are written when Ctrl-C, or a signal, ends it stay."""
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors=errors)
@@ -213,19 +213,21 @@ def _write_lines(output: Path | None, header: str, rows: Iterable[str], errors: 
             sys.stdout.write(line)
             sys.stdout.flush()
         return
-    done, interrupted = 0, False
+    done = 0
+    interruption: KeyboardInterrupt | None = None
     with atomic_write(output) as part, part.open("w", encoding="utf-8", errors=errors, newline="") as file:
         file.write(header)
         try:
             for row in rows:
                 file.write(row)
                 done += 1
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if not done:
                 raise
-            interrupted = True
-    if interrupted:
-        raise KeyboardInterrupt(f"{output} holds the {done} rows that were done")
+            interruption = error
+    if interruption is not None:
+        interruption.args = (f"{output} holds the {done} rows that were done",)
+        raise interruption
 
 
 def _record(path: Path, prediction: Prediction) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,8 +206,13 @@ def _metrics(entry: ZooEntry, training: Training) -> str:
 def _confusion(training: Training) -> str:
     if not training.confused:
         return ""
-    rows = "\n".join(f"| {true} | {predicted} | {count} |" for true, predicted, count in training.confused)
+    rows = "\n".join(f"| {_cell(true)} | {_cell(predicted)} | {count} |" for true, predicted, count in training.confused)
     return f"## Confused most often\n\n| true | predicted | test images |\n|---|---|---|\n{rows}"
+
+
+def _cell(name: str) -> str:
+    """A class name as the text of a table's cell, whatever signs of Markdown and line breaks it has."""
+    return re.sub(r"([\\|`*\[<&])", r"\\\1", " ".join(name.split()))
 
 
 def _limits(entry: ZooEntry, calibration: Calibration | None) -> str:

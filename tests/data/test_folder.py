@@ -190,3 +190,13 @@ def test_verify_knows_no_official_size(tmp_path: Path) -> None:
     report = verify("folder", make_folder(tmp_path))
     assert report.official is None
     assert report.passed
+
+
+def test_verify_finds_files_that_are_in_two_splits(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    shutil.copy(root / "train/class 0/image0.jpg", root / "test/class 0/copy.jpg")
+    shutil.copy(root / "train/class 0/image0.jpg", root / "train/class 0/twice.jpg")
+    report = verify("folder", root)
+    assert report.copied == ("test/class 0/copy.jpg",)
+    assert not report.passed
+    assert "1 images of validation and test are in another split, too: test/class 0/copy.jpg" in str(report)

@@ -132,9 +132,16 @@ def test_an_interruption_leaves_whole_rows_on_standard_output(trained: SimpleNam
     assert rest == "" or rest.endswith("\n")
 
 
-@pytest.mark.parametrize(("form", "head"), [("csv", 1), ("jsonl", 0)])
+@pytest.mark.parametrize(
+    ("form", "head", "number", "told"),
+    [
+        ("csv", 1, signal.SIGINT, "interrupted"),
+        ("jsonl", 0, signal.SIGINT, "interrupted"),
+        ("csv", 1, signal.SIGTERM, "ended by SIGTERM"),
+    ],
+)
 def test_an_interruption_leaves_the_rows_that_are_done_in_a_file(
-    trained: SimpleNamespace, form: str, head: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: SimpleNamespace, form: str, head: int, number: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = {"csv": "_cells", "jsonl": "_record"}[form]
     row, done = getattr(files, writer), []
@@ -142,7 +149,7 @@ def test_an_interruption_leaves_the_rows_that_are_done_in_a_file(
     def interrupted(*given: Any) -> Any:
         done.append(given)
         if len(done) == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return row(*given)
 
     monkeypatch.setattr(files, writer, interrupted)
@@ -150,7 +157,8 @@ def test_an_interruption_leaves_the_rows_that_are_done_in_a_file(
         save(tmp_path / f"{index}.jpg", index)
     (tmp_path / f"p.{form}").write_text("yesterday's")
     result = fgzoo("predict", trained.run, *(f"{index}.jpg" for index in range(4)), "--output", f"p.{form}", *ON_CPU)
-    assert result.status == 130
-    assert f"interrupted; p.{form} holds the 2 rows that were done" in result.err
+    assert result.status == 128 + number
+    assert f"{told}; p.{form} holds the 2 rows that were done" in result.err
+    assert list(tmp_path.glob(".*")) == []
     lines = (tmp_path / f"p.{form}").read_text().splitlines()[head:]
     assert ["0.jpg" in lines[0], "1.jpg" in lines[1], len(lines)] == [True, True, 2]

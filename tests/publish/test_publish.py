@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from markdown_it import MarkdownIt
 
 from fgzoo import list_models, load
 from fgzoo.checkpoints.registry import list_checkpoints, read_registry
-from fgzoo.publish.model_card import CITATIONS, PAPERS
+from fgzoo.publish.model_card import CITATIONS, PAPERS, Training, _confusion
 from fgzoo.publish.publishing import publish
 from tests.builders import make_cub, save
 from tests.command import Result, fgzoo, fit, metrics
@@ -96,6 +97,14 @@ def test_the_card_tells_what_one_must_know_and_nothing_of_the_machine(tested: li
     assert "It knows 3 classes. An image whose probability is below" in card
     for text in (card, Path("zoo/mine.safetensors").read_bytes().decode(errors="replace")):
         assert str(tested[0].parent) not in text
+
+
+@pytest.mark.parametrize("name", ["a | b", "two\nlines", "<b>*x*</b> [y](z) `q`", "a&amp;b\\|", "\u05e2\u05d5\u05e8\u05d1"])
+def test_a_class_name_of_any_text_is_one_cell_of_the_card(name: str) -> None:
+    page = _confusion(Training("", {}, [], {}, {}, {}, "float32", None, [(name, "other", 2)]))
+    found = MarkdownIt().enable("table").parse(page)
+    cells = ["".join(part.content for part in token.children or ()) for token in found if token.type == "inline"]
+    assert cells[-3:] == [" ".join(name.split()), "other", "2"]
 
 
 def test_every_method_but_the_baseline_has_a_paper_to_cite() -> None:

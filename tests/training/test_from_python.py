@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import multiprocessing
 import pickle
 import threading
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from fgzoo import load
+from fgzoo import FGVCDataModule, FineGrainedClassifier, load
 from fgzoo.checkpoints.run_folder import LAST
 from fgzoo.errors import UntrainedError
 from fgzoo.methods.baseline import Baseline
@@ -86,6 +88,17 @@ def test_a_copy_answers_as_its_model(name: str, copied: Callable[[Any], Any]) ->
 def test_a_copy_of_a_loaded_checkpoint_answers_as_it_does() -> None:
     model = load("rra_birds")
     assert copy.deepcopy(model).predict([picture(1)]) == model.predict([picture(1)])
+
+
+def _answers(model: FineGrainedClassifier, data: FGVCDataModule) -> tuple[Any, ...]:
+    """What a process makes of a model and a data module; batches as lists, which pass between processes by value."""
+    return model.predict([picture(1)]), [batch[0].tolist() for batch in data.train_dataloader()]
+
+
+def test_a_spawned_process_answers_and_reads_as_this_one() -> None:
+    model, data = small("rra"), birds(augmentation="standard")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(_answers, model, data).result() == _answers(model, data)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
