@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import select
 import signal
 import sys
@@ -88,14 +89,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _write_any_text() -> None:
     """Write UTF-8 to files and pipes whatever the system's encoding; a terminal that lacks a letter shows another sign.
 
-    A stream that is closed, or that a program without a console never had, takes everything and shows nothing.
+    A byte of a file's name that is no UTF-8 comes out as its number. A stream that is closed, or that a program without a console
+    never had, takes everything and shows nothing.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace") if stream.isatty() else stream.reconfigure(encoding="utf-8")
+            encoding, errors = (None, "replace") if stream.isatty() else ("utf-8", "backslashreplace")
+            stream.reconfigure(encoding=encoding, errors=errors)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -155,6 +158,8 @@ def _prepare_process() -> None:
 
 def _train(verb: str, arguments: list[str]) -> int:
     """Lightning's verbs; its interrupt handling ends in exit status 1, ours in 130."""
+    if odd := [argument for argument in arguments if re.search("[\udc80-\udcff]", argument)]:  # bytes of a name that are no UTF-8
+        raise UsageError(f"{verb}: {odd[0]!a} is not valid UTF-8, in which a run's settings are written; rename it")
     try:
         if verb == "fit" and arguments and not arguments[0].startswith("-"):
             from fgzoo.commands.photos import fit_photos

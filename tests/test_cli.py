@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -78,6 +79,12 @@ def test_nothing_shows_the_help() -> None:
 
 def test_version() -> None:
     assert fgzoo("--version").out == f"fgzoo {package.__version__}\n"
+
+
+def test_a_name_that_is_no_utf8_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True))
+    assert main(["\udcd6l"]) == 2
+    assert b"no verb '\\udcd6l'" in sys.stderr.buffer.getvalue()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("closed", [["stdout"], ["stdout", "stderr"]])

@@ -64,6 +64,7 @@ def assert_refused(result: Result, *said: str) -> None:
         ("fit --data.resize 64", "data.resize: 64 is smaller"),
         ("fit --trainer.accelerator tpuu", "invalid accelerator name"),
         ("fit --trainer.max_epochs -1", "give a number of epochs"),
+        ("fit --config cub/rra --data.root \udcd6l", "fit: '\\udcd6l' is not valid UTF-8"),
         ("fit --ckpt_path nowhere.ckpt", "no file or run folder 'nowhere.ckpt'"),
         ("fit --resume nowhere", "nowhere is no run's folder"),
         ("fit --resume nowhere --config cub", "leave --config and --model away"),

@@ -23,7 +23,7 @@ METHOD, WHY = "rra", "which stood above plain fine-tuning on folds of birds and 
 
 
 def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
-    """Train on photos, test once, write the report, and say what to do next.
+    """Train on photos, test once where there are images to test on, write the report, and say what to do next.
 
     Args:
         photos: A folder of class folders, or a CSV.
@@ -46,7 +46,10 @@ def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
     trained = run("fit", [*chosen, *arguments], closing=False)
     if not first or trained.dry:
         return trained
-    run("test", ["--ckpt_path", str(trained.run_folder), "--trainer.devices", "1", "--trainer.num_nodes", "1"], closing=False)
+    if trained.datamodule.splits["test"]:
+        run("test", ["--ckpt_path", str(trained.run_folder), "--trainer.devices", "1", "--trainer.num_nodes", "1"], closing=False)
+    else:
+        console.print("Not tested: there is no test image.")
     report = write_report(trained.run_folder, device=trained.model.device, trust=values_of(arguments, "--trust"))
     console.print()
     for line in (*report.lines, *last_words(trained, report.page)):

@@ -236,6 +236,11 @@ class FGVCDataModule(L.LightningDataModule):
             raise UsageError(f"{self.root} has a test split of its own; leave data.test_fraction at 0.")
         groups = self._groups(listing)
         train, test = stratified_holdout(listing.train, self.test_fraction, self.seed, groups)
+        if not test:
+            raise DataError(
+                f"data.test_fraction: nothing at {self.root} can be set apart for testing, since no class has a second image"
+                f"{' that is no near-duplicate of the first' if groups else ''}; add some, or leave it at 0"
+            )
         alike = (
             f"; {sum(map(len, groups))} near-duplicates in {len(groups)} groups stay together" if self.group_duplicates else ""
         )
@@ -247,6 +252,10 @@ class FGVCDataModule(L.LightningDataModule):
         if self._found_groups is None:
             self._found_groups = _near_duplicates(listing) if self.group_duplicates else ()
         return self._found_groups
+
+    def __getstate__(self) -> dict[str, object]:
+        # As of a model, a copy, and what another process is sent, has no trainer.
+        return {**self.__dict__, "trainer": None}
 
     @property
     def class_names(self) -> list[str]:

@@ -65,13 +65,17 @@ def find(path: str | Path) -> Layout:
     listing = data.listing
     arguments: dict[str, Any] = {"root": str(root)}
     apart = []
-    if not listing.test:
+    # Of a class's only image nothing can be set apart.
+    alone = len({record.target for record in listing.train}) == len(listing.train)
+    if alone:
+        apart.append("no class has a second image, so that none is set apart for validation or testing")
+    elif not listing.test:
         arguments["test_fraction"] = TEST_FRACTION
         apart.append(f"{TEST_FRACTION:.0%} of each class are set apart for testing")
-    if not listing.val:
+    if not alone and not listing.val:
         arguments["val_fraction"] = VAL_FRACTION
         apart.append(f"{VAL_FRACTION:.0%} of the training images for validation")
-    if apart:
+    if apart and not alone:
         arguments["group_duplicates"] = True
         apart.append("near-duplicates stay together")
     parts = {"training": listing.train, "validation": listing.val, "test": listing.test}

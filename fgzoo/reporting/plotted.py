@@ -62,9 +62,10 @@ def confidence_section(run: Run, scores: Scores) -> str:
     rule = "" if known is None else f" Probabilities are calibrated by the temperature {known.temperature:.3g}."
     if known is not None and known.score == "probability":
         reached = scores.confidence >= known.threshold()
+        right = f", {percent(float(scores.right[reached].mean()))} of them right" if reached.any() else ""
         rule += (
             f" <code>fgzoo predict</code> says unknown below {percent(known.threshold())}: that leaves "
-            f"{percent(float(reached.mean()))} of these images, {percent(float(scores.right[reached].mean()))} of them right."
+            f"{percent(float(reached.mean()))} of these images{right}."
         )
     return (
         '<h2>How far its confidence can be trusted</h2><p class="lead">'

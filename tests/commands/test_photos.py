@@ -128,3 +128,11 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     result = fgzoo("fit", "nowhere", *TINY, cwd=tmp_path)
     assert result.status == 2
     assert "nowhere" in result.err
+
+
+def test_classes_of_one_image_are_trained_on_and_not_tested(tmp_path: Path) -> None:
+    result = fgzoo("fit", photos(tmp_path / "photos", per_class=1), "--model", "baseline", *TINY, "--output", "run", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert "no class has a second image, so that none is set apart" in result.out
+    assert "Not tested: there is no test image." in result.out
+    assert (tmp_path / "run/report/index.html").is_file()

@@ -48,6 +48,11 @@ def test_a_fraction_beside_a_test_part_is_refused(tmp_path: Path) -> None:
         module(make_folder(tmp_path), test_fraction=0.2).setup()
 
 
+def test_a_fraction_of_classes_of_one_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing .* can be set apart for testing, since no class has a second image"):
+        module(make_folder(tmp_path, per_class=1, splits=()), test_fraction=0.2).setup()
+
+
 def test_a_split_file_gives_the_same_parts(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:
     read = module(root, split_file=tmp_path / "split.csv")
     assert parts(read) == parts(drawn)

@@ -92,11 +92,15 @@ def test_a_copy_of_a_loaded_checkpoint_answers_as_it_does() -> None:
 
 def _answers(model: FineGrainedClassifier, data: FGVCDataModule) -> tuple[Any, ...]:
     """What a process makes of a model and a data module; batches as lists, which pass between processes by value."""
-    return model.predict([picture(1)]), [batch[0].tolist() for batch in data.train_dataloader()]
+    loader: Any = data.train_dataloader()
+    loader.sampler.set_epoch(1)
+    return model.predict([picture(1)]), [batch[0].tolist() for batch in loader]
 
 
-def test_a_spawned_process_answers_and_reads_as_this_one() -> None:
+@pytest.mark.timeout(900)  # a process that imports everything anew
+def test_a_spawned_process_answers_and_reads_as_this_one(tmp_path: Path) -> None:
     model, data = small("rra"), birds(augmentation="standard")
+    quiet(tmp_path).fit(make(Baseline), datamodule=data)  # a copy must not take the trainer with it
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(_answers, model, data).result() == _answers(model, data)
 
