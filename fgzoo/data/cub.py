@@ -5,7 +5,9 @@ Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 Datase
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from fgzoo.data.download import Archive, prepare
@@ -19,10 +21,18 @@ ARCHIVE = Archive(
     filename="CUB_200_2011.tgz",
 )
 
-NOTES = (
+NOTE = (
     "About two dozen of the official test images are also in ImageNet's training set: "
-    "a backbone trained on ImageNet has seen them.",
+    "a backbone trained on ImageNet has seen them."
 )
+
+#: How CUB-200-2011 calls its classes: `001.Black_footed_Albatross`.
+_CLASS_NAME = re.compile(r"(?:0\d\d|1\d\d|200)\.\w[\w-]*", re.ASCII)
+
+
+def is_cub(class_names: Iterable[str]) -> bool:
+    """Whether data in CUB's format is CUB-200-2011 itself, or a part of it, by the names of its classes."""
+    return all(map(_CLASS_NAME.fullmatch, class_names))
 
 
 def read_cub(root: Path) -> Listing:
@@ -74,8 +84,9 @@ def list_cub(root: Path) -> Listing:
         (train if split == "1" else test).append(record)
     class_names = tuple(classes[key].fields[1] for key in ordered)
     empty = len(classes) - len(ordered)
-    notes = (*NOTES, f"Classes of classes.txt that no image has are left out: {empty}.") if empty else NOTES
-    return Listing("cub", class_names, by_name(train), by_name(test), notes=notes)
+    notes = [NOTE] if is_cub(class_names) else []
+    notes += [f"Classes of classes.txt that no image has are left out: {empty}."] if empty else []
+    return Listing("cub", class_names, by_name(train), by_name(test), notes=tuple(notes))
 
 
 def prepare_cub(root: Path) -> None:

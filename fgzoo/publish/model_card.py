@@ -13,6 +13,7 @@ import yaml
 from fgzoo.checkpoints.hub import HubFile
 from fgzoo.checkpoints.registry import SUFFIX, ZooEntry
 from fgzoo.data.card import DataCard
+from fgzoo.data.cub import is_cub
 from fgzoo.data.verify import OFFICIAL
 from fgzoo.prediction.rejection import REJECTED, Calibration
 
@@ -41,11 +42,14 @@ PAPERS = {
     "bcnn-spp": "lin2015bcnn",
     "cub": "wah2011cub", "cars": "krause2013cars", "aircraft": "maji2013aircraft",
 }  # fmt: skip
+#: What is in CUB's format and is not CUB, such as NABirds.
+LIKE_CUB = "like cub"
 #: What each data set is, and under what terms its images may be used.
 TERMS = {
     "birds": "Synthetic birds, drawn by fgzoo from seeds. They are no photographs: these weights name no real bird, and their "
     "scores say nothing about photographs. They are for trying fgzoo out.",
     "cub": "CUB-200-2011. Its images belong to their photographers and are for non-commercial research and education.",
+    LIKE_CUB: "Images in the format of CUB-200-2011. They have terms of their own.",
     "cars": "Stanford Cars. Its images are for non-commercial research.",
     "aircraft": "FGVC-Aircraft. Its images are for non-commercial research.",
     "folder": "The publisher's own images.",
@@ -96,23 +100,24 @@ def model_card(
         The page, which opens with the hub's header.
     """
     file = hub.file if hub else f"{entry.name}{SUFFIX}"
+    data = LIKE_CUB if entry.dataset == "cub" and not is_cub(card.class_names) else entry.dataset
     sections = [
-        f"{hub_header(entry)}\n# {entry.name}",
+        f"{hub_header(entry, data)}\n# {entry.name}",
         f"{entry.method} with {entry.backbone}, {entry.classes} classes of `{entry.dataset}`, {entry.image_size} pixels.",
         _use(f"hf://{hub.repository}" if hub else entry.name),
-        _data(entry, card, training),
+        _data(entry, data, card, training),
         _recipe(entry, training),
         _metrics(entry, training),
         _confusion(training),
         _limits(entry, calibration),
         f"## Licence\n\nWeights: {entry.licence}.{THEIR_TERMS if entry.dataset != 'birds' else ''}",
-        _citation(entry),
+        _citation(entry, data),
         f"## File\n\n`{file}`, {training.stored}, {entry.size:,} bytes, sha256\n`{entry.sha256}`",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def hub_header(entry: ZooEntry) -> str:
+def hub_header(entry: ZooEntry, data: str) -> str:
     """What the hub reads of a card: YAML between two lines of dashes, its results in the form of a model-index."""
     known = entry.licence.lower()
     licence = {"license": known} if known in HUB_LICENCES else {"license": "other", "license_name": known.replace(" ", "-")}
@@ -120,13 +125,13 @@ def hub_header(entry: ZooEntry) -> str:
         {"type": HUB_METRICS[name], "name": METRIC_TITLES[name][0].removesuffix(", %"), "value": numbers["value"]}
         for name, numbers in entry.metrics.items()
     ]
-    official = OFFICIAL.get(entry.dataset)
+    official = OFFICIAL.get(data)
     # A subset's scores must not stand among those of the whole.
     part = f", {entry.classes} of {official.classes} classes" if official and entry.classes < official.classes else ""
     task = "image-classification"
     result = {
         "task": {"type": task},
-        "dataset": {"type": entry.dataset, "name": TERMS[entry.dataset].partition(".")[0] + part, "split": "test"},
+        "dataset": {"type": entry.dataset, "name": TERMS[data].partition(".")[0] + part, "split": "test"},
         "metrics": metrics,
     }
     header = {
@@ -146,11 +151,11 @@ def _use(said: str) -> str:
     )
 
 
-def _data(entry: ZooEntry, card: DataCard, training: Training) -> str:
+def _data(entry: ZooEntry, data: str, card: DataCard, training: Training) -> str:
     counts = ", ".join(f"{number} {split}" for split, number in training.images.items() if number)
     lines = [
-        f"{TERMS[entry.dataset]} {entry.classes} classes; images: {counts}; fingerprint of the lists `{card.fingerprint}`.",
-        *_subset(entry, training.images),
+        f"{TERMS[data]} {entry.classes} classes; images: {counts}; fingerprint of the lists `{card.fingerprint}`.",
+        *_subset(entry, data, training.images),
         *training.notes,
         f"Images are resized to {card.resize} pixels ({card.resize_mode}, {card.interpolation}, antialiased), and the middle "
         f"{card.image_size} x {card.image_size} pixels are classified.",
@@ -158,9 +163,9 @@ def _data(entry: ZooEntry, card: DataCard, training: Training) -> str:
     return "## Training data\n\n" + "\n\n".join(lines)
 
 
-def _subset(entry: ZooEntry, images: Mapping[str, int]) -> list[str]:
+def _subset(entry: ZooEntry, data: str, images: Mapping[str, int]) -> list[str]:
     """What must be said where the official data set has more images."""
-    official = OFFICIAL.get(entry.dataset)
+    official = OFFICIAL.get(data)
     train, test = sum(number for split, number in images.items() if split != "test"), images["test"]
     if official is None or (train >= official.train and test >= official.test):
         return []
@@ -231,8 +236,8 @@ def _limits(entry: ZooEntry, calibration: Calibration | None) -> str:
     return "## Limits\n\n" + "\n".join(f"* {limit}" for limit in limits)
 
 
-def _citation(entry: ZooEntry) -> str:
-    papers = [PAPERS[name] for name in (entry.method, entry.dataset) if name in PAPERS]
+def _citation(entry: ZooEntry, data: str) -> str:
+    papers = [PAPERS[name] for name in (entry.method, data) if name in PAPERS]
     if not papers:
         return ""
     texts = CITATIONS.read_text(encoding="utf-8").strip().split("\n\n")

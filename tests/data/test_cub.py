@@ -113,6 +113,12 @@ def test_overlap_with_imagenet_is_noted(tmp_path: Path) -> None:
     assert "ImageNet" in read_cub(tmp_path).notes[0]
 
 
+def test_what_is_known_of_cub_is_not_said_of_others_in_its_format(tmp_path: Path) -> None:
+    folder = make_cub(tmp_path, classes=2)
+    write_lines(folder / "classes.txt", ["1 Oak Titmouse", "2 Mallard (Female/Juvenile)"])
+    assert read_cub(tmp_path).notes == ()
+
+
 def test_verify_calls_a_subset_a_subset(tmp_path: Path) -> None:
     make_cub(tmp_path)
     report = verify("cub", tmp_path, decode_all=True)

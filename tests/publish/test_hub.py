@@ -116,9 +116,10 @@ def test_the_command_line_asks_the_hub_that_the_environment_names(push: Callable
 
 @pytest.mark.parametrize("name", [entry.name for entry in read_registry().values()])
 def test_the_shipped_cards_open_with_the_header_of_their_entries(name: str) -> None:
+    entry = read_registry()[name]
     for folder in (PACKAGE / "checkpoints", CHECKOUT / "checkpoints"):
         if (folder / f"{name}.md").is_file():
             text = (folder / f"{name}.md").read_text(encoding="utf-8")
-            assert text.startswith(hub_header(read_registry()[name]) + f"\n# {name}\n")
+            assert text.startswith(hub_header(entry, entry.dataset) + f"\n# {name}\n")
             return
     pytest.fail(f"{name} has no card")
