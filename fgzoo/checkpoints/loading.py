@@ -102,7 +102,7 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         arguments = {name: value for name, value in arguments.items() if name in parameters}
     arguments["num_classes"] = card["num_classes"]
-    remember_configs(card.get("networks", {}))
+    remember_networks(checkpoint)
     try:
         model: FineGrainedClassifier = cls(**arguments)
     except TypeError as error:
@@ -110,6 +110,11 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier
     _load_state(model, checkpoint["state_dict"], str(source))
     model.on_load_checkpoint(checkpoint)
     return model.eval()
+
+
+def remember_networks(checkpoint: Mapping[str, Any]) -> None:
+    """From now on, build networks of hubs and folders by what a checkpoint says of them; it alone may be left of them."""
+    remember_configs(checkpoint["fgzoo"].get("networks", {}))
 
 
 def arguments_of(checkpoint: Mapping[str, Any], cls: type[FineGrainedClassifier]) -> dict[str, Any]:
@@ -159,21 +164,20 @@ def method_class(path: str, trust: Sequence[str] = ()) -> type[FineGrainedClassi
     return cls
 
 
-def load_weights(model: FineGrainedClassifier, source: str | Path, reset_head: bool = False) -> dict[str, Any]:
+def load_weights(
+    model: FineGrainedClassifier, checkpoint: dict[str, Any], source: str | Path, reset_head: bool = False
+) -> None:
     """Load a checkpoint's weights into a model that a configuration made, or say how the two differ.
 
     Args:
         model: The model.
-        source: A checkpoint file or a run's folder.
+        checkpoint: What [read_checkpoint][] gave.
+        source: Where it lies, for messages.
         reset_head: Leave every weight whose shape depends on the number of classes as it is, for fine-tuning on other classes.
-
-    Returns:
-        The checkpoint.
 
     Raises:
         CheckpointError: Method, backbone, class count or weights differ.
     """
-    checkpoint = read_checkpoint(source)
     card = checkpoint["fgzoo"]
     cls = type(model)
     mine = {
@@ -193,7 +197,6 @@ def load_weights(model: FineGrainedClassifier, source: str | Path, reset_head: b
     _load_state(model, state, str(source))
     if not reset_head:
         model.on_load_checkpoint(checkpoint)
-    return checkpoint
 
 
 def class_dependent(model: FineGrainedClassifier) -> list[str]:

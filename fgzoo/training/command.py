@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from fgzoo.checkpoints.loading import data_card, load, load_weights, read_checkpoint
+from fgzoo.checkpoints.loading import data_card, load, load_weights, read_checkpoint, remember_networks
 from fgzoo.checkpoints.run_folder import (
     CONFIG,
     LAST,
@@ -68,8 +68,9 @@ class TrainingCLI(LightningCLI):
         self.console = console
         self.run_folder = Path()
         self.resuming = False
-        self.done = False
-        #: What the checkpoint of a resumed run holds.
+        #: What ended a run that is resumed in vain; empty while there is something left to do.
+        self.done = ""
+        #: What the checkpoint holds, until it has been made use of.
         self.restored: dict[str, Any] = {}
         #: What a resumed run is given other than its own settings.
         self.changed: resuming.Changes = {}
@@ -174,9 +175,11 @@ class TrainingCLI(LightningCLI):
         return bool(self.config[self.verb].trainer.fast_dev_run)
 
     def before_instantiate_classes(self) -> None:
-        """Decide where the run's folder and its checkpoint are; look for no weights that the checkpoint replaces."""
+        """Decide where the run's folder and its checkpoint are; look for no weights and networks that the checkpoint brings."""
         self._find_places()
         if self.checkpoint is not None:
+            self.restored = read_checkpoint(self.checkpoint)
+            remember_networks(self.restored)
             given = self.config[self.verb].model.init_args
             names = [name for name in vars(given) if name == "pretrained" or name.endswith("backbone_weights")]
             self.weights = {name: str(value) if isinstance(value := given[name], Path) else value for name in names}
@@ -196,7 +199,6 @@ class TrainingCLI(LightningCLI):
             self.resuming = (self.run_folder / LAST).is_file()
             if self.resuming:
                 self.checkpoint = self.run_folder / LAST
-                self.restored = read_checkpoint(self.checkpoint)
                 return
         if config.ckpt_path and self.checkpoint is None:
             self.checkpoint = find_checkpoint(config.ckpt_path, base)
@@ -254,7 +256,8 @@ class TrainingCLI(LightningCLI):
             self._check_resumed()
         elif self.checkpoint is not None:
             reset = self.verb == "fit" and config.reset_head
-            checkpoint = load_weights(self.model, self.checkpoint, reset_head=reset)
+            checkpoint, self.restored = self.restored, {}
+            load_weights(self.model, checkpoint, self.checkpoint, reset_head=reset)
             known = data_card(checkpoint)
             if self.verb == "fit" and known is not None and not reset:
                 known.check_classes(self.datamodule.card)
@@ -268,7 +271,11 @@ class TrainingCLI(LightningCLI):
         epochs = self.restored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         limit = step_limit(self.trainer)
         steps_done = limit is not None and limit <= self.restored["global_step"]
-        self.done = steps_done or 0 <= (self.trainer.max_epochs or 0) <= epochs
+        if steps_done or 0 <= (self.trainer.max_epochs or 0) <= epochs:
+            self.done = self._length()
+        elif resuming.stopped_early(self.trainer, self.restored, self.changed):
+            more = "a larger patience of it, or --trainer.max_epochs or min_epochs, lets it go on"
+            self.done = f"early stopping ended it after epoch {epochs} ({more})"
         self.restored = {}
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -284,7 +291,7 @@ class TrainingCLI(LightningCLI):
             *([RunRecord(self.run_folder, text)] if keeps else []),
             ReproducibleSteps(self.datamodule.seed),
             *([EpochLines(self.console)] if fits else [RichProgressBar()] if self.console.is_terminal else []),
-            *([FiniteLoss(), EndOnSigterm()] if fits else []),
+            *([FiniteLoss(), EndOnSigterm(), resuming.GivenPatience()] if fits else []),
             *([ImageScores(self.run_folder)] if keeps else []),
             *([StopAfter(config.max_steps)] if fits and keeps and config.max_steps >= 0 else []),
             *(checkpoints(self.run_folder, validates) if fits and keeps else []),
@@ -358,7 +365,7 @@ class TrainingCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb, unless it is to continue a run that has nothing left to do."""
         if self.done:
-            self.console.print(f"{self.run_folder} is done already: {self._length()}.", highlight=False)
+            self.console.print(f"{self.run_folder} is done already: {self.done}.", highlight=False)
             return
         try:
             super()._run_subcommand(subcommand)

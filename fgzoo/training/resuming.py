@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
 from fgzoo.data.card import DataCard
 from fgzoo.errors import UsageError
 
@@ -19,6 +23,8 @@ DATA = {
     "root", "csv", "batch_size", "eval_batch_size", "num_workers", "augmentation", "balance", "decoder", "on_error", "download",
     "cache", "cache_folder", "cache_limit_gb",
 }  # fmt: skip
+#: Of the trainer's, those that say when a run ends.
+LENGTH = {"max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"}
 #: What says nothing about the run itself.
 ABOUT = {"config", "resume", "trust"}
 #: Of the trainer's, which are taken as they are given, those that mean nothing for a run that has a folder.
@@ -100,6 +106,51 @@ def check_data(folder: Path, kept: DataCard | None, now: DataCard) -> None:
         mine, theirs = getattr(kept, name), getattr(now, name)
         if mine != theirs:
             raise UsageError(f"--resume: data.{name} is {mine!r} in {folder} and {theirs!r} here; {out}")
+
+
+class GivenPatience(Callback):
+    """The patience that early stopping was given at `--resume` holds; Lightning would take the checkpoint's."""
+
+    def __init__(self) -> None:
+        self.given: dict[EarlyStopping, int] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Note it before the checkpoint is read."""
+        self.given = {callback: callback.patience for callback in _early_stopping(trainer)}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put it back."""
+        for callback, patience in self.given.items():
+            callback.patience = patience
+
+
+def stopped_early(trainer: L.Trainer, checkpoint: Mapping[str, Any], changed: Changes) -> bool:
+    """Whether early stopping has ended a run, and nothing that is given now lets it go on.
+
+    Args:
+        trainer: The trainer with what is given now.
+        checkpoint: The run's last one.
+        changed: Settings that differ from the run's own.
+    """
+    if any(name.partition(".")[2] in LENGTH for name in changed if name.startswith("trainer.")):
+        return False
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    for callback in _early_stopping(trainer):
+        state = checkpoint["callbacks"].get(callback.state_key)
+        if state is None or state["stopped_epoch"] != progress["ready"] - 1:
+            continue
+        reason = EarlyStoppingReason(state["stopping_reason"])
+        if reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
+            again = state["wait_count"] >= callback.patience
+        else:
+            again = reason is not EarlyStoppingReason.NOT_STOPPED and "trainer.callbacks" not in changed
+        if again and progress["ready"] >= (trainer.fit_loop.min_epochs or 0):
+            return True
+    return False
+
+
+def _early_stopping(trainer: L.Trainer) -> list[EarlyStopping]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
 
 
 def _differ(one: Any, other: Any) -> bool:

@@ -80,7 +80,7 @@ def test_reset_head_keeps_the_backbone(trained: SimpleNamespace, tmp_path: Path)
 def test_reset_head_makes_a_new_head_even_for_as_many_classes(trained: SimpleNamespace) -> None:
     fresh = package.create_model("baseline", 3, "test_efficientnet", pretrained=False)
     before = fresh.state_dict()["network.classifier.weight"].clone()
-    load_weights(fresh, trained.run, reset_head=True)
+    load_weights(fresh, read_checkpoint(trained.run), trained.run, reset_head=True)
     after = fresh.state_dict()["network.classifier.weight"]
     assert torch.equal(after, before)
     assert not torch.equal(after, weights(trained.run)["network.classifier.weight"])
@@ -123,7 +123,8 @@ def test_another_shape_of_the_method_is_named() -> None:
     parent.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, "parent.ckpt")
     with pytest.raises(CheckpointError, match=r"lacks \d+ tensors, e\.g\. network\.local"):
-        load_weights(package.create_model("rra", 3, "test_efficientnet", pretrained=False), "parent.ckpt")
+        other = package.create_model("rra", 3, "test_efficientnet", pretrained=False)
+        load_weights(other, read_checkpoint("parent.ckpt"), "parent.ckpt")
 
 
 def test_a_newer_version_is_named(trained: SimpleNamespace, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
+from timm.models import save_for_hf
 
 from fgzoo.methods.baseline import Baseline
 from tests.builders import make_cub, make_folder
@@ -95,6 +97,20 @@ def test_weights_that_a_checkpoint_replaces_are_not_looked_for(tmp_path: Path) -
         result = fgzoo(*verb)
         assert result.status == 0, result.err
     assert "backbone_weights: gone.safetensors" in config.read_text()
+
+
+def test_a_network_whose_folder_is_gone_is_built_by_what_the_checkpoint_says(
+    tmp_path: Path, trained: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = timm.create_model("test_efficientnet", num_classes=5)
+    save_for_hf(network, tmp_path / "net", model_args={"act_layer": "relu"}, safe_serialization=True)
+    backbone = f"local-dir:{tmp_path / 'net'}"
+    assert fit(trained.root, "--output", "run", "--model.backbone", backbone).status == 0
+    (tmp_path / "net").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr("fgzoo.nn.timm_networks._kept_configs", {})
+    for verb in (("test", "--ckpt_path", "run"), ("fit", "--resume", "run", "--trainer.max_epochs", 2)):
+        result = fgzoo(*verb)
+        assert result.status == 0, result.err
 
 
 # ---------------------------------------------------------------------- the middle of an epoch

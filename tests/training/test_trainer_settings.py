@@ -79,6 +79,22 @@ def test_a_callback_of_a_config_file_stops_early_and_what_is_held_out_is_scored(
     assert fit(root, "--config", "early.yaml", "--output", "run", *HELD_OUT, epochs=3).status == 0
     assert steps(Path("run")) == [4]
     assert (Path("run") / PROBABILITIES["val"]).is_file()
+    assert "done already: early stopping ended it after epoch 1" in fgzoo("fit", "--resume", "run").out
+    assert steps(Path("run")) == [4]
+
+
+def test_early_stopping_has_ended_a_run_until_something_given_lets_it_go_on(root: Path) -> None:
+    stop = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/nll", "--trainer.callbacks.min_delta=9")
+    assert fit(root, "--output", "run", *HELD_OUT, *stop, "--trainer.callbacks.patience=1", epochs=9).status == 0
+    assert len(steps(Path("run"))) == 2
+    before = weights(Path("run"))
+    result = fgzoo("fit", "--resume", "run", "--model.lr", 0.5)
+    assert (result.status, "done already: early stopping ended it after epoch 2" in result.out) == (0, True)
+    torch.testing.assert_close(weights(Path("run")), before, rtol=0, atol=0)
+    assert fgzoo("fit", "--resume", "run", "--trainer.callbacks.patience=3").status == 0
+    assert len(steps(Path("run"))) == 4
+    assert fgzoo("fit", "--resume", "run", "--trainer.max_epochs", 10).status == 0
+    assert len(steps(Path("run"))) == 5
 
 
 def test_lightnings_own_checkpoints_lie_beside_the_runs(root: Path) -> None:
