@@ -24,7 +24,7 @@ REGISTRY = Path(__file__).parent / "zoo.yaml"
 SCHEMES = ("https", "http", "hf", "file", "package")
 SUFFIX = ".safetensors"
 #: What a test measures.
-METRIC_NAMES = ("top1", "top5", "macro", "nll", "ece")
+METRIC_NAMES = ("top1", "top5", "macro", "nll", "ece", "nll_calibrated", "ece_calibrated")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -248,8 +248,10 @@ def _metrics_complaint(metrics: Any) -> str | None:
         for key in wanted - {"seeds"}:
             number = numbers[key]
             real = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-            if not real or number < 0 or (name != "nll" and number > 1):
-                return f"has {number!r} as {key} of {name}, which must be a " + ("number" if name == "nll" else "fraction of one")
+            if not real or number < 0 or (not name.startswith("nll") and number > 1):
+                return f"has {number!r} as {key} of {name}, which must be a " + (
+                    "number" if name.startswith("nll") else "fraction of one"
+                )
     return None
 
 

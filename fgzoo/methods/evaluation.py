@@ -25,7 +25,9 @@ class Evaluation(nn.Module):
 
     Attributes:
         counts: See [ClassCounts][].
-        others: `nll` (nats) and `ece` (expected calibration error, 15 bins, a fraction of one).
+        others: `nll` (nats) and `ece` (expected calibration error, 15 bins, a fraction of one), of the logits as they are.
+        calibrated: `nll_calibrated` and `ece_calibrated`, the same of logits / temperature.
+        temperature: That one; `None` where the model has none, and nothing is counted.
         answers: The true and the predicted class of every image.
         heads: The accuracy of each head by name, where there are several.
         tail: Classes whose mean accuracy is the value `tail`, see [tail_classes][]; without any there is none.
@@ -34,8 +36,9 @@ class Evaluation(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.counts = ClassCounts(num_classes)
-        calibration = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", ignore_index=IGNORED, validate_args=False)
-        self.others = MetricCollection({"nll": NegativeLogLikelihood(), "ece": calibration}, compute_groups=False)
+        self.others = _of_probabilities(num_classes)
+        self.calibrated = _of_probabilities(num_classes, "_calibrated")
+        self.temperature: float | None = None
         self.answers = Answers()
         self.heads: dict[str, MeanMetric] = {}
         self.tail: list[int] = []
@@ -50,6 +53,8 @@ class Evaluation(nn.Module):
         logits = output.logits.float()
         self.counts.update(logits, targets)
         self.others.update(logits, targets)
+        if self.temperature is not None:
+            self.calibrated.update(logits / self.temperature, targets)
         self.answers.update(logits, targets)
         if len(output.heads) > 1:
             for name, head in output.heads.items():
@@ -62,6 +67,8 @@ class Evaluation(nn.Module):
         counted = self.counts.compute()
         images, hits = (counted.pop(name)[self.tail] for name in ("images", "hits"))
         values = counted | self.others.compute() | {f"top1_{name}": right.compute() for name, right in self.heads.items()}
+        if self.temperature is not None:
+            values |= self.calibrated.compute()
         if self.tail:
             # A class without an image in this round has no accuracy; not a number where that is all of them.
             values["tail"] = (hits / images)[images > 0].mean()
@@ -69,15 +76,22 @@ class Evaluation(nn.Module):
 
     def reset(self) -> None:
         """Forget what was counted."""
-        for metric in (self.counts, self.others, self.answers):
+        for metric in (self.counts, self.others, self.calibrated, self.answers):
             metric.reset()
         self.heads.clear()
+
+
+def _of_probabilities(num_classes: int, postfix: str | None = None) -> MetricCollection:
+    calibration = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", ignore_index=IGNORED, validate_args=False)
+    both: dict[str, Metric | MetricCollection] = {"nll": NegativeLogLikelihood(), "ece": calibration}
+    return MetricCollection(both, compute_groups=False, postfix=postfix)
 
 
 class ClassCounts(Metric):
     """`top1`, `top5` (the best of min(5, K)) and `macro` (mean accuracy over classes), by counts of every class.
 
-    The macro accuracy leaves out classes that this round neither showed nor answered, as torchmetrics' does.
+    The macro accuracy leaves out classes that this round showed no image of, which have none (as scikit-learn's
+    `balanced_accuracy_score`; torchmetrics' counts such a class as 0 where something was taken for it).
 
     Args:
         num_classes: K.
@@ -85,13 +99,12 @@ class ClassCounts(Metric):
 
     images: Tensor
     hits: Tensor
-    answered: Tensor
     near: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.most = min(5, num_classes)
-        for name in ("images", "hits", "answered"):
+        for name in ("images", "hits"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.long), "sum")
         self.add_state("near", torch.zeros((), dtype=torch.long), "sum")
 
@@ -100,7 +113,6 @@ class ClassCounts(Metric):
         counts = (targets != IGNORED).long()
         targets, found = targets.clamp(min=0), logits.argmax(dim=1)
         self.images.scatter_add_(0, targets, counts)
-        self.answered.scatter_add_(0, found, counts)
         self.hits.scatter_add_(0, targets, counts * (found == targets))
         best = logits.topk(self.most, dim=1).indices
         self.near += ((best == targets[:, None]).any(dim=1) * counts).sum()
@@ -108,12 +120,11 @@ class ClassCounts(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The values by name, and `images` and `hits`, (K,)."""
         total = self.images.sum().clamp(min=1)
-        there = (self.images + self.answered > 0).float()
-        accuracy = there * self.hits / self.images.clamp(min=1)
+        accuracy = self.hits / self.images.clamp(min=1)
         return {
             "top1": self.hits.sum() / total,
             "top5": self.near / total,
-            "macro": (accuracy / there.sum().clamp(min=1)).sum(),
+            "macro": accuracy.sum() / (self.images > 0).sum().clamp(min=1),
             "images": self.images,
             "hits": self.hits,
         }

@@ -171,11 +171,15 @@ class LightningSteps(HasArguments):
         """Forget the counts of earlier rounds; refuse to score what was never trained, unless it is being trained."""
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self._require_training("validate")
+        # A temperature was fitted to these very images.
+        self.evaluation.temperature = None
         self.evaluation.reset()
 
     def on_test_epoch_start(self) -> None:
         """Refuse to test what was never trained: its accuracy would be chance."""
         self._require_training("test")
+        found = self.calibration
+        self.evaluation.temperature = None if found is None else found.temperature
         self.evaluation.reset()
 
     def on_predict_epoch_start(self) -> None:

@@ -21,11 +21,14 @@ from fgzoo.prediction.rejection import REJECTED, Calibration
 METRIC_TITLES = {
     "top1": ("top-1, %", 100), "top5": ("top-5, %", 100), "macro": ("macro accuracy, %", 100),
     "nll": ("negative log-likelihood", 1), "ece": ("calibration error (15 bins), %", 100),
+    "nll_calibrated": ("negative log-likelihood, calibrated", 1),
+    "ece_calibrated": ("calibration error (15 bins), calibrated, %", 100),
 }  # fmt: skip
 #: What the hub calls them.
 HUB_METRICS = {
     "top1": "accuracy", "top5": "top_5_accuracy", "macro": "balanced_accuracy", "nll": "negative_log_likelihood",
-    "ece": "expected_calibration_error",
+    "ece": "expected_calibration_error", "nll_calibrated": "negative_log_likelihood",
+    "ece_calibrated": "expected_calibration_error",
 }  # fmt: skip
 #: Licences that the hub knows by their names in small letters; it takes others as `other` with a name.
 HUB_LICENCES = (

@@ -49,8 +49,7 @@ def confusion_section(scores: Scores, names: Sequence[str]) -> str:
 
 def confidence_section(run: Run, scores: Scores) -> str:
     """Calibration and coverage."""
-    bins, curve = reliability(scores), coverage(scores)
-    error = calibration_error(bins)
+    curve = coverage(scores)
     over = float(scores.confidence.mean()) - scores.accuracy
     sure = "surer than it is right" if over > 0 else "more often right than it is sure"
     rows = "".join(
@@ -71,12 +70,22 @@ def confidence_section(run: Run, scores: Scores) -> str:
         '<h2>How far its confidence can be trusted</h2><p class="lead">'
         f"On average it is {sure}, by {100 * abs(over):.1f} points. Answering only where the largest probability is high leaves "
         f"fewer images answered and more of the answers right.{rule}</p>"
-        f'<div class="two"><div class="card"><h3>Calibration: expected error {percent(error)}</h3>'
-        f"{charts.reliability_chart(bins)}"
+        f'<div class="two"><div class="card">{_calibration_charts(scores, known is not None)}'
         '<p class="legend keys"><span class="key">right answers</span><span class="key few">of fewer than 10 images</span>'
         '<span class="key wanted">confidence</span></p></div><div class="card"><h3>Coverage</h3>'
         f'{charts.coverage_chart(curve)}<table class="small"><thead><tr><th scope="col">answered</th><th scope="col">'
         f'with at least</th><th scope="col">right</th></tr></thead><tbody>{rows}</tbody></table></div></div>'
+    )
+
+
+def _calibration_charts(scores: Scores, calibrated: bool) -> str:
+    """Right answers by confidence: as it is, and before it was calibrated."""
+    shown = {"Calibration": reliability(scores)}
+    if calibrated:
+        shown["Before calibration"] = reliability(scores, calibrated=False)
+    return "".join(
+        f"<h3>{title}: expected error {percent(calibration_error(bins))}</h3>{charts.reliability_chart(bins)}"
+        for title, bins in shown.items()
     )
 
 

@@ -36,6 +36,7 @@ class Scores:
 
     Attributes:
         confidence: (N,) probabilities of the answers.
+        uncalibrated: (N,) the same as they were given, before they are calibrated here.
         right: (N,) whether the answers are right.
     """
 
@@ -52,10 +53,13 @@ class Scores:
         self.names = list(names)
         self.targets = targets
         self.predicted = predicted
+        everyone = np.arange(len(predicted))
         # Single precision, so that many images take no more room than they did.
-        self.probabilities = probabilities.astype(np.float32) ** np.float32(1 / temperature)
+        self.probabilities = probabilities.astype(np.float32)
+        self.uncalibrated = self.probabilities[everyone, predicted] / self.probabilities.sum(axis=1)
+        self.probabilities **= np.float32(1 / temperature)
         self.probabilities /= self.probabilities.sum(axis=1, keepdims=True)
-        self.confidence = self.probabilities[np.arange(len(predicted)), predicted]
+        self.confidence = self.probabilities[everyone, predicted]
         self.right = targets == predicted
 
     @classmethod
@@ -148,13 +152,14 @@ class Bin(NamedTuple):
     accuracy: float
 
 
-def reliability(scores: Scores, bins: int = BINS) -> list[Bin]:
-    """The bins of equal width that hold an answer, from low confidence to high."""
-    place = np.clip(np.ceil(scores.confidence * bins).astype(int) - 1, 0, bins - 1)
+def reliability(scores: Scores, bins: int = BINS, calibrated: bool = True) -> list[Bin]:
+    """The bins of equal width that hold an answer, from low confidence, calibrated or as it was given, to high."""
+    confidence = scores.confidence if calibrated else scores.uncalibrated
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     found = []
     for index in np.unique(place).tolist():
         inside = place == index
-        means = float(scores.confidence[inside].mean()), float(scores.right[inside].mean())
+        means = float(confidence[inside].mean()), float(scores.right[inside].mean())
         found.append(Bin(index / bins, (index + 1) / bins, int(inside.sum()), *means))
     return found
 

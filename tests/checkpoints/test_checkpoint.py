@@ -122,8 +122,8 @@ def test_another_shape_of_the_method_is_named() -> None:
     checkpoint: dict[str, Any] = {"state_dict": parent.state_dict()}
     parent.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, "parent.ckpt")
+    other = package.create_model("rra", 3, "test_efficientnet", pretrained=False)
     with pytest.raises(CheckpointError, match=r"lacks \d+ tensors, e\.g\. network\.local"):
-        other = package.create_model("rra", 3, "test_efficientnet", pretrained=False)
         load_weights(other, read_checkpoint("parent.ckpt"), "parent.ckpt")
 
 
