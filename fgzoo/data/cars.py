@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import scipy.io
 
 from fgzoo.data.folder import read_folder
-from fgzoo.data.lists import box_from_one, by_name, checked
+from fgzoo.data.lists import box_from_one, by_name, checked, first_five
 from fgzoo.data.records import Listing, Record
 from fgzoo.errors import DataError, UsageError
 
@@ -68,6 +68,11 @@ def list_cars(root: Path) -> Listing:
         if (folder / "train").is_dir() and (folder / "test").is_dir():
             note = "Read from class folders: there are no boxes, and names and order of classes are the folders'."
             listing = read_folder(folder)
+            if absent := listing.lacking(listing.test):
+                raise DataError(
+                    f"{folder / 'test'}: {len(absent)} classes of train do not occur in test: {first_five(absent)}. This copy of "
+                    "Stanford Cars is not whole; unpack it again."
+                )
             return replace(listing, dataset="cars", notes=(*listing.notes, note))
     raise DataError(f"{root} holds no Stanford Cars. One of these must lie there: {KNOWN_LAYOUTS}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -23,12 +24,11 @@ def read_folder(root: Path, csv: Path | None = None) -> Listing:
             folders, or the one table in `root` where there are none.
 
     Returns:
-        The listing. Names are paths below `root` with `/`; the notes say what was left out. Classes and images are in natural
-        order (`image2` before `image10`), the same on every machine.
+        The listing. Names are paths below `root` with `/`; the notes say what was left out, and which classes validation or
+        testing have no image of. Classes and images are in natural order (`image2` before `image10`), the same on every machine.
 
     Raises:
-        DataError: As the two readers; or a split lacks a class or has one of its own, there is one class only, or images are
-            missing.
+        DataError: As the two readers; or a split has a class that training lacks, there is one class only, or images are missing.
     """
     if root.is_file():
         if csv is not None:
@@ -44,7 +44,7 @@ def read_folder(root: Path, csv: Path | None = None) -> Listing:
         root, splits, notes = read_image_table(csv, None if csv == root else root)
     else:
         splits, notes = read_class_folders(root)
-    _require_same_classes(root, splits)
+    _require_known_classes(root, splits)
 
     class_names = tuple(sorted({label for label, _ in splits["train"]}, key=natural_order))
     targets = {name: target for target, name in enumerate(class_names)}
@@ -57,7 +57,18 @@ def read_folder(root: Path, csv: Path | None = None) -> Listing:
         return Record(name if composed in stored else composed, targets[label], root / path)
 
     parts = {split: tuple(record(label, path) for label, path in splits.get(split, ())) for split in get_args(Split)}
-    return checked(Listing("folder", class_names, parts["train"], parts["test"], parts["val"], notes=notes), root)
+    listing = Listing("folder", class_names, parts["train"], parts["test"], parts["val"], notes=notes)
+    return checked(replace(listing, notes=(*notes, *_absent_classes(listing))), root)
+
+
+def _absent_classes(listing: Listing) -> list[str]:
+    """A line for each part that has images, but not of every class."""
+    return [
+        f"{split} has no image of {len(absent)} of the {len(listing.class_names)} classes, which get no score there: "
+        f"{first_five(absent)}."
+        for split, records in (("val", listing.val), ("test", listing.test))
+        if records and (absent := listing.lacking(records))
+    ]
 
 
 def _table(path: Path) -> Path:
@@ -72,12 +83,10 @@ def _table(path: Path) -> Path:
     return path
 
 
-def _require_same_classes(root: Path, splits: Mapping[Split, Labelled]) -> None:
+def _require_known_classes(root: Path, splits: Mapping[Split, Labelled]) -> None:
     trained = {label for label, _ in splits["train"]}
     for split in ("val", "test"):
-        if split not in splits:
-            continue
-        classes = {label for label, _ in splits[split]}
+        classes = {label for label, _ in splits.get(split, ())}
         if alone := sorted(classes - trained, key=natural_order):
             alike = {name.strip().casefold(): name for name in trained}
             near = next((name for name in alone if name.strip().casefold() in alike), None)
@@ -85,9 +94,4 @@ def _require_same_classes(root: Path, splits: Mapping[Split, Labelled]) -> None:
             raise DataError(
                 f"{root}: {len(alone)} classes occur in {split} and not in train: {first_five(alone)}{hint}. "
                 "Add training images or remove them."
-            )
-        if absent := sorted(trained - classes, key=natural_order):
-            raise DataError(
-                f"{root}: {len(absent)} classes of train do not occur in {split}: {first_five(absent)}. "
-                f"Add images to {split} or remove the classes from train."
             )

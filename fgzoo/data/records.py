@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -72,6 +72,11 @@ class Listing:
     def records(self) -> tuple[Record, ...]:
         """All records in the order training, validation, test."""
         return (*self.train, *self.val, *self.test)
+
+    def lacking(self, records: Iterable[Record]) -> list[str]:
+        """Names of the classes that none of some records is of."""
+        there = {record.target for record in records}
+        return [name for target, name in enumerate(self.class_names) if target not in there]
 
     def fingerprint(self) -> str:
         """Sixteen digits of a SHA-256 of names, classes, splits and identity: two runs on the same lists have the same."""

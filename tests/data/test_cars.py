@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ def test_class_folders_say_that_they_have_no_boxes(tmp_path: Path) -> None:
     listing = read_cars(make_cars(tmp_path, layout="folders"))
     assert listing.train[0].box is None
     assert "no boxes" in listing.notes[-1]
+
+
+def test_class_folders_of_a_copy_that_is_not_whole_are_refused(tmp_path: Path) -> None:
+    shutil.rmtree(next(path for path in (make_cars(tmp_path, layout="folders") / "test").iterdir()))
+    with pytest.raises(DataError, match=r"1 classes of train do not occur in test: .* is not whole"):
+        read_cars(tmp_path)
 
 
 def test_names_tell_training_and_test_images_apart(tmp_path: Path) -> None:

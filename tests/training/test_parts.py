@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fgzoo.reporting.report import write_report
 from fgzoo.training.arguments import with_implied
 from tests.builders import make_folder, save
-from tests.command import IMAGES, MACHINE, NETWORK, fgzoo
+from tests.command import IMAGES, MACHINE, NETWORK, fgzoo, metrics
 
 
 def test_a_run_keeps_its_parts_and_its_place_below_home(tmp_path: Path) -> None:
@@ -33,6 +35,23 @@ def test_a_run_keeps_its_parts_and_its_place_below_home(tmp_path: Path) -> None:
     assert done.status == 0, done.err
     with np.load(run / "test_probabilities.npz") as found:
         assert found["names"].tolist() == test
+
+
+def test_parts_may_lack_classes_which_then_have_no_accuracy(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "photos", splits=("train", "val", "test"))
+    shutil.rmtree(root / "val" / "class 0")
+    shutil.rmtree(root / "test" / "class 1")
+    what = ("--config", "folder", "--model", "baseline", "--data.root", root, "--trainer.max_epochs", 1)
+    done = fgzoo("fit", *what, *NETWORK, *IMAGES, *MACHINE, "--output", "run")
+    assert done.status == 0, done.err
+    assert "Note: val has no image of 1 of the 3 classes, which get no score there: class 0." in done.out
+    assert fgzoo("test", "--ckpt_path", "run").status == 0
+    with Path("run/test_per_class.csv").open(newline="") as file:
+        recall = {row["class"]: row["recall"] for row in csv.DictReader(file)}
+    assert recall["class 1"] == ""
+    known = [float(recall[name]) for name in ("class 0", "class 2")]
+    assert float(metrics(Path("run"))[-1]["test/macro"]) == pytest.approx(sum(known) / 2, abs=1e-4)
+    assert write_report(Path("run"), mistakes=1).lines[0].endswith("%)")
 
 
 @pytest.mark.parametrize("arguments", [["--resume", "run"], ["--ckpt_path", "run"]])
