@@ -325,11 +325,12 @@ class ImageCache:
 # ---------------------------------------------------------------------- where, and under which name
 
 
-def disk_folder(given: str | Path | None) -> Path:
+def disk_folder(given: str | Path | None, kind: str = "images") -> Path:
     """The folder of caches on disk.
 
     Args:
-        given: The folder that holds it as `images`; by default the environment variable FGZOO_CACHE, else `~/.cache/fgzoo`.
+        given: The folder that holds it; by default the environment variable FGZOO_CACHE, else `~/.cache/fgzoo`.
+        kind: Its name there.
 
     Raises:
         UsageError: Nothing is given, and there is no home folder.
@@ -338,7 +339,7 @@ def disk_folder(given: str | Path | None) -> Path:
     base = given or os.environ.get("FGZOO_CACHE") or (home and Path(home, ".cache", "fgzoo"))
     if not base:
         raise UsageError("data.cache_folder: there is no home folder to cache images in; give --data.cache_folder PATH")
-    return user_path(base) / "images"
+    return user_path(base) / kind
 
 
 def pixel_versions(decoder: str, *modules: ModuleType) -> dict[str, str]:

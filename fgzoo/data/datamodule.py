@@ -83,15 +83,15 @@ class FGVCDataModule(L.LightningDataModule):
         csv: (folder) A table of path, label and, if you like, split, instead of class folders; paths lie below root.
         test_fraction: (folder) Share of the images held out for testing, stratified, where the data names no test split.
         group_duplicates: (folder) Keep images that are nearly the same, such as photos of one moment, in one part when parts are
-            drawn. Reads every image once.
+            drawn. Reads every image once; what is found is kept in cache_folder, for other processes, runs and reports.
         split_file: (folder) A run's split.csv, which says what part every image is in, instead of drawing parts. `test`,
             `validate` and `--resume` take their run's own.
         birds: (birds) Size and difficulty of the synthetic set.
         cache: Keep all images decoded and resized, for all workers, ranks and runs with the same settings; training sees the same
             pixels as without. `disk`: in cache_folder, until you delete the file; `none`: decode every image every epoch. Filled
             before the first epoch; a file that has changed since is noticed when a run starts.
-        cache_folder: (cache disk) Where caches lie, in the subfolder `images`; by default the environment variable FGZOO_CACHE,
-            else ~/.cache/fgzoo. On Linux a folder in /dev/shm is one in memory.
+        cache_folder: Where caches lie, in the subfolders `images` (cache disk) and `duplicates`; by default the environment
+            variable FGZOO_CACHE, else ~/.cache/fgzoo. On Linux a folder in /dev/shm is one in memory.
         cache_limit_gb: Largest size of one cache in GB (10^9 bytes): 3 x resize^2 bytes an image for resize_mode `squash`, about
             a third more for `shortest`; 9.3 GB for CUB at 512 pixels.
 
@@ -250,7 +250,7 @@ class FGVCDataModule(L.LightningDataModule):
     def _groups(self, listing: Listing) -> Groups:
         """Names of images that must not be parted; found once."""
         if self._found_groups is None:
-            self._found_groups = _near_duplicates(listing) if self.group_duplicates else ()
+            self._found_groups = _near_duplicates(listing, self.cache_folder) if self.group_duplicates else ()
         return self._found_groups
 
     def __getstate__(self) -> dict[str, object]:
@@ -558,11 +558,11 @@ def _read_file(record: Record, decoder: DecoderName, banner: int, enough: int | 
     return image[:, : image.shape[1] - banner] if 0 < banner < image.shape[1] else image
 
 
-def _near_duplicates(listing: Listing) -> Groups:
-    from fgzoo.data.duplicates import near_duplicates
+def _near_duplicates(listing: Listing, cache_folder: str | Path | None) -> Groups:
+    from fgzoo.data.duplicates import known_near_duplicates
 
     records = listing.records
-    found = near_duplicates(records, listing.read, threads=usable_cores())
+    found = known_near_duplicates(records, listing.read, cache_folder, usable_cores())
     return [[records[index].name for index in group] for group in found.groups]
 
 

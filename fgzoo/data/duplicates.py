@@ -14,24 +14,31 @@ the photos; half of those that lose 3 % of each side keep 0.89, most that lose a
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import PIL
 import torch.nn.functional as F
+from filelock import FileLock
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from fgzoo.data.cache import disk_folder
 from fgzoo.data.images import decode
 from fgzoo.data.records import Record
-from fgzoo.errors import DataError
-from fgzoo.files import file_hash
+from fgzoo.errors import DataError, UsageError
+from fgzoo.files import file_hash, write_json
 
 #: From which cosine on two pictures are the same one.
 SIMILARITY = 0.87
@@ -43,8 +50,11 @@ ENOUGH = 4 * GRID
 FLAT = 0.5
 #: Pictures whose descriptions are compared with all others at once.
 BLOCK = 512
+#: After so many seconds a person is told what takes so long.
+PATIENCE = 2.0
 
 Groups = tuple[tuple[int, ...], ...]
+_Item = TypeVar("_Item")
 
 
 class NearDuplicates(NamedTuple):
@@ -82,7 +92,7 @@ def near_duplicates(
         The groups.
     """
     with ThreadPoolExecutor(threads) as pool:
-        seen = list(pool.map(lambda image: _look(image, read), images))
+        seen = list(_told(pool.map(lambda image: _look(image, read), images), len(images)))
     digests: dict[str, list[int]] = defaultdict(list)
     unreadable = {}
     for index, found in enumerate(seen):
@@ -101,6 +111,87 @@ def near_duplicates(
     return NearDuplicates(
         tuple(sorted(tuple(sorted(members)) for members in groups.values() if len(members) > 1)), identical, unreadable
     )
+
+
+def known_near_duplicates(
+    records: Sequence[Record],
+    read: Callable[[Record], Tensor] | None = None,
+    cache_folder: str | Path | None = None,
+    threads: int = 1,
+) -> NearDuplicates:
+    """As [near_duplicates][], but found once by all processes of a machine and all runs, as long as no file changes.
+
+    Args:
+        records: Images of a data set.
+        read: As there; pictures that are not decoded from files are not kept in mind.
+        cache_folder: Where what was found is kept, in the subfolder `duplicates`; see
+            [disk_folder][fgzoo.data.cache.disk_folder]. Where nothing can be written there, the images are compared.
+        threads: How many read files at once.
+    """
+    # In an order that is the same whichever parts they are in.
+    order = sorted(range(len(records)), key=lambda index: records[index].name)
+    ordered = [records[index] for index in order]
+    path = _kept_at(ordered, cache_folder) if read is None else None
+    if path is None:
+        return near_duplicates(records, read, threads=threads)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A process that comes second waits for what the first one finds.
+        with FileLock(path.with_suffix(".lock")):
+            found = _read_kept(path)
+            if found is None:
+                found = near_duplicates(ordered, threads=threads)
+                # What cannot be read may be readable once a package is installed.
+                if not found.unreadable:
+                    write_json(path, {"groups": found.groups, "identical": found.identical})
+    except OSError:
+        return near_duplicates(records, threads=threads)
+
+    def placed(groups: Groups) -> Groups:
+        return tuple(sorted(tuple(sorted(order[place] for place in members)) for members in groups))
+
+    unreadable = {order[place]: reason for place, reason in found.unreadable.items()}
+    return NearDuplicates(placed(found.groups), placed(found.identical), unreadable)
+
+
+def _kept_at(records: Sequence[Record], cache_folder: str | Path | None) -> Path | None:
+    """Where what was found of these very files is kept; `None` without a place for it, or where one of them is missing."""
+    digest = hashlib.sha256(f"{SIMILARITY} {GRID} {ENOUGH} {FLAT} {PIL.__version__}".encode())
+    try:
+        for record in records:
+            assert record.path is not None
+            file = record.path.stat()
+            digest.update(f"\n{record.name} {file.st_size} {file.st_mtime_ns}".encode(errors="surrogateescape"))
+        return disk_folder(cache_folder, "duplicates") / f"{digest.hexdigest()[:32]}.json"
+    except (OSError, UsageError):
+        return None
+
+
+def _read_kept(path: Path) -> NearDuplicates | None:
+    try:
+        content = json.loads(path.read_bytes())
+        groups, identical = (tuple(map(tuple, content[name])) for name in ("groups", "identical"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return NearDuplicates(groups, identical, {})
+
+
+def _told(items: Iterable[_Item], total: int) -> Iterator[_Item]:
+    """Hand items on; where that takes long, say on standard error what is being done, in a terminal with a bar."""
+    console = Console(stderr=True, soft_wrap=True)
+    columns = TextColumn("looking for near-duplicates"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task, started, said = bar.add_task("", total=total), time.monotonic(), False
+    try:
+        for item in items:
+            bar.advance(task)
+            if not said and time.monotonic() - started > PATIENCE:
+                console.print(f"Looking for near-duplicates among {total} images", highlight=False)
+                bar.start()
+                said = True
+            yield item
+    finally:
+        bar.stop()
 
 
 def _look(image: Path | Record, read: Callable[[Record], Tensor] | None) -> tuple[str, NDArray[np.float32]] | str:

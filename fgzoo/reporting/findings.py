@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fgzoo.data.datamodule import usable_cores
-from fgzoo.data.duplicates import near_duplicates
+from fgzoo.data.duplicates import known_near_duplicates
 from fgzoo.data.records import Record
 from fgzoo.files import atomic_write
 from fgzoo.reporting.photos import Photos
@@ -93,7 +93,8 @@ def find_copies(run: Run) -> Copies:
     """Compare all images of a run that is known to have its data."""
     assert run.data is not None
     images = list(run.images())
-    found = near_duplicates([record for _, record in images], run.data.listing.read, threads=usable_cores())
+    records = [record for _, record in images]
+    found = known_near_duplicates(records, run.data.listing.read, run.data.cache_folder, usable_cores())
     content = {member: number for number, members in enumerate(found.identical) for member in members}
     groups = [
         CopyGroup(Copy(*images[member], content.get(member, -1 - member)) for member in members) for members in found.groups

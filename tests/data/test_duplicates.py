@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from fgzoo.data import duplicates
-from fgzoo.data.duplicates import near_duplicates
+from fgzoo.data.duplicates import known_near_duplicates, near_duplicates
+from fgzoo.data.records import Record
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from tests.builders import encode
 
@@ -104,3 +105,41 @@ def test_groups_are_those_of_all_pairs_compared_one_by_one(monkeypatch: pytest.M
     labels = duplicates._components(*duplicates._description(cells.astype(np.float32)), 0.87)
     assert [set(np.flatnonzero(labels == label)) for label in labels] == groups
     assert 5 < len({min(group) for group in groups}) < 55
+
+
+# ---------------------------------------------------------------------- what is known from before
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    paths = write(
+        tmp_path, **{f"bird{n}": bird(n) for n in (0, 1, 2)}, copy=bird(1), darker=ImageEnhance.Brightness(bird(2)).enhance(0.8)
+    )
+    return [Record(path.name, 0, path) for path in paths]
+
+
+def test_what_was_found_is_read_by_others_whatever_the_order(records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert known_near_duplicates(records) == near_duplicates(records) == (((1, 3), (2, 4)), ((1, 3),), {})
+    monkeypatch.delattr(duplicates, "decode")
+    assert known_near_duplicates(records[::-1]) == (((0, 2), (1, 3)), ((1, 3),), {})
+
+
+def test_a_file_that_has_changed_is_compared_anew(records: list[Record]) -> None:
+    known_near_duplicates(records)
+    records[3].path.write_bytes(encode(bird(9)))  # type: ignore[union-attr]
+    assert known_near_duplicates(records).groups == ((2, 4),)
+
+
+def test_images_are_compared_where_nothing_can_be_kept(records: list[Record], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert known_near_duplicates(records, cache_folder=tmp_path / "file").groups == ((1, 3), (2, 4))
+
+
+def test_what_takes_long_is_said(
+    records: list[Record], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    near_duplicates(records)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(duplicates, "PATIENCE", 0)
+    near_duplicates(records)
+    assert capsys.readouterr() == ("", "Looking for near-duplicates among 5 images\n")
