@@ -7,7 +7,8 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
@@ -25,6 +26,43 @@ def user_path(said: str | Path | None) -> Path | None:
     """The path that a person means, `~` being their home, wherever it was typed or written; `None` stays."""
     # Of Path.expanduser, a file called `~x` would be the home of a user x, and an error.
     return None if said is None else Path(os.path.expanduser(said))  # noqa: PTH111
+
+
+#: An absolute path in a text, after what may stand before one; `https://...` and `hf://...` are none.
+_PLACE = re.compile(r"""(?<![^\s=:,;('"\[{])(?:file://|~|[A-Za-z]:)?(?:[/\\](?![/\\])[^\s/\\'",;\])}]+)+[/\\]?""")
+
+
+def without_places(text: str) -> str:
+    """A text to be handed on: of absolute paths, which say where things lie on one machine, the last names are left."""
+    return _PLACE.sub(lambda found: re.split(r"[/\\]", found.group().rstrip("/\\"))[-1], text)
+
+
+def handed_on(value: Any) -> Any:
+    """A plain value, such as a setting, whose texts are as [without_places][] makes them."""
+    if isinstance(value, str):
+        return without_places(value)
+    if isinstance(value, dict):
+        return {name: handed_on(inner) for name, inner in value.items()}
+    return type(value)(map(handed_on, value)) if isinstance(value, list | tuple) else value
+
+
+def names_handed_on(paths: Sequence[str | Path]) -> list[str]:
+    """Paths as a page that is handed on names them: of absolute ones the folder that they all lie in, and what follows it."""
+    absolute = [os.path.dirname(path) for path in paths if os.path.isabs(path)]  # noqa: PTH117, PTH120
+    try:
+        above = Path(os.path.commonpath(absolute)).parent if absolute else Path()
+    except ValueError:  # several drives
+        return [Path(path).name for path in paths]
+    return [str(Path(path).relative_to(above)) if os.path.isabs(path) else str(path) for path in paths]  # noqa: PTH117
+
+
+def shown_folder(path: Path) -> Path:
+    """A folder as a page that is handed on names it: from where one is, else by its name, a run's with its data and method."""
+    if not path.is_absolute():
+        return path
+    if path.is_relative_to(Path.cwd()):
+        return path.relative_to(Path.cwd())
+    return Path(*path.parts[-3 if path.name.isdigit() else -1 :])
 
 
 @contextmanager

@@ -164,9 +164,7 @@ def method_class(path: str, trust: Sequence[str] = ()) -> type[FineGrainedClassi
     return cls
 
 
-def load_weights(
-    model: FineGrainedClassifier, checkpoint: dict[str, Any], source: str | Path, reset_head: bool = False
-) -> None:
+def load_weights(model: FineGrainedClassifier, checkpoint: dict[str, Any], source: str | Path, reset_head: bool = False) -> None:
     """Load a checkpoint's weights into a model that a configuration made, or say how the two differ.
 
     Args:

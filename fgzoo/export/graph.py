@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from fgzoo.errors import ExportError
 from fgzoo.export.parity import first_line, probes
+from fgzoo.files import without_places
 from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
@@ -56,7 +57,7 @@ def description(model: FineGrainedClassifier, name: str) -> dict[str, Any]:
         "checkpoint": name,
         "method": method_name(written["method"], dict(model.hparams)),
         "class": written["method"],
-        "backbone": model.backbone,
+        "backbone": without_places(model.backbone),
         "dataset": card.dataset,
         "fingerprint": card.fingerprint,
         "class_names": list(card.class_names),

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from PIL import Image, features
 from torchvision.utils import make_grid
 
-from fgzoo.files import atomic_write
+from fgzoo.files import atomic_write, names_handed_on, without_places
 from fgzoo.interpret.explanation import Explanation
 from fgzoo.interpret.overlays import COLOURS
 from fgzoo.methods import method_name
@@ -64,7 +64,7 @@ def write_page(
     Args:
         path: The HTML file.
         model: The model that explains.
-        names: How to call the images, for example their paths.
+        names: How to call the images, for example their paths, which do not say where they lie on this machine.
         explanations: One an image, as [explain][fgzoo.interpret.explanation.explain] gives them.
         checkpoint: What the model was loaded from.
         explained: The class that all maps explain; `None`: each image's most probable one.
@@ -81,8 +81,8 @@ def write_page(
         part.open("w", encoding="utf-8", errors="replace", newline="\n") as file,
         SpooledTemporaryFile(MEMORY, "w+", encoding="utf-8", errors="replace", newline="\n") as pictures,
     ):
-        for number, (name, found) in enumerate(zip(names, explanations, strict=True)):
-            entries.append(_entry(str(name), found))
+        for number, (name, found) in enumerate(zip(names_handed_on(names), explanations, strict=True)):
+            entries.append(_entry(name, found))
             pictures.write(f'<noscript id="photo-{number}">{_article(entries[-1], found)}</noscript>\n')
         index = {"colours": _colours(), "side": MAP_SIDE, "photos": entries}
         file.write(fill(before, values | {"index": json_data(index)}))
@@ -100,7 +100,7 @@ def _entry(name: str, found: Explanation) -> dict[str, Any]:
     # A name need not be valid UTF-8.
     entry: dict[str, Any] = {"path": name.encode(errors="replace").decode()}
     if found.error is not None:
-        return entry | {"error": found.error}
+        return entry | {"error": without_places(found.error)}
     shares = [round(share, 4) for share in found.probabilities]
     answer = {"classes": found.classes, "shares": shares, "explained": found.explained, "share": round(found.share, 4)}
     shown = {"maps": found.names, "map_shares": [round(share, 4) for share in found.map_shares], "cam": found.cam is not None}
@@ -112,7 +112,7 @@ def _article(entry: Mapping[str, Any], found: Explanation) -> str:
     name = html.escape(entry["path"])
     title = f'<h2 dir="auto">{name}</h2>'
     if found.error is not None:
-        return f'<article class="photo bad">{title}<p class="error">{html.escape(found.error)}</p></article>'
+        return f'<article class="photo bad">{title}<p class="error">{html.escape(entry["error"])}</p></article>'
     ranked = zip(found.classes, found.probabilities, strict=True)
     answers = (f"<li>{html.escape(what)} {share:.1%}</li>" for what, share in ranked)
     image, maps = Image.fromarray(found.image.permute(1, 2, 0).numpy()), sheet(found)
@@ -164,7 +164,7 @@ def json_data(value: object) -> str:
 def _values(model: FineGrainedClassifier, checkpoint: str, explained: str | None) -> dict[str, str]:
     """What the page says besides the images, by the template's names."""
     style, script = (packaged(name) for name in ("page.css", "page.js"))
-    facts = _facts(model, checkpoint)
+    facts = _facts(model, without_places(checkpoint))
     chips = [f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(said)}</dd></div>" for what, said in facts.items()]
     about = inspect.getdoc(type(model)) or ""
     which = "each image's most probable class" if explained is None else f"the class {explained}"
@@ -185,7 +185,7 @@ def _facts(model: FineGrainedClassifier, checkpoint: str) -> dict[str, str]:
     return {
         "Checkpoint": checkpoint or "in memory",
         "Method": method_name(f"{cls.__module__}.{cls.__qualname__}", dict(model.hparams)),
-        "Backbone": model.backbone,
+        "Backbone": without_places(model.backbone),
         "Data set": f"{card.dataset}, {len(card.class_names)} classes",
         "Input": f"{card.image_size} × {card.image_size} pixels",
         "fgzoo": __version__,

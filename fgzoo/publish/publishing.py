@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import shlex
-import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +20,14 @@ from fgzoo.checkpoints.registry import METRIC_NAMES, SUFFIX, ZooEntry, add_entry
 from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS
 from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import CheckpointError, UsageError
-from fgzoo.files import file_hash
+from fgzoo.files import file_hash, handed_on
 from fgzoo.methods import method_name
 from fgzoo.methods.arguments import without_files
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.nn.backbone import Backbone
 from fgzoo.publish.hub import check_push, push_files
 from fgzoo.publish.model_card import Training, model_card
+from fgzoo.training.arguments import values_of
 from fgzoo.training.command import run as run_training
 
 #: Where a run keeps what it cost, its data's counts and notes, and its versions and hardware.
@@ -132,7 +132,7 @@ def _recorded(run: Path) -> dict[str, float]:
 
 
 def _test_metrics(row: dict[str, str]) -> dict[str, float]:
-    return {name: float(row[f"test/{name}"]) for name in METRIC_NAMES}
+    return {name: float(row[f"test/{name}"]) for name in METRIC_NAMES if row.get(f"test/{name}")}
 
 
 def _check_alike(run: Path, seeds: Sequence[Path]) -> None:
@@ -162,9 +162,17 @@ def _store_and_score(
 ) -> tuple[dict[str, float], list[tuple[str, str, int]], Path]:
     """Write the file into a folder that looks like its run's, and test it as a person would."""
     part = folder / LAST.parent / f"{name}{SUFFIX}"
-    model.hparams.update(without_files(model.hparams))
+    model.hparams.update(handed_on(without_files(model.hparams)))
+    # A network of a folder goes by the folder's name; what it is stands in the file.
+    for named, attribute in (
+        (model, "backbone"),
+        *((module, "name") for module in model.modules() if isinstance(module, Backbone)),
+    ):
+        setattr(named, attribute, handed_on(getattr(named, attribute)))
     save_safetensors(model, part, dtype)
-    shutil.copyfile(run / CONFIG, folder / CONFIG)
+    config = _config(run)
+    config["model"]["init_args"] = handed_on(config["model"]["init_args"])
+    (folder / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
     run_training("test", ["--ckpt_path", str(part)])
     with (folder / METRICS).open(encoding="utf-8", newline="") as file:
         metrics = _test_metrics(list(csv.DictReader(file))[-1])
@@ -196,7 +204,11 @@ def _entry(
         dataset=card.dataset,
         classes=model.num_classes,
         image_size=card.image_size,
-        metrics={key: _numbers(value, [one[key] for one in recorded]) for key, value in scored.items()},
+        metrics={
+            key: _numbers(value, [one[key] for one in recorded])
+            for key, value in scored.items()
+            if all(key in one for one in recorded)
+        },
         recipe=" ".join(_configs(run)),
         size=part.stat().st_size,
         sha256=file_hash(part, "sha256"),
@@ -220,8 +232,8 @@ def _typed(run: Path) -> list[str]:
 
 def _configs(run: Path) -> list[str]:
     """The recipes that were merged: names, or names of files of one's own."""
-    said = [after for token, after in itertools.pairwise(_typed(run)) if token == "--config"]
-    return [Path(name).name if name.endswith(".yaml") else name for name in said]
+    said = values_of(_typed(run), "--config", "-c")
+    return [Path(name).name if name.endswith(".yaml") else handed_on(name) for name in said]
 
 
 def _command(run: Path) -> str:
@@ -229,15 +241,13 @@ def _command(run: Path) -> str:
     kept: list[str] = []
     tokens = iter(_typed(run))
     for token in tokens:
-        name, equals, value = token.partition("=")
+        name, equals, _ = token.partition("=")
         if name in (*MACHINE_OPTIONS, "--data.root"):
             if not equals:
                 next(tokens, None)
             kept += ["--data.root", "DATA"] if name == "--data.root" else []
         else:
-            local = value if equals else token
-            short = Path(local).name if Path(local).is_absolute() else local
-            kept.append(f"{name}={short}" if equals else short)
+            kept.append(handed_on(token))
     return shlex.join(kept)
 
 
@@ -252,7 +262,7 @@ def _training(run: Path, dtype: str, before: dict[str, float] | None, confused: 
         "optimizer": f"{model['optimizer']}, {model['schedule']}, learning rate {model['lr']:g}",
         "precision": config["trainer"]["precision"],
     }
-    return Training(_command(run), data["images"], data["notes"], environment, cost, settings, dtype, before, confused)
+    return Training(_command(run), data["images"], handed_on(data["notes"]), environment, cost, settings, dtype, before, confused)
 
 
 def _place_of(file: Path) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fgzoo.files import shown_folder, without_places
 from fgzoo.interpret.page import fill, head, json_data, packaged, policy
 from fgzoo.methods import method_name
 from fgzoo.methods.evaluation import tail_classes
@@ -96,9 +97,10 @@ def _figures(run: Run, scores: Scores, copies: Copies | None) -> str:
     tail = [target for target in tail_classes(run.class_counts) if not np.isnan(by_class[target])]
     if tail:
         figures.append(("Tail", percent(float(np.mean(by_class[tail]))), f"mean over the {len(tail)} rarest classes"))
-    error = calibration_error(reliability(scores))
+    error, before = (calibration_error(reliability(scores, calibrated=how)) for how in (True, False))
+    was = "" if run.model.calibration is None else f"; {percent(before)} before calibration"
     figures += [
-        ("Calibration error", percent(error), "how far confidence is from accuracy"),
+        ("Calibration error", percent(error), f"how far confidence is from accuracy{was}"),
         (
             f"Surest {percent(surest.share, 0)}",
             percent(surest.accuracy),
@@ -123,12 +125,12 @@ def _figures(run: Run, scores: Scores, copies: Copies | None) -> str:
 
 
 def _notices(run: Run) -> str:
-    folder = html.escape(shlex.quote(str(run.folder)))
+    folder = html.escape(shlex.quote(str(shown_folder(run.folder))))
     said = []
     if run.data is None:
         said.append(
             f"Photos, examples and near-duplicates are missing, because the run's images are not to be found: "
-            f"{html.escape(run.trouble)}. If they lie elsewhere: <code>fgzoo report {folder} --root PATH</code>"
+            f"{html.escape(without_places(run.trouble))}. If they lie elsewhere: <code>fgzoo report {folder} --root PATH</code>"
         )
     if "test" not in run.scores:
         if run.data is None or run.data.splits["test"]:
@@ -148,21 +150,21 @@ def _about(run: Run) -> str:
     facts = {
         "Method": _method(run),
         "What it is": (inspect.getdoc(type(model)) or "").partition("\n")[0],
-        "Backbone": model.backbone,
+        "Backbone": without_places(model.backbone),
         "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M",
         "Data": f"{card.dataset}, {len(card.class_names)} classes",
         "Images": ", ".join(sizes) or "not to be found",
         "Input": f"{card.image_size} × {card.image_size} pixels",
         "Seed": str(run.settings["seed_everything"]),
-        "Folder": str(run.folder),
+        "Folder": str(shown_folder(run.folder)),
         "fgzoo": __version__,
     }
     rows = "".join(
         f'<tr><th scope="row">{what}</th><td dir="auto">{html.escape(said)}</td></tr>' for what, said in facts.items() if said
     )
-    folder = shlex.quote(str(run.folder))
+    folder = shlex.quote(str(shown_folder(run.folder)))
     commands = {
-        "How it was trained": run.command,
+        "How it was trained": without_places(run.command),
         "Classes of new photos": f"fgzoo predict {folder} PHOTOS --output answers.csv",
         "Where it looks in them": f"fgzoo explain {folder} PHOTOS --output looked",
         "A file that runs without fgzoo": f"fgzoo export {folder} --output model.onnx",

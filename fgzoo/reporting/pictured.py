@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fgzoo.files import without_places
 from fgzoo.reporting import charts
 from fgzoo.reporting.findings import Copies, CopyGroup, DoubtfulLabel
 from fgzoo.reporting.markup import PARTS, SHOWN, class_name, figure, folded, image, path_line, percent, plural, rest_line
@@ -47,12 +48,11 @@ def _mistake(run: Run, photos: Photos, scores: Scores, index: int, number: int, 
     names = run.card.class_names
     true, answer, name = int(scores.targets[index]), int(scores.predicted[index]), scores.names[index]
     shares = [percent(float(scores.probabilities[index, target])) for target in (true, answer)]
-    path = photos.path(scores.part, name)
     figures = [
-        figure(None if looked is None else looked.photo, f"{path} as the network saw it", f"labelled {class_name(names[true])}")
+        figure(None if looked is None else looked.photo, f"{name} as the network saw it", f"labelled {class_name(names[true])}")
     ]
     if looked is not None and looked.map is not None:
-        figures.append(figure(looked.map, f"Where it looked in {path}", f"where it looked: {html.escape(looked.map_name)}"))
+        figures.append(figure(looked.map, f"Where it looked in {name}", f"where it looked: {html.escape(looked.map_name)}"))
     for target, what in ((answer, "taken for"), (true, "is labelled")):
         example = photos.example(target, scores, besides=name)
         picture = None if example is None else photos.picture(*example, BESIDE)
@@ -61,7 +61,7 @@ def _mistake(run: Run, photos: Photos, scores: Scores, index: int, number: int, 
             figure(picture, f"An example of {names[target]}", caption, "example beside" if target == answer else "example")
         )
     strip = [
-        f"<figure>{image(picture, f'{title} over {path}')}<figcaption>{html.escape(title)}</figcaption></figure>"
+        f"<figure>{image(picture, f'{title} over {name}')}<figcaption>{html.escape(title)}</figcaption></figure>"
         for title, picture in (looked.others if looked is not None else [])
     ]
     said = plural(len(strip), "more map", "more maps")
@@ -69,7 +69,7 @@ def _mistake(run: Run, photos: Photos, scores: Scores, index: int, number: int, 
     return (
         f'<article class="card mistake"><header><h3>{number}. <span class="taken">Taken for</span> <span class="answer">'
         f'{class_name(names[answer])}</span> <span class="taken">({shares[1]}), labelled</span> {class_name(names[true])} '
-        f'<span class="taken">({shares[0]})</span></h3>{path_line(path)}{tags}</header><div class="quad">{"".join(figures)}</div>'
+        f'<span class="taken">({shares[0]})</span></h3>{path_line(name)}{tags}</header><div class="quad">{"".join(figures)}</div>'
         f"{more}</article>"
     )
 
@@ -150,9 +150,9 @@ def doubts_section(run: Run, photos: Photos, doubts: Sequence[DoubtfulLabel]) ->
     for one in doubts[:SHOWN]:
         picture = photos.picture(one.part, one.name, BESIDE // 2)
         cards.append(
-            f'<li class="card">{image(picture, one.path)}<div><p>labelled <strong>{class_name(names[one.label])}</strong> '
+            f'<li class="card">{image(picture, one.name)}<div><p>labelled <strong>{class_name(names[one.label])}</strong> '
             f"({percent(one.label_share)})</p><p>looks like <strong>{class_name(names[one.likely])}</strong> "
-            f"({percent(one.likely_share)})</p>{path_line(one.path)}</div></li>"
+            f"({percent(one.likely_share)})</p>{path_line(one.name)}</div></li>"
         )
     listed = folded(cards, "ul", "doubts") if cards else "<p>There is none.</p>"
     return f'<h2>Labels in doubt</h2><p class="lead">{lead}</p>{listed}{rest_line(len(doubts), "label_errors.csv")}'
@@ -179,7 +179,7 @@ def copies_section(run: Run, photos: Photos, copies: Copies) -> str:
     if copies.unreadable:
         name, reason = next(iter(copies.unreadable.items()))
         count = plural(len(copies.unreadable), "image", "images")
-        lead += f" {count} could not be compared, e.g. {html.escape(name)}: {html.escape(reason)}"
+        lead += f" {count} could not be compared, e.g. {html.escape(name)}: {html.escape(without_places(reason))}"
     listed = folded([_copy_group(run, photos, group) for group in matter[:SHOWN]], "ul", "groups")
     return (
         f'<h2>Near-duplicates across parts</h2><p class="lead">{lead}</p>{listed}{rest_line(len(matter), "near_duplicates.csv")}'
@@ -201,10 +201,11 @@ def _copy_group(run: Run, photos: Photos, group: CopyGroup) -> str:
     )
     figures = "".join(
         figure(
-            photos.picture(copy.part, copy.record.name, BESIDE), copy.path,
-            f"<strong>{PARTS[copy.part]}</strong>: {class_name(run.card.class_names[copy.record.target])}{path_line(copy.path)}",
+            photos.picture(part, record.name, BESIDE),
+            record.name,
+            f"<strong>{PARTS[part]}</strong>: {class_name(run.card.class_names[record.target])}{path_line(record.name)}",
         )
-        for copy in some
-    )  # fmt: skip
+        for part, record, _ in some
+    )
     more = f'<p class="more-below">and {len(group) - len(some)} more</p>' if len(group) > len(some) else ""
     return f'<li class="card">{"".join(tags)}<div class="group">{figures}</div>{more}</li>'

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fgzoo.data.images import from_pillow
 from fgzoo.errors import DataError, UsageError
+from fgzoo.files import without_places
 from fgzoo.interpret.explanation import Explanation, explain
 from fgzoo.interpret.page import data_uri, fill, head, packaged, policy
 from fgzoo.interpret.pictures import tiles
@@ -89,7 +90,7 @@ class Server(ThreadingHTTPServer):
         said = {
             "Checkpoint": self.checkpoint,
             "Classes": f"{len(card.class_names)}, of {card.dataset}",
-            "Backbone": self.model.backbone,
+            "Backbone": without_places(self.model.backbone),
         }
         facts = "".join(f"<div><dt>{what}</dt><dd>{html.escape(value)}</dd></div>" for what, value in said.items())
         page = fill(text, {"head": head(html.escape(self.checkpoint), style), "script": script, "facts": facts})

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fgzoo import list_checkpoints, load
 from fgzoo.checkpoints.download import CHECKOUT, PACKAGE
 from fgzoo.checkpoints.hub import WEIGHTS
 from fgzoo.checkpoints.registry import read_registry
-from fgzoo.publish.model_card import hub_header
+from fgzoo.publish.model_card import LIKE_CUB, hub_header
 from tests.builders import make_cub, save
 from tests.command import Result, fgzoo, fit
 from tests.hub import TOKEN, Hub
@@ -112,6 +113,12 @@ def test_the_command_line_asks_the_hub_that_the_environment_names(push: Callable
     assert done.returncode == 0, done.stderr
     with Path("answers.csv").open(newline="") as file:
         assert [row["error"] for row in csv.DictReader(file)] == [""]
+
+
+def test_a_card_says_of_other_data_in_cubs_format_nothing_of_cub() -> None:
+    entry = replace(next(iter(read_registry().values())), dataset="cub")
+    assert "name: CUB-200-2011, " in hub_header(entry, "cub")
+    assert "name: Images in the format of CUB-200-2011\n" in hub_header(entry, LIKE_CUB)
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in read_registry().values()])

@@ -8,12 +8,15 @@ import statistics
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from markdown_it import MarkdownIt
+from timm.models import save_for_hf
 
 from fgzoo import list_models, load
-from fgzoo.checkpoints.registry import list_checkpoints, read_registry
+from fgzoo.checkpoints.registry import METRIC_NAMES, list_checkpoints, read_registry
+from fgzoo.export.graph import description
 from fgzoo.publish.model_card import CITATIONS, PAPERS, Training, _confusion
 from fgzoo.publish.publishing import publish
 from tests.builders import make_cub, save
@@ -63,7 +66,7 @@ def test_the_entry_holds_what_the_test_measured(tested: list[Path]) -> None:
     entry = read_registry(Path("zoo/zoo.yaml"))["mine"]
     measured = metrics(tested[0])[-1]
     assert {name: numbers["value"] for name, numbers in entry.metrics.items()} == pytest.approx(
-        {name: float(measured[f"test/{name}"]) for name in ("top1", "top5", "macro", "nll", "ece")}, abs=1e-5
+        {name: float(measured[f"test/{name}"]) for name in METRIC_NAMES}, abs=1e-5
     )
     assert (entry.method, entry.recipe, entry.size) == ("baseline", "cub", Path("zoo/mine.safetensors").stat().st_size)
 
@@ -105,6 +108,21 @@ def test_a_class_name_of_any_text_is_one_cell_of_the_card(name: str) -> None:
     found = MarkdownIt().enable("table").parse(page)
     cells = ["".join(part.content for part in token.children or ()) for token in found if token.type == "inline"]
     assert cells[-3:] == [" ".join(name.split()), "other", "2"]
+
+
+def test_a_network_of_a_folder_goes_by_the_folders_name(tmp_path: Path) -> None:
+    network = timm.create_model("test_efficientnet", num_classes=5)
+    save_for_hf(network, tmp_path / "private" / "net", safe_serialization=True)
+    backbone = f"local-dir:{tmp_path / 'private' / 'net'}"
+    assert fit(make_cub(tmp_path / "data"), "--output", "run", "--model.backbone", backbone).status == 0
+    assert fgzoo("test", "--ckpt_path", "run").status == 0
+    result = published(Path("run"))
+    assert result.status == 0, result.err
+    model, card = load("zoo/mine.safetensors"), Path("zoo/mine.md").read_text()
+    assert model.backbone == "local-dir:net"
+    assert "baseline with local-dir:net, " in card
+    for text in (card, Path("zoo/mine.safetensors").read_bytes().decode(errors="replace"), str(description(load("run"), "run"))):
+        assert str(tmp_path) not in text
 
 
 def test_every_method_but_the_baseline_has_a_paper_to_cite() -> None:

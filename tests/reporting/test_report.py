@@ -66,10 +66,26 @@ def test_the_page_needs_nothing_else_and_is_small(reported: Reported) -> None:
     assert len(text) < 60_000 * text.count('class="card mistake"') + 400_000
 
 
+def test_the_page_does_not_say_where_things_lie_on_the_machine(reported: Reported) -> None:
+    text = reported.report.page.read_text(encoding="utf-8")
+    assert str(reported.run.parent) not in text
+    assert f"test/{NAMES[3]}/" in text
+
+
+def test_the_page_shows_calibration_before_and_after(reported: Reported) -> None:
+    text = reported.report.page.read_text(encoding="utf-8")
+    row = rows(reported.run / "metrics.csv")[-1]
+    for name, said in (("ece_calibrated", "Calibration: "), ("ece", "Before calibration: ")):
+        (shown,) = re.findall(rf"<h3>{said}expected error ([\d.]+)", text)
+        assert float(shown) == pytest.approx(
+            100 * float(row[f"test/{name}"]), abs=0.2
+        )  # probabilities are kept in half precision
+
+
 def test_a_run_that_was_not_tested_is_reported_by_its_validation_part(reported: Reported, tmp_path: Path) -> None:
     run = without(reported, tmp_path, "test_probabilities.npz")
     page = write_report(run, tmp_path / "out").page.read_text(encoding="utf-8")
-    assert f"fgzoo test --ckpt_path {run}" in page
+    assert f"fgzoo test --ckpt_path {run.name}" in page
     assert "validation part are right" in page
 
 
@@ -77,7 +93,7 @@ def test_a_run_without_probabilities_has_its_curves_and_says_what_to_type(report
     run = without(reported, tmp_path, "test_probabilities.npz", "val_probabilities.npz")
     report = write_report(run, tmp_path / "out", duplicates=False)
     assert sections(report.page) == ["training", "run"]
-    assert f"fgzoo test --ckpt_path {run}" in report.page.read_text(encoding="utf-8")
+    assert f"fgzoo test --ckpt_path {run.name}" in report.page.read_text(encoding="utf-8")
     assert (report.lists, report.lines) == ([], [])
 
 
@@ -88,8 +104,8 @@ def test_photos_that_have_gone_are_said_to_and_may_lie_elsewhere(reported: Repor
     report = write_report(run, tmp_path / "out")
     text = report.page.read_text(encoding="utf-8")
     assert "duplicates" not in sections(report.page)
-    assert f"fgzoo report {run} --root PATH" in text
-    assert str(tmp_path / "gone") in text
+    assert f"fgzoo report {run.name} --root PATH" in text
+    assert "no folder gone" in text
     shutil.copytree(reported.root, moved)
     again = write_report(run, tmp_path / "out", root=moved)
     assert "duplicates" in sections(again.page)

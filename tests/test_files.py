@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fgzoo.files import handed_on, names_handed_on, shown_folder, without_places
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("fgzoo fit --data.root /home/me/photos/ --config=/home/me/a.yaml", "fgzoo fit --data.root photos --config=a.yaml"),
+        ("local-dir:/home/me/net", "local-dir:net"),
+        ("Read from '/home/me/list.csv', ~/x/y and C:\\Users\\me\\z.csv.", "Read from 'list.csv', y and z.csv."),
+        ("file:///home/me/run", "run"),
+        ("https://host/a/b hf://OWNER/NAME photos/a.jpg and/or 1/2, 3 / 4", None),
+    ],
+)
+def test_of_absolute_paths_the_last_names_are_left(text: str, left: str | None) -> None:
+    assert without_places(text) == (text if left is None else left)
+
+
+def test_settings_are_handed_on_at_any_depth() -> None:
+    assert handed_on({"a": ["/x/y", 1, None], "b": ("/z", True)}) == {"a": ["y", 1, None], "b": ("z", True)}
+
+
+def test_images_are_named_from_the_folder_on_that_they_lie_in() -> None:
+    assert names_handed_on(["/home/me/new/a.jpg", Path("/home/me/new/b/c.jpg"), "d/e.jpg"]) == [
+        "new/a.jpg", "new/b/c.jpg", "d/e.jpg",
+    ]  # fmt: skip
+
+
+def test_folders_are_named_from_where_one_is_or_by_their_names() -> None:
+    found = [shown_folder(Path(path)) for path in ("runs/a/000", Path.cwd() / "runs" / "a", "/x/runs/a/000", "/x/mine")]
+    assert [path.as_posix() for path in found] == ["runs/a/000", "runs/a", "runs/a/000", "mine"]
