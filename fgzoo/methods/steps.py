@@ -25,6 +25,7 @@ from fgzoo.methods.ranks import Ranks
 from fgzoo.methods.run_length import epoch_steps, run_steps
 from fgzoo.methods.training_stages import EnterStages, TrainingStage, stage_at, stage_ends
 from fgzoo.nn.output import MethodOutput
+from fgzoo.prediction.rejection import Calibration
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -51,6 +52,7 @@ class LightningSteps(HasArguments):
     loss: Callable[[MethodOutput, Tensor], dict[str, Tensor]]
     taught: Callable[[dict[str, Tensor], MethodOutput, Tensor], dict[str, Tensor]]
     teachers: Sequence[LightningSteps]
+    calibration: Calibration | None
     stages: Callable[[], tuple[TrainingStage, ...]]
     parameter_groups: Callable[[], list[dict[str, Any]]]
     training_outputs: Callable[[Tensor, Tensor, Tensor], Iterator[MethodOutput]]
