@@ -26,6 +26,7 @@ from fgzoo.data.synthetic import Birds
 from fgzoo.errors import UsageError
 from fgzoo.methods.baseline import Baseline
 from fgzoo.nn import Backbone
+from tests import THOROUGH
 from tests.builders import make_cars, make_cub
 from tests.command import fgzoo, fit, weights
 
@@ -73,6 +74,13 @@ def written(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 SMALL = ["--methods", "baseline", "--backbone", "test_resnet", "--size", "64", "--batch", "2", "--steps", "1", "--blocks", "2"]
 
 
+#: A process each for four ways to train, and for three ranks, which all import torch.
+END_TO_END_AND_RANKS = [
+    (["step", "--end-to-end"], {"before", "after", "plain timm", "from files"}),
+    (["step", "--ranks", "2"], {"2 rank(s)"}),
+] if THOROUGH else []  # fmt: skip
+
+
 def speed(bench: Any, what: str, *typed: str) -> int:
     status: int = bench.common.main(bench.speed.Arguments, [what, *SMALL, *typed], then=bench.speed.measure)
     return status
@@ -82,9 +90,8 @@ def speed(bench: Any, what: str, *typed: str) -> int:
 @pytest.mark.parametrize(
     ("typed", "compared"),
     [
-        (["step", "--end-to-end"], {"before", "after", "plain timm", "from files"}),
         (["step", "--recipe"], {"baseline", "bare passes of its backbones"}),
-        (["step", "--ranks", "2"], {"2 rank(s)"}),
+        *END_TO_END_AND_RANKS,
         (["predict", "--methods", "srbn"], {"backbone", "forward", "reading", "predict", "explain", "explain --png"}),
         (["data"], {"Pillow recipe", "ours", "ours, from the cache", "decode alone, Pillow"}),
         (["scan"], {"bare passes of its backbones", "what is added", "double loop", "scan"}),

@@ -91,7 +91,7 @@ def run_program(path: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], dict
 # ---------------------------------------------------------------------- every method, both formats
 
 
-#: Parents are the same classes without something; as programs of torch.export they are checked with every method's checks.
+#: Parents are the same classes without something.
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("name", ["baseline", "rra", "iagn", "coarse2fine", "srbn"])
 def test_every_method_answers_alike_in_both_formats_for_any_batch(name: str, tmp_path: Path) -> None:

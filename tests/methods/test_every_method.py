@@ -11,6 +11,7 @@ import torch
 from fgzoo.methods import available, find_method
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.testing import CHECKS, NUM_CLASSES
+from tests import THOROUGH
 from tests.small import SMALL
 
 #: One tiny network of each family: resnet, vgg, mobilenet, convnext, vision transformer.
@@ -46,7 +47,9 @@ ON_EVERY_BACKBONE = ("shapes", "every_gradient")
 #: What another path through a network can change.
 OF_VARIANTS = (*ON_EVERY_BACKBONE, "finite", "keys_decide", "batch_independence", "float16", "zero_features", "statistics_move")
 VARIANTS_ON = "tiny_vgg"
-#: Half a minute each: whole trainings of the methods are compiled, and they are exported to both formats, elsewhere.
+#: Half a minute each: whole trainings of the methods are compiled, and they are exported to both formats, elsewhere. What is done
+#: with another backbone there is left to FGZOO_THOROUGH=1, but for a parent.
+ELSEWHERE = ("one_graph",) if THOROUGH else ("one_graph", "exports")
 SLOW = {"exports": ("test_vit",), "one_graph": ("tiny_vgg",), "trains_and_reloads": ALL_CHECKS_ON}
 
 
@@ -54,10 +57,11 @@ def cases() -> list[Any]:
     chosen: list[tuple[str, str, dict[str, Any], str, str]] = []
     for check in CHECKS:
         backbones = BACKBONES if check in ON_EVERY_BACKBONE else SLOW.get(check, ALL_CHECKS_ON)
-        methods = () if check == "one_graph" else METHODS
+        methods = () if check in ELSEWHERE else METHODS
         chosen += [(name, name, {}, check, backbone) for name, backbone in itertools.product(methods, backbones)]
         # A parent takes a part of its method's way.
-        chosen += [(name, name, {}, check, backbones[0]) for name in PARENTS]
+        parents = PARENTS[:1] if check in ELSEWHERE and not THOROUGH else PARENTS
+        chosen += [(name, name, {}, check, backbones[0]) for name in parents]
         if check in OF_VARIANTS:
             chosen += [(label, name, more, check, VARIANTS_ON) for label, (name, more) in VARIANTS.items()]
     return [

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from fgzoo.methods import list_models
 from fgzoo.nn import Backbone
+from tests import THOROUGH
 from tests.families import FAMILIES
 from tests.small import CARD, small
 
@@ -20,7 +19,7 @@ FIELDS = [
     (family, method)
     for row, family in enumerate(FAMILIES)
     for column, method in enumerate(list_models())
-    if (row + column) % 2 == 0 or os.environ.get("FGZOO_THOROUGH")
+    if (row + column) % 2 == 0 or THOROUGH
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from fgzoo.errors import UsageError
 from fgzoo.methods.baseline import Baseline
 from fgzoo.training.callbacks import ReproducibleSteps
 from fgzoo.training.faults import FiniteLoss
+from tests import THOROUGH
 from tests.training.toys import loader, make, trainer
 from tests.training.two_ranks import METHODS, birds, method
 
@@ -166,7 +166,7 @@ def test_evaluation_augments_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 #: Parents train as their methods do, without what could break a graph. The two that take longest by FGZOO_THOROUGH=1.
-COMPILED = ["baseline", "rra", "coarse2fine", *(["iagn", "srbn"] if os.environ.get("FGZOO_THOROUGH") else [])]
+COMPILED = ["baseline", "rra", "coarse2fine", *(["iagn", "srbn"] if THOROUGH else [])]
 
 
 @pytest.mark.parametrize("name", COMPILED)
