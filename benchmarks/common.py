@@ -56,7 +56,10 @@ def hide_paths(text: str) -> str:
 
 
 def write_report(title: str, text: str, rows: Sequence[Row], name: str | None) -> None:
-    """Print a report; with a name also write results/NAME.md and .csv, both of which say what made them."""
+    """Print a report; with a name also write results/NAME.md and .csv, both of which say what made them.
+
+    Rows that were read from results keep what they say of that.
+    """
     about = environment()
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(hide_paths, sys.argv[1:])])
     made_by = {
@@ -69,7 +72,7 @@ def write_report(title: str, text: str, rows: Sequence[Row], name: str | None) -
     sys.stdout.write(page)
     if name is not None:
         made_by |= {"time": about["time"], "command": command}
-        write_csv(RESULTS / f"{name}.csv", [row | made_by for row in rows])
+        write_csv(RESULTS / f"{name}.csv", [row | made_by | row for row in rows])
         (RESULTS / f"{name}.md").write_text(page, encoding="utf-8")
 
 

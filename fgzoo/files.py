@@ -28,6 +28,11 @@ def user_path(said: str | Path | None) -> Path | None:
     return None if said is None else Path(os.path.expanduser(said))  # noqa: PTH111
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; of a name that no file can have (too long, with a zero byte) it is not."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises
+
+
 #: An absolute path in a text, after what may stand before one; `https://...` and `hf://...` are none.
 _PLACE = re.compile(r"""(?<![^\s=:,;('"\[{])(?:file://|~|[A-Za-z]:)?(?:[/\\](?![/\\])[^\s/\\'",;\])}]+)+[/\\]?""")
 
@@ -117,4 +122,9 @@ def parse_yaml(text: str) -> Any:
 
 @functools.cache
 def _parsed(text: str) -> Any:
-    return yaml.safe_load(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # what looks like a date or a number and is none makes PyYAML raise nearly any type
+        raise yaml.YAMLError(str(error)) from error

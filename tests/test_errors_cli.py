@@ -104,9 +104,12 @@ def test_debug_shows_the_traceback() -> None:
             b"model: {class_path: fgzoo.methods.rra.RRA, init_args: {stepz: 4}}",
             "file.yaml: model: RRA has no argument 'stepz'; did you mean 'steps'?",
         ),
+        (b"model: {class_path: fgzoo.methods.rra.RRA, init_args: steps}", "file.yaml: model: "),
         (b"- 1\n- 2\n", "file.yaml holds no settings"),
         (b"", "file.yaml holds no settings"),
         (b"\x00\xff\xfe\x80", "file.yaml is no YAML file"),
+        (b"time: 2001-99-99", "file.yaml is no YAML file: month must be in 1..12"),
+        (b"data: !!int ''", "file.yaml is no YAML file"),
     ],
 )
 def test_a_wrong_config_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:

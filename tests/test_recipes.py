@@ -192,6 +192,10 @@ def test_a_preset_meets_the_method_of_a_file(tmp_path: Path) -> None:
     assert resolved(f"--config small --config {file}")["model"]["init_args"]["stages"] == 3
 
 
+def test_a_typed_value_that_looks_like_a_date_is_text() -> None:
+    assert settings("--data.root 2001-99-99 --config cub")["data"]["root"] == "2001-99-99"
+
+
 def test_dinov3_tunes_its_network_by_low_rank_under_every_method() -> None:
     for name in (name for name in METHOD_RECIPES if name.startswith("folder/")):
         found = settings(f"--config {name} --config dinov3")

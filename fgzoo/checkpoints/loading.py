@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from fgzoo.checkpoints.registry import SUFFIX
 from fgzoo.checkpoints.run_folder import resolve
 from fgzoo.checkpoints.safetensors import read_safetensors, training_only
 from fgzoo.data.card import DataCard
-from fgzoo.errors import CheckpointError
+from fgzoo.data.images import MAX_PIXELS
+from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.methods import available, import_path
 from fgzoo.methods.arguments import without_files
 from fgzoo.methods.base import FineGrainedClassifier
@@ -55,20 +56,35 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
 def _check_card(content: dict[str, Any], path: Path) -> None:
     """Refuse fields that have another type than they are written with."""
     card = content["fgzoo"]
-    data = card.get("data")
-    known = {field.name for field in fields(DataCard)}
-    needed = {field.name for field in fields(DataCard) if field.default is MISSING}
+    data, arguments, state = card.get("data"), content.get("hyper_parameters", {}), content["state_dict"]
     for what, fine in (
         ("method", isinstance(card["method"], str)),
         ("backbone", isinstance(card["backbone"], str)),
         ("num_classes", type(card["num_classes"]) is int),
         ("networks", _are_networks(card.get("networks", {}))),
-        ("data", data is None or (isinstance(data, dict) and needed <= set(data) <= known)),
-        ("hyper_parameters", isinstance(content.get("hyper_parameters", {}), dict)),
-        ("state_dict", isinstance(content["state_dict"], dict)),
+        ("stage", card.get("stage") is None or type(card["stage"]) is int),
+        ("data", data is None or _is_data_card(data, card["num_classes"])),
+        ("hyper_parameters", isinstance(arguments, dict) and all(isinstance(name, str) for name in arguments)),
+        ("state_dict", isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())),
     ):
         if not fine:
             raise CheckpointError(f"checkpoint: {path} is damaged: its field '{what}' is not what fgzoo writes")
+
+
+def _is_data_card(written: Any, num_classes: int) -> bool:
+    """Whether this is what [DataCard.as_dict][fgzoo.data.card.DataCard.as_dict] gives, for images that can be made."""
+    try:
+        card = DataCard(**written)
+    except TypeError:
+        return False
+    names, counts, sides = card.class_names, card.class_counts, (card.image_size, card.resize)
+    texts = (card.dataset, card.resize_mode, card.interpolation, card.decoder, card.fingerprint)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(type(side) is int and 0 < side**2 <= MAX_PIXELS for side in sides)
+        and isinstance(names, list) and len(names) == num_classes and all(isinstance(name, str) for name in names)
+        and (counts is None or (isinstance(counts, list) and len(counts) == num_classes and all(type(n) is int for n in counts)))
+    )  # fmt: skip
 
 
 def _are_networks(written: Any) -> bool:
@@ -95,6 +111,30 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier
         CheckpointError: The checkpoint cannot be read, or names a class that is neither known nor trusted.
     """
     checkpoint = read_checkpoint(source)
+    with naming(source):
+        model = _made(checkpoint, trust)
+        _load_state(model, checkpoint["state_dict"], str(source))
+        model.on_load_checkpoint(checkpoint)
+    return model.eval()
+
+
+@contextmanager
+def naming(source: str | Path) -> Iterator[None]:
+    """Errors about what a checkpoint holds say which one it is.
+
+    Raises:
+        CheckpointError: Something was wrong with it.
+    """
+    try:
+        yield
+    except UsageError as error:
+        if str(source) in str(error):
+            raise
+        raise CheckpointError(f"checkpoint: {source}: {str(error).removeprefix('checkpoint: ')}") from error
+
+
+def _made(checkpoint: Mapping[str, Any], trust: Sequence[str]) -> FineGrainedClassifier:
+    """The model that a checkpoint is of, with weights of its own."""
     card = checkpoint["fgzoo"]
     cls = method_class(card["method"], trust)
     arguments = arguments_of(checkpoint, cls)
@@ -104,12 +144,11 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> FineGrainedClassifier
     arguments["num_classes"] = card["num_classes"]
     remember_networks(checkpoint)
     try:
-        model: FineGrainedClassifier = cls(**arguments)
-    except TypeError as error:
-        raise CheckpointError(f"checkpoint: {source}: {cls.__name__} cannot be made with its arguments: {error}") from error
-    _load_state(model, checkpoint["state_dict"], str(source))
-    model.on_load_checkpoint(checkpoint)
-    return model.eval()
+        return cls(**arguments)
+    except UsageError:
+        raise
+    except Exception as error:  # values that are damaged make networks raise nearly any type
+        raise CheckpointError(f"checkpoint: {cls.__name__} cannot be made with its arguments: {error}") from error
 
 
 def remember_networks(checkpoint: Mapping[str, Any]) -> None:
@@ -129,7 +168,9 @@ def arguments_of(checkpoint: Mapping[str, Any], cls: type[FineGrainedClassifier]
         [implied_arguments][FineGrainedClassifier.implied_arguments].
     """
     kept = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
-    return {**cls.implied_arguments, **_untrained(kept)}
+    # Where it lacks the argument, the default would fetch weights.
+    implied = {"pretrained": False} if "pretrained" in inspect.signature(cls).parameters else {}
+    return {**cls.implied_arguments, **implied, **_untrained(kept)}
 
 
 def _untrained(arguments: Mapping[str, Any]) -> dict[str, Any]:

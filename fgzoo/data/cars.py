@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import scipy.io
-
 from fgzoo.data.folder import read_folder
 from fgzoo.data.lists import box_from_one, by_name, checked, first_five
+from fgzoo.data.matlab import read_matlab
 from fgzoo.data.records import Listing, Record
 from fgzoo.errors import DataError, UsageError
 
@@ -120,15 +119,18 @@ def _single_list(root: Path) -> Listing:
     for number, row in enumerate(_annotations(path, "relative_im_path", "test"), start=1):
         name = str(row["relative_im_path"])
         record = _record(path, number, row, class_names, name, root / name)
-        (test if row["test"] else train).append(record)
+        (test if row["test"] == 1 else train).append(record)
     return Listing("cars", class_names, by_name(train), by_name(test))
 
 
 def _record(path: Path, number: int, row: Any, class_names: Sequence[str], name: str, image: Path) -> Record:
-    target = int(row["class"]) - 1
+    try:
+        target = int(row["class"]) - 1
+        edges = [float(row[f"bbox_{edge}"]) for edge in ("x1", "y1", "x2", "y2")]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}, annotation {number}: class and box must be numbers ({error}).") from error
     if not 0 <= target < len(class_names):
         raise DataError(f"{path}, annotation {number}: class {target + 1} is not one of 1 to {len(class_names)}.")
-    edges = (float(row[f"bbox_{edge}"]) for edge in ("x1", "y1", "x2", "y2"))
     return Record(name, target, image, box_from_one(*edges))
 
 
@@ -148,10 +150,4 @@ def _load(path: Path, variable: str) -> Any:
     """One variable of a MATLAB file, as an array of at least one dimension."""
     if not path.is_file():
         raise DataError(f"{path} is missing. One of these layouts must be complete: {KNOWN_LAYOUTS}.")
-    try:
-        content = scipy.io.loadmat(path, squeeze_me=True, variable_names=[variable])
-    except Exception as error:  # scipy raises nearly any type on a damaged file
-        raise DataError(f"{path} is no readable MATLAB file: {error}. Unpack it again.") from error
-    if variable not in content:
-        raise DataError(f"{path} holds no variable {variable!r}; this is not the official file.")
-    return content[variable].reshape(-1)
+    return read_matlab(path, variable)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fgzoo.data.records import Box, Listing, Record
 from fgzoo.errors import DataError
+from fgzoo.files import is_file
 
 #: Byte order marks and the encodings they stand for; that of UTF-32 begins as that of UTF-16 does.
 _MARKS = (
@@ -180,7 +181,7 @@ def first_five(names: Sequence[str]) -> str:
 
 def missing_images(listing: Listing) -> list[str]:
     """Names of the listed images that do not exist, of a data set whose records have paths."""
-    return [record.name for record in listing.records if record.path is None or not record.path.is_file()]
+    return [record.name for record in listing.records if record.path is None or not is_file(record.path)]
 
 
 def checked(listing: Listing, root: Path) -> Listing:

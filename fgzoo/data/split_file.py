@@ -45,7 +45,11 @@ def read_split(path: Path, listing: Listing) -> tuple[dict[str, Split], Listing]
     Raises:
         DataError: The table cannot be read, or images of it are gone or of another class.
     """
-    rows = list(csv.reader(io.StringIO(read_text(path, errors="surrogateescape"), newline="")))
+    reader = csv.reader(io.StringIO(read_text(path, errors="surrogateescape"), newline=""))
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise Row(path, reader.line_num, ()).error(f"not a CSV line ({error}).") from error
     if not rows or tuple(rows[0]) != HEADER:
         raise DataError(f"{path}, line 1: expected the header {','.join(HEADER)}, as a run's split.csv has it.")
     now = {record.name: record for record in listing.records}

@@ -17,6 +17,7 @@ from fgzoo.data.images import image_suffixes
 from fgzoo.data.lists import Row, read_text
 from fgzoo.data.tree import SPLIT_NAMES, Labelled, Split, find_images, natural_order, split_of
 from fgzoo.errors import DataError
+from fgzoo.files import is_file
 
 #: Usual names of columns, without case, spaces and signs; the first that a table has is taken.
 PATH_COLUMNS = (
@@ -265,7 +266,7 @@ class _Places:
         said = [text.replace("\\", "/") for text in said]
         probed = said[:_PROBED]
         for base in dict.fromkeys((self.root, self.beside)):
-            if any((base / text).is_file() for text in probed):
+            if any(is_file(base / text) for text in probed):
                 return [self._as_stored(base / text) for text in said]
         deepest = max(len(Path(text).parts) for text in probed)
         for dropped in range(deepest):
@@ -325,7 +326,7 @@ class _Places:
 
     def _as_stored(self, path: Path) -> Path:
         """A path as the file system spells it: it may tell case, or composed from decomposed accents."""
-        if path.is_file() or not path.is_relative_to(self.root):
+        if is_file(path) or not path.is_relative_to(self.root):
             return path
         return self._by_key.get(_key(path.relative_to(self.root).as_posix()), path)
 

@@ -16,7 +16,7 @@ from fgzoo.data.images import decode
 from fgzoo.data.lists import first_five, missing_images
 from fgzoo.data.records import Listing, Record
 from fgzoo.errors import DataError, UsageError
-from fgzoo.files import file_hash
+from fgzoo.files import file_hash, is_file
 
 
 class Counts(NamedTuple):
@@ -107,7 +107,7 @@ def verify(name: str, root: Path, decode_all: bool = False) -> VerifyReport:
     listing = _LISTS[name](root)
     decoded, undecodable = 0, []
     for record in listing.records if decode_all else ():
-        if record.path is None or not record.path.is_file():
+        if record.path is None or not is_file(record.path):
             continue
         try:
             decode(record.path)
@@ -124,7 +124,7 @@ def _copied(listing: Listing) -> list[str]:
     by_size: defaultdict[int, list[tuple[str, Record, Path]]] = defaultdict(list)
     for split, records in (("train", listing.train), ("val", listing.val), ("test", listing.test)):
         for record in records:
-            if record.path is not None and record.path.is_file():
+            if record.path is not None and is_file(record.path):
                 by_size[record.path.stat().st_size].append((split, record, record.path))
     found = []
     for alike in by_size.values():

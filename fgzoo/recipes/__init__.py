@@ -103,7 +103,7 @@ def read_config(path: Path) -> dict[str, Any]:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise UsageError(f"--config: {path}{line}: no YAML: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config: {path} is no YAML file") from error
+        raise UsageError(f"--config: {path} is no YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"--config: {path} holds no settings; expected `data:`, `model:`, `trainer:` and so on")
     return content

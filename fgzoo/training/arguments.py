@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
 
-from fgzoo.checkpoints.loading import arguments_of, data_card, method_class, read_checkpoint
+from fgzoo.checkpoints.loading import arguments_of, data_card, method_class, naming, read_checkpoint
 from fgzoo.checkpoints.run_folder import CONFIG, SPLIT, find_checkpoint, newest_run, run_of
 from fgzoo.errors import UntrainedError, UsageError
-from fgzoo.files import user_path
+from fgzoo.files import parse_yaml, user_path
 from fgzoo.methods import BUILT_IN, available, import_path, method_name
 from fgzoo.recipes import PRESETS, find_recipe, merge, read_config, read_recipe, recipe_files
 from fgzoo.training.messages import NO_METHOD, MisconfiguredError
@@ -180,7 +180,7 @@ def _split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
 def _parse(text: str) -> Any:
     """What a typed value means: YAML, or else the text itself."""
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError:
         return text
 
@@ -198,7 +198,8 @@ def _method_of(settings: dict[str, Any]) -> str | None:
         return None
     # A built-in class also goes by `RRA` and `fgzoo.methods.RRA`.
     paths = {path.rpartition(".")[2]: path for path, _ in BUILT_IN.values()}
-    return method_name(paths.get(said.removeprefix("fgzoo.methods."), said), model.get("init_args") or {})
+    arguments = model.get("init_args")  # of another type it is refused by the parser
+    return method_name(paths.get(said.removeprefix("fgzoo.methods."), said), arguments if isinstance(arguments, dict) else {})
 
 
 def config_of(checkpoint: Path, trust: list[str]) -> str:
@@ -207,7 +208,8 @@ def config_of(checkpoint: Path, trust: list[str]) -> str:
     if folder is not None:
         return str(folder / CONFIG)
     content = read_checkpoint(checkpoint)
-    cls = method_class(content["fgzoo"]["method"], trust)
+    with naming(checkpoint):
+        cls = method_class(content["fgzoo"]["method"], trust)
     arguments = arguments_of(content, cls)
     arguments.pop("num_classes", None)
     config: dict[str, Any] = {"model": {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}}

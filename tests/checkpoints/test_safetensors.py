@@ -168,7 +168,7 @@ def test_every_verb_takes_such_a_file(tmp_path: Path) -> None:
 
 def test_a_header_that_belongs_to_other_weights_is_named(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="has other shapes for"):
-        load(with_card(saved, num_classes=7))
+        load(with_card(saved, num_classes=2, data={**asdict(CARD), "class_names": ["a", "b"]}))
 
 
 def test_weights_of_another_program_are_refused(tmp_path: Path) -> None:
@@ -207,9 +207,13 @@ def test_a_damaged_file_is_named(damage: str, saved: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"method": 3}, {"backbone": ["x"]}, {"num_classes": "5"}, {"data": [1]}, {"data": {"dataset": "cub"}}],
+    [
+        {"method": 3}, {"backbone": ["x"]}, {"num_classes": "5"}, {"stage": "1"}, {"data": [1]}, {"data": {"dataset": "cub"}},
+        {"data": {**asdict(CARD), "class_names": "abcde"}}, {"data": {**asdict(CARD), "class_names": ["a"]}},
+        {"data": {**asdict(CARD), "image_size": 10**9}}, {"data": {**asdict(CARD), "class_counts": [1, 2]}},
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_field_of_another_type_is_damage(changes: dict[str, Any], saved: Path) -> None:
     with pytest.raises(CheckpointError, match=f"damaged: its field '{next(iter(changes))}'"):
         load(with_card(saved, **changes))
@@ -222,8 +226,20 @@ def test_metadata_that_is_no_json_is_damage(text: str, saved: Path) -> None:
 
 
 def test_an_unknown_argument_is_left_out_and_a_wrong_one_named(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match="Baseline cannot be made with its arguments"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: Baseline cannot be made with its arguments"):
         load(edited(saved, lambda metadata: metadata.update(hyper_parameters='{"label_smoothing": "much"}')))
+
+
+def test_no_weights_are_fetched_for_a_header_that_lost_its_arguments(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit the model's arguments"):
+        load(edited(saved, lambda metadata: metadata.update(hyper_parameters="{}")))
+
+
+def test_a_class_that_there_is_not_is_named_with_its_file(saved: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: the class fgzoo\.methods\.baseline\.Basin cannot be imported"
+    ):
+        load(with_card(saved, method="fgzoo.methods.baseline.Basin"))
 
 
 def test_a_pickle_by_that_name_is_not_run(tmp_path: Path) -> None:

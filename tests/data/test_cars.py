@@ -100,6 +100,14 @@ def test_unknown_class_names_the_annotation(label: int, tmp_path: Path) -> None:
         read_cars(tmp_path)
 
 
+@pytest.mark.parametrize("row", [(1, 1, 2, 2, "00002.jpg", "two"), (1, 1, 2, [2, 3], "00002.jpg", 1)], ids=["class", "box"])
+def test_what_is_no_number_names_the_annotation(row: tuple[object, ...], tmp_path: Path) -> None:
+    make_cars(tmp_path)
+    save_mat(tmp_path / "devkit" / "cars_train_annos.mat", annotations=struct(FIELDS, [(1, 1, 2, 2, "00001.jpg", 1), row]))
+    with pytest.raises(DataError, match=r"cars_train_annos\.mat, annotation 2: class and box must be numbers"):
+        read_cars(tmp_path)
+
+
 class Canary:
     def __init__(self, path: Path) -> None:
         self.path = path

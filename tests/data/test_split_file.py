@@ -89,7 +89,7 @@ def test_images_of_another_class_now_are_named(root: Path, drawn: FGVCDataModule
         module(root, csv=names, split_file=tmp_path / "split.csv").setup()
 
 
-@pytest.mark.parametrize("line", ["class 0/image0.jpg,class 0", "class 0/image0.jpg,class 0,tset"])
+@pytest.mark.parametrize("line", ["class 0/image0.jpg,class 0", "class 0/image0.jpg,class 0,tset", '"' + "x" * 200_000])
 def test_a_damaged_split_file_is_named(line: str, root: Path, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "split.csv", ["path,label,split", line])
     with pytest.raises(DataError, match=r"split\.csv, line 2: "):

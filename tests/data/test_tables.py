@@ -187,6 +187,7 @@ BAD = {
     "no header and no image": (["crow0,crow"], "line 1: neither a header such as path,label,split"),
     "one column": (["path"], "line 1: one column only"),
     "no class marked": (["image,crow,wren", "crow/crow0.jpg,0,0"], "line 2: 0 classes are marked"),
+    "a name that no file can have": ([*FORMS["usual"], f"crow/{'x' * 300}.jpg,crow,train"], "1 of 9 listed images are missing"),
     "nothing": ([""], "is empty"),
     "a header alone": (["path,label"], "lists no image"),
 }  # fmt: skip
