@@ -5,7 +5,6 @@ Source: MathWorks, MAT-File Format, chapter 1.
 
 from __future__ import annotations
 
-import io
 import math
 import struct
 import zlib
@@ -45,7 +44,7 @@ def read_matlab(path: Path, variable: str) -> Any:
         if len(data) <= _HEADER or data[126:_HEADER] not in _ORDERS:
             raise ValueError("it has no header of version 5")
         _check(data[_HEADER:], _ORDERS[data[126:_HEADER]])
-        content = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, variable_names=[variable])
+        content = scipy.io.loadmat(path, squeeze_me=True, variable_names=[variable])
     except Exception as error:  # scipy raises nearly any type on a damaged file
         raise DataError(f"{path} is no readable MATLAB file: {error}. Unpack it again.") from error
     if variable not in content:
