@@ -63,6 +63,7 @@ def assert_refused(result: Result, *said: str) -> None:
         ("fit --data.folds 3 --data.fold 3", "data.fold: 3 of 3"),
         ("fit --data.resize 64", "data.resize: 64 is smaller"),
         ("fit --trainer.accelerator tpuu", "invalid accelerator name"),
+        ("fit --trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp_spawn", "take ddp or ddp_fork"),
         ("fit --trainer.max_epochs -1", "give a number of epochs"),
         ("fit --config cub/rra --data.root \udcd6l", "fit: '\\udcd6l' is not valid UTF-8"),
         ("fit --ckpt_path nowhere.ckpt", "no file or run folder 'nowhere.ckpt'"),

@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -311,6 +312,10 @@ class TrainingCLI(LightningCLI):
                 enable_checkpointing=fits and keeps,
                 **kwargs,
             )
+            if isinstance(launcher := trainer.strategy.launcher, _MultiProcessingLauncher) and launcher._start_method == "spawn":
+                raise UsageError(
+                    f"trainer.strategy: {config.strategy} cannot hand a run to spawned processes; take ddp or ddp_fork"
+                )
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
                 trainer.strategy.checkpoint_io = WholeCheckpoints()
             return trainer
@@ -500,5 +505,7 @@ def quieten() -> None:
         ".*you defined a .validation_step. but have no .val_dataloader.*",
         ".*Detected call of .lr_scheduler.step.*",
         ".*resuming from a checkpoint that ended before the epoch ended.*",
+        # These are of all ranks when they are logged.
+        r".*self.log\('(train|val|test)/(top1|top5|macro|nll|ece)\w*', ..., sync_dist=True\).*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -75,4 +75,5 @@ def test_torchrun(tmp_path: Path) -> None:
     assert run.returncode == 0, err
     assert "batches of 2 x 2" in out
     assert out.count("run holds") == 1
+    assert "sync_dist" not in err
     assert [row["epoch"] for row in metrics(tmp_path / "run")] == ["0", "1"]
