@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import codecs
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from fgzoo.data.records import Box, Listing, Record
 from fgzoo.errors import DataError
-from fgzoo.files import is_file
+from fgzoo.files import file_hash, is_file
 
 #: Byte order marks and the encodings they stand for; that of UTF-32 begins as that of UTF-16 does.
 _MARKS = (
@@ -212,3 +212,26 @@ def checked(listing: Listing, root: Path) -> Listing:
             "Restore them or remove them from the lists."
         )
     return listing
+
+
+def copied_files(splits: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Images that are in two splits, byte by byte. Only files of equal size are read.
+
+    Args:
+        splits: Records by split.
+
+    Returns:
+        Names of the images whose file is one of an earlier split, too, sorted.
+    """
+    by_size: defaultdict[int, list[tuple[str, Record, Path]]] = defaultdict(list)
+    for split, records in splits.items():
+        for record in records:
+            if record.path is not None and is_file(record.path):
+                by_size[record.path.stat().st_size].append((split, record, record.path))
+    found = []
+    for alike in by_size.values():
+        first: dict[str, str] = {}
+        for split, record, path in alike if len({split for split, *_ in alike}) > 1 else ():
+            if first.setdefault(file_hash(path, "sha256"), split) != split:
+                found.append(record.name)
+    return sorted(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from fgzoo.data.cars import list_cars
 from fgzoo.data.cub import list_cub
 from fgzoo.data.folder import read_folder
 from fgzoo.data.images import decode
-from fgzoo.data.lists import first_five, missing_images
-from fgzoo.data.records import Listing, Record
+from fgzoo.data.lists import copied_files, first_five, missing_images
+from fgzoo.data.records import Listing
 from fgzoo.errors import DataError, UsageError
-from fgzoo.files import file_hash, is_file
+from fgzoo.files import is_file
 
 
 class Counts(NamedTuple):
@@ -115,21 +114,6 @@ def verify(name: str, root: Path, decode_all: bool = False) -> VerifyReport:
         except DataError as error:
             undecodable.append(str(error))
     found = Counts(len(listing.class_names), len(listing.train), len(listing.test))
-    missing, copied = tuple(missing_images(listing)), tuple(_copied(listing))
+    missing = tuple(missing_images(listing))
+    copied = tuple(copied_files({"train": listing.train, "val": listing.val, "test": listing.test}))
     return VerifyReport(name, found, OFFICIAL.get(name), missing, copied, tuple(undecodable), decoded)
-
-
-def _copied(listing: Listing) -> list[str]:
-    """Names of the images whose bytes are those of an image of an earlier split; files of equal size alone are read."""
-    by_size: defaultdict[int, list[tuple[str, Record, Path]]] = defaultdict(list)
-    for split, records in (("train", listing.train), ("val", listing.val), ("test", listing.test)):
-        for record in records:
-            if record.path is not None and is_file(record.path):
-                by_size[record.path.stat().st_size].append((split, record, record.path))
-    found = []
-    for alike in by_size.values():
-        first: dict[str, str] = {}
-        for split, record, path in alike if len({split for split, *_ in alike}) > 1 else ():
-            if first.setdefault(file_hash(path, "sha256"), split) != split:
-                found.append(record.name)
-    return sorted(found)

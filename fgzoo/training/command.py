@@ -41,6 +41,7 @@ from fgzoo.checkpoints.run_folder import (
     run_of,
 )
 from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.data.lists import copied_files, first_five
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.files import user_path
 from fgzoo.methods import available, import_path
@@ -397,8 +398,11 @@ class TrainingCLI(LightningCLI):
             f"{self._batch()} -> {goes}",
             highlight=False,
         )
-        if self.datamodule.dataset_name == "folder":
-            for note in self.datamodule.listing.notes:
+        if self.datamodule.dataset_name == "folder" and self.trainer.is_global_zero:
+            notes = list(self.datamodule.listing.notes)
+            if copied := copied_files(self.datamodule.splits):
+                notes.append(f"{len(copied)} validation or test images are files of another split, too: {first_five(copied)}")
+            for note in notes:
                 self.console.print(f"Note: {note}", highlight=False, markup=False)
 
     def _length(self) -> str:

@@ -10,6 +10,7 @@ from fgzoo.data.folder import read_folder
 from fgzoo.data.verify import verify
 from fgzoo.errors import DataError
 from tests.builders import make_folder, save, write_lines
+from tests.command import IMAGES, MACHINE, NETWORK, fgzoo
 
 
 def names(records: tuple[object, ...]) -> list[str]:
@@ -201,3 +202,12 @@ def test_verify_finds_files_that_are_in_two_splits(tmp_path: Path) -> None:
     assert report.copied == ("test/class 0/copy.jpg",)
     assert not report.passed
     assert "1 images of validation and test are in another split, too: test/class 0/copy.jpg" in str(report)
+
+
+def test_fit_says_which_files_are_in_two_splits(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    shutil.copy(root / "train/class 0/image0.jpg", root / "test/class 0/copy.jpg")
+    typed = ("--config", "folder", "--model", "baseline", "--data.root", root, "--trainer.fast_dev_run", "true")
+    result = fgzoo("fit", *typed, *NETWORK, *IMAGES, *MACHINE)
+    assert result.status == 0
+    assert "Note: 1 validation or test images are files of another split, too: test/class 0/copy.jpg" in result.out
