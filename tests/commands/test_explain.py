@@ -396,8 +396,9 @@ def test_the_page_names_what_it_was_made_with(trained: SimpleNamespace, tmp_path
     text = (tmp_path / "out" / "index.html").read_text()
     card = load(trained.run).card
     assert card is not None
-    for said in (str(trained.run), "baseline", "test_efficientnet", f"{card.dataset}, 3 classes", "64 × 64", "Grad-CAM"):
+    for said in ("<dd>run</dd>", "baseline", "test_efficientnet", f"{card.dataset}, 3 classes", "64 × 64", "Grad-CAM"):
         assert said in text
+    assert str(trained.run) not in text
 
 
 def test_a_class_by_name(trained: SimpleNamespace, tmp_path: Path) -> None:
