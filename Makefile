@@ -20,7 +20,7 @@ install: $(STAMP)  ## Make .venv with fgzoo in it, for development
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]"  # Python compiles what it imports: a minute less
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
 demo: install  ## Fine-tune on the built-in birds, compare, and see where it looks, in three minutes (METHOD=rra)
