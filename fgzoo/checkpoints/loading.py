@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from fgzoo.checkpoints.run_folder import resolve
 from fgzoo.checkpoints.safetensors import read_safetensors, training_only
 from fgzoo.data.card import DataCard
 from fgzoo.data.images import MAX_PIXELS
+from fgzoo.data.transforms import ResizeMode
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.methods import available, import_path
 from fgzoo.methods.arguments import without_files
@@ -78,9 +79,9 @@ def _is_data_card(written: Any, num_classes: int) -> bool:
     except TypeError:
         return False
     names, counts, sides = card.class_names, card.class_counts, (card.image_size, card.resize)
-    texts = (card.dataset, card.resize_mode, card.interpolation, card.decoder, card.fingerprint)
+    texts = (card.dataset, card.interpolation, card.decoder, card.fingerprint)
     return (
-        all(isinstance(text, str) for text in texts)
+        all(isinstance(text, str) for text in texts) and card.resize_mode in get_args(ResizeMode)
         and all(type(side) is int and 0 < side**2 <= MAX_PIXELS for side in sides)
         and isinstance(names, list) and len(names) == num_classes and all(isinstance(name, str) for name in names)
         and (counts is None or (isinstance(counts, list) and len(counts) == num_classes and all(type(n) is int for n in counts)))

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from fgzoo.errors import CheckpointError
 
+#: Of zip archives, and of the pickles that torch wrote before version 1.6.
+_BEGINNINGS = (b"PK\x03\x04", b"\x80")
+
 
 def read_plain(path: Path, what: str) -> Any:
     """Read what `torch.save` wrote, if it holds tensors and plain values only.
@@ -27,6 +30,9 @@ def read_plain(path: Path, what: str) -> Any:
         CheckpointError: The file is damaged, or holds objects whose loading could run code.
     """
     try:
+        with path.open("rb") as file:
+            if not file.read(4).startswith(_BEGINNINGS):  # torch would look for a tar archive, in a folder that it makes
+                raise ValueError("it does not begin as what torch.save writes")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise nearly any type
         if "Unsupported" in str(error) and "GLOBAL" in str(error):

@@ -210,7 +210,8 @@ def test_a_damaged_file_is_named(damage: str, saved: Path) -> None:
     [
         {"method": 3}, {"backbone": ["x"]}, {"num_classes": "5"}, {"stage": "1"}, {"data": [1]}, {"data": {"dataset": "cub"}},
         {"data": {**asdict(CARD), "class_names": "abcde"}}, {"data": {**asdict(CARD), "class_names": ["a"]}},
-        {"data": {**asdict(CARD), "image_size": 10**9}}, {"data": {**asdict(CARD), "class_counts": [1, 2]}},
+        {"data": {**asdict(CARD), "image_size": 10**9}},
+        {"data": {**asdict(CARD), "resize_mode": "squish"}}, {"data": {**asdict(CARD), "class_counts": [1, 2]}},
     ],
     ids=str,
 )  # fmt: skip

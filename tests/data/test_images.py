@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from fgzoo.data import images
-from fgzoo.data.images import active_decoder, decode
+from fgzoo.data.images import active_decoder, decode, from_pillow
 from fgzoo.errors import DataError, UsageError
 from tests.builders import encode, picture
 
@@ -190,6 +190,17 @@ def test_pixel_limit_can_be_lowered(decoder: str, tmp_path: Path) -> None:
     assert decode(path, decoder, max_pixels=83 * 61).shape == (3, 61, 83)
     with pytest.raises(DataError, match="83 x 61 pixels, the limit is 5000"):
         decode(path, decoder, max_pixels=5000)
+
+
+def test_an_animated_webp_may_have_fewer_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_ANIMATED_PIXELS", 83 * 61 - 1)
+    still, moving, frame = tmp_path / "still.webp", tmp_path / "moving.webp", gradient()
+    frame.save(still)
+    frame.save(moving, save_all=True, append_images=[frame.rotate(180)])
+    assert decode(still).shape == (3, 61, 83)
+    for refused in (lambda: decode(moving), lambda: from_pillow(Image.open(moving))):
+        with pytest.raises(DataError, match=r"moving\.webp is refused as a decompression bomb"):
+            refused()
 
 
 @BOTH
