@@ -241,9 +241,7 @@ class FGVCDataModule(L.LightningDataModule):
                 f"data.test_fraction: nothing at {self.root} can be set apart for testing, since no class has a second image"
                 f"{' that is no near-duplicate of the first' if groups else ''}; add some, or leave it at 0"
             )
-        alike = (
-            f"; {sum(map(len, groups))} near-duplicates in {len(groups)} groups stay together" if self.group_duplicates else ""
-        )
+        alike = f"; {sum(map(len, groups))} near-duplicates stay together" if self.group_duplicates else ""
         note = f"The test split is {self.test_fraction:g} of every class, drawn with seed {self.seed}{alike}."
         return replace(listing, train=train, test=test, notes=(*listing.notes, note))
 

@@ -68,6 +68,11 @@ class Copies(NamedTuple):
     groups: list[CopyGroup]
     unreadable: dict[str, str]
 
+    @property
+    def matter(self) -> list[CopyGroup]:
+        """Those across parts or of several classes."""
+        return [group for group in self.groups if group.leaks or group.contradicts]
+
     def leaked(self, part: str) -> set[str]:
         """Names of a part's images that have a copy in training."""
         return {copy.record.name for group in self.groups if group.leaks for copy in group if copy.part == part}

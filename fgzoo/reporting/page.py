@@ -45,8 +45,7 @@ def page(run: Run, photos: Photos, doubts: Sequence[DoubtfulLabel] | None, copie
         found["confidence"] = "Confidence", confidence_section(run, scores)
         found["labels"] = f"Labels in doubt <b>{len(doubts or [])}</b>", doubts_section(run, photos, doubts or [])
     if copies is not None:
-        count = sum(group.leaks for group in copies.groups)
-        found["duplicates"] = f"Near-duplicates <b>{count}</b>", copies_section(run, photos, copies)
+        found["duplicates"] = f"Near-duplicates <b>{len(copies.matter)}</b>", copies_section(run, photos, copies)
     if run.curves:
         found["training"] = "Training", training_section(run)
     if scores is not None:

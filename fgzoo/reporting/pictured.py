@@ -160,7 +160,7 @@ def doubts_section(run: Run, photos: Photos, doubts: Sequence[DoubtfulLabel]) ->
 
 def copies_section(run: Run, photos: Photos, copies: Copies) -> str:
     """Near-duplicates across parts, and of several classes."""
-    matter = [group for group in copies.groups if group.leaks or group.contradicts]
+    matter = copies.matter
     leaking = sum(group.leaks for group in matter)
     held = sum(len(copies.leaked(part)) for part in HELD_OUT)
     others = len(copies.groups) - len(matter)
@@ -181,9 +181,7 @@ def copies_section(run: Run, photos: Photos, copies: Copies) -> str:
         count = plural(len(copies.unreadable), "image", "images")
         lead += f" {count} could not be compared, e.g. {html.escape(name)}: {html.escape(without_places(reason))}"
     listed = folded([_copy_group(run, photos, group) for group in matter[:SHOWN]], "ul", "groups")
-    return (
-        f'<h2>Near-duplicates across parts</h2><p class="lead">{lead}</p>{listed}{rest_line(len(matter), "near_duplicates.csv")}'
-    )
+    return f'<h2>Near-duplicates</h2><p class="lead">{lead}</p>{listed}{rest_line(len(matter), "near_duplicates.csv")}'
 
 
 def _copy_group(run: Run, photos: Photos, group: CopyGroup) -> str:

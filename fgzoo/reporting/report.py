@@ -11,6 +11,7 @@ import torch
 from fgzoo.errors import UsageError
 from fgzoo.files import atomic_write
 from fgzoo.reporting.findings import doubtful_labels, find_copies, write_copies, write_label_errors
+from fgzoo.reporting.markup import plural
 from fgzoo.reporting.page import page
 from fgzoo.reporting.photos import Photos
 from fgzoo.reporting.run import read_run
@@ -95,6 +96,11 @@ def write_report(
         lines += [f"Most confused: {', '.join(pairs)}"] if pairs else []
     if doubts:
         lines.append(f"{len(doubts)} labels in doubt: {output / LABEL_ERRORS}")
-    if copies is not None and (across := sum(group.leaks for group in copies.groups)):
-        lines.append(f"{across} groups of near-duplicates across training and held-out images: {output / NEAR_DUPLICATES}")
+    groups = [] if copies is None else copies.groups
+    for what, count in (
+        ("across training and held-out images", sum(group.leaks for group in groups)),
+        ("that are of several classes", sum(group.contradicts for group in groups)),
+    ):
+        if count:
+            lines.append(f"{plural(count, 'group', 'groups')} of near-duplicates {what}: {output / NEAR_DUPLICATES}")
     return Report(output / PAGE, lists, lines)

@@ -58,6 +58,7 @@ def test_lines_say_accuracy_and_what_there_is_to_do(reported: Reported) -> None:
     assert accuracy.startswith(f"{100 * right:.1f} % of {4 * TEST + 1} test images right (95 % interval ")
     assert any("labels in doubt" in line for line in others)
     assert any("4 groups of near-duplicates across" in line for line in others)
+    assert any("1 group of near-duplicates that are of several classes" in line for line in others)
 
 
 def test_the_page_needs_nothing_else_and_is_small(reported: Reported) -> None:
