@@ -271,9 +271,7 @@ def safetensors(folder: Path) -> Surface:
     """Models in single and half precision."""
     for dtype in ("float32", "float16"):
         save_safetensors(model(), folder / f"{dtype}.safetensors", dtype)
-    return Surface(
-        {folder / "float32.safetensors": [path.read_bytes() for path in sorted(folder.iterdir())]}, read_model, share=0.5
-    )
+    return Surface({folder / "float32.safetensors": [path.read_bytes() for path in sorted(folder.iterdir())]}, read_model)
 
 
 def lightning_checkpoint(folder: Path) -> Surface:
@@ -281,7 +279,7 @@ def lightning_checkpoint(folder: Path) -> Surface:
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.strategy.connect(model())
     trainer.save_checkpoint(folder / "last.ckpt")
-    return Surface({folder / "last.ckpt": [(folder / "last.ckpt").read_bytes()]}, read_model, share=0.5)
+    return Surface({folder / "last.ckpt": [(folder / "last.ckpt").read_bytes()]}, read_model)
 
 
 def backbone_weights(folder: Path) -> Surface:
