@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,8 +21,8 @@ import yaml
 from fgzoo.methods import find_method
 from fgzoo.training.messages import get_parameter_names
 from tests.command import fgzoo
+from tests.scripts import BENCHMARKS, scripts
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("common", "plan", "costs", "runner", "results", "tables", "accuracy")
 PLANS = [path.stem for path in sorted((BENCHMARKS / "plans").glob("*.yaml"))]
 PLAN = """
@@ -79,17 +76,10 @@ if (typed[0] == "test") == (split == "test"):
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Any]:
     """The scripts as modules, which import each other by name; costs are counted by nobody: a method takes two passes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        before = {name: sys.modules.pop(name, None) for name in NAMES}
-        found = SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
+    with scripts(*NAMES) as found, pytest.MonkeyPatch.context() as patch:
         patch.setattr(found.accuracy, "cost_of", lambda cell: cost(found, cell))
         patch.setattr(found.results, "cost_of", lambda cell: cost(found, cell))
         yield found
-        for name, module in before.items():
-            sys.modules.pop(name, None)
-            if module is not None:
-                sys.modules[name] = module
 
 
 def cost(bench: Any, cell: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,8 +27,8 @@ from fgzoo.nn import Backbone
 from tests import THOROUGH
 from tests.builders import make_cars, make_cub
 from tests.command import fgzoo, fit, weights
+from tests.scripts import scripts
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = (
     "common",
     "plan",
@@ -51,14 +49,8 @@ NAMES = (
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Any]:
     """The scripts as modules; they import each other by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        before = {name: sys.modules.pop(name, None) for name in NAMES}
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
-        for name, module in before.items():
-            sys.modules.pop(name, None)
-            if module is not None:
-                sys.modules[name] = module
+    with scripts(*NAMES) as found:
+        yield found
 
 
 @pytest.fixture

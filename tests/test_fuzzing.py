@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from tests.scripts import scripts
+
 KINDS = (
     "JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "safetensors", "Lightning checkpoint", "backbone weights",
     "table (CSV, TSV)", "split.csv", "CUB lists", "aircraft lists", "cars lists", "config", "config on the command line",
@@ -24,13 +23,8 @@ KINDS = (
 @pytest.fixture(scope="module")
 def fuzzing() -> Iterator[Any]:
     """The script as a module; it imports another by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        for name in ("common", "fuzzing"):
-            patch.delitem(sys.modules, name, raising=False)
-        yield importlib.import_module("fuzzing")
-        for name in ("common", "fuzzing"):
-            sys.modules.pop(name, None)
+    with scripts("common", "fuzzing") as found:
+        yield found.fuzzing
 
 
 @pytest.fixture(scope="module")

@@ -248,10 +248,9 @@ def _metrics_complaint(metrics: Any) -> str | None:
         for key in wanted - {"seeds"}:
             number = numbers[key]
             real = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-            if not real or number < 0 or (not name.startswith("nll") and number > 1):
-                return f"has {number!r} as {key} of {name}, which must be a " + (
-                    "number" if name.startswith("nll") else "fraction of one"
-                )
+            most, kind = (math.inf, "number") if name.startswith("nll") else (1, "fraction of one")
+            if not real or not 0 <= number <= most:
+                return f"has {number!r} as {key} of {name}, which must be a {kind}"
     return None
 
 
