@@ -53,7 +53,9 @@ def fit(root: Path, *arguments: object, model: str = "baseline", epochs: int = 1
 
 
 @contextlib.contextmanager
-def breaking_off(method: type[Any], epoch: int, batch: int, error: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
+def breaking_off(
+    method: type[Any], epoch: int, batch: int, error: BaseException | type[BaseException] = KeyboardInterrupt
+) -> Iterator[None]:
     """Trainings of a method break off before a batch of an epoch, both counted from 0."""
     step = method.training_step
 

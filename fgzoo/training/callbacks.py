@@ -103,13 +103,14 @@ class RunRecord(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what training cost, and report on the validation split, where there is one."""
         if trainer.is_global_zero:
-            peak = peak_memory(pl_module.device)
+            device = trainer.strategy.root_device  # by now Lightning has moved the model from a GPU
+            peak = peak_memory(device)
             cost = {
                 "seconds": round(time.perf_counter() - self.started, 1),
                 "cpu_seconds": round(cpu_seconds() - self.computed, 1),
                 "epochs": trainer.current_epoch - self.first_epoch,
                 "peak_memory_gib": None if peak is None else round(peak / 2**30, 3),
-                "device": str(pl_module.device),
+                "device": str(device),
                 "processes": trainer.world_size,
                 "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
             }

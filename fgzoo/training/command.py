@@ -50,7 +50,7 @@ from fgzoo.methods.run_length import StopAfter, step_limit
 from fgzoo.training import resuming
 from fgzoo.training.arguments import RecipeFile, check_one_method, values_of, with_implied
 from fgzoo.training.callbacks import EpochLines, ImageScores, ReproducibleSteps, RunRecord, checkpoints
-from fgzoo.training.faults import EndOnSigterm, FiniteLoss, WholeCheckpoints, name_dead_worker
+from fgzoo.training.faults import EndOnSigterm, FiniteLoss, WholeCheckpoints, name_failure
 from fgzoo.training.messages import MisconfiguredError, explain_parser_error, file_that_says, get_parameter_names
 from fgzoo.training.run_logger import RunLogger, run_loggers
 from fgzoo.training.time_budget import duration, epochs_within
@@ -376,7 +376,7 @@ class TrainingCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except RuntimeError as error:
-            raise name_dead_worker(error, self.datamodule) or error from error
+            raise name_failure(error, self.datamodule) or error from error
 
     def before_validate(self) -> None:
         """Refuse to validate on nothing."""

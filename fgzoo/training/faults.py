@@ -1,4 +1,4 @@
-"""What a run does when something goes wrong on its way: a loss that is no number, a full disk, a signal, a dead loader worker."""
+"""What a run does when something goes wrong: a loss that is no number, a full disk or GPU, a signal, a dead loader worker."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from fgzoo.errors import TrainingError
 TERMINATED = 128 + signal.SIGTERM
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? (?P<pid>\d+)")
+_NOT_DETERMINISTIC = re.compile(r"(?P<kernel>\w+) does not have a deterministic implementation")
 
 
 class FiniteLoss(Callback):
@@ -155,14 +156,30 @@ class EndOnSigterm(Callback):
             signal.signal(signal.SIGTERM, end)
 
 
-def name_dead_worker(error: RuntimeError, data: FGVCDataModule) -> TrainingError | None:
-    """The error to raise instead of a loader's: no room for its batches, or what its worker was reading when it died.
+def name_failure(error: RuntimeError, data: FGVCDataModule) -> TrainingError | None:
+    """The error to raise instead of torch's, where a person can do something about it.
 
     Returns:
         `None` where the error is about something else.
     """
     if line := no_room(error, "--data.num_workers"):
         return TrainingError(line)
+    if isinstance(error, torch.OutOfMemoryError):
+        return TrainingError(
+            f"the GPU has no memory left for batches of {data.batch_size} images of {data.image_size} pixels. Lower "
+            f"--data.batch_size (--trainer.accumulate_grad_batches keeps the images of a step), or add "
+            f"--model.recompute_backbone true: less memory for more time ({str(error).splitlines()[0]})"
+        )
+    if found := _NOT_DETERMINISTIC.search(str(error)):
+        return TrainingError(
+            f"trainer.deterministic: torch has no deterministic form of {found['kernel']}, which this method needs on a GPU; "
+            f"with --trainer.deterministic warn all else stays deterministic"
+        )
+    return _name_dead_worker(error, data)
+
+
+def _name_dead_worker(error: RuntimeError, data: FGVCDataModule) -> TrainingError | None:
+    """What a loader's worker was reading when it died."""
     said = _DEAD_WORKER.search(str(error))
     if said is None:
         return None

@@ -21,9 +21,9 @@ from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import TrainingError
 from fgzoo.methods.baseline import Baseline
 from fgzoo.training.command import LogConsole
-from fgzoo.training.faults import TERMINATED, FiniteLoss, WholeCheckpoints, name_dead_worker
+from fgzoo.training.faults import TERMINATED, FiniteLoss, WholeCheckpoints, name_failure
 from tests.builders import make_cub
-from tests.command import fgzoo, fit, metrics, weights
+from tests.command import breaking_off, fgzoo, fit, metrics, weights
 from tests.training.toys import Staged, loader, make, trainer
 
 SECONDS = 120
@@ -251,10 +251,29 @@ def test_the_file_that_kills_a_loader_worker_is_named(tmp_path: Path, monkeypatc
     ],
 )
 def test_too_little_shared_memory_is_said_in_one_line(tmp_path: Path, said: str) -> None:
-    named = name_dead_worker(RuntimeError(said), FGVCDataModule("cub", tmp_path))
+    named = name_failure(RuntimeError(said), FGVCDataModule("cub", tmp_path))
     assert named is not None
     assert "--shm-size" in str(named)
     assert "\n" not in str(named)
+
+
+@pytest.mark.parametrize(
+    ("error", "way_out"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee documentation"), "--data.batch_size"),
+        (
+            RuntimeError("grid_sampler_2d_backward_cuda does not have a deterministic implementation, but you set 'torch.use_"),
+            "--trainer.deterministic warn",
+        ),
+    ],
+)
+def test_what_a_gpu_lacks_is_said_in_one_line(tmp_path: Path, error: RuntimeError, way_out: str) -> None:
+    root = make_cub(tmp_path / "data")
+    with breaking_off(Baseline, epoch=0, batch=0, error=error):
+        result = fit(root)
+    assert result.status == 1
+    assert way_out in result.err
+    assert result.err.count("\n") == 1
 
 
 def test_a_log_that_nobody_reads_any_more_ends_nothing(
