@@ -324,10 +324,9 @@ def plan_page(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
 
 
 def readme_part(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
-    """README's table: methods, parents and the baseline, as they are set today, in the plan's first variant."""
-    named = {BASELINE, *plan.compare, *(row.parent for row in plan.rows)} if plan.compare else {row.label for row in plan.rows}
+    """README's table: the plan's rows as they are set today, in its first variant."""
     # A row of earlier settings may have the label of today's.
-    current = {(row.label, row.method, row.arguments) for row in plan.rows if row.label in named}
+    current = {(row.label, row.method, row.arguments) for row in plan.rows}
     blocks = [
         block._replace(groups=[group for group in block.groups if (group.label, group.method, group.arguments) in current])
         for block in blocks_of(plan, rows, arrays)
