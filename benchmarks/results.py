@@ -103,7 +103,8 @@ def row_of(cell: Cell, folder: Path) -> Row:
         **({"tail": scores[f"{split}/tail"]} if f"{split}/tail" in scores else {}),
         # A resumed run knows the seconds of the epochs that it did itself.
         "train_seconds": f"{cost['seconds'] * cell.epochs / max(1, cost['epochs']):.0f}",
-        "peak_gib": "" if cost["peak_memory_gib"] is None else f"{cost['peak_memory_gib']:.2f}", "precision": config["trainer"]["precision"],
+        "peak_gib": "" if cost["peak_memory_gib"] is None else f"{cost['peak_memory_gib']:.2f}",
+        "precision": config["trainer"]["precision"],
         "threads": environment["threads"], "hardware": environment["gpus"][0] if on_gpu else environment["processor"],
         "torch": environment["packages"]["torch"], "fgzoo": environment["git"] or environment["fgzoo"],
         **{name: f"{value:.4f}" for name, value in counted._asdict().items()}, "command": command_of(folder),

@@ -20,7 +20,8 @@ from fgzoo.prediction.inference import ImageLike, Views, batches, required_card,
 Run: TypeAlias = Callable[[Tensor], dict[str, Tensor]]
 
 #: How far a file's answers may be from torch's: logits relative to the largest one (at least 1), maps in their own range [0, 1].
-TOLERANCES = {"logits": 1e-4, "attention": 1e-3}
+#: Kernels for other instructions round otherwise, and Coarse2Fine's moments enlarge that: 1.2e-4 was seen with AVX-512.
+TOLERANCES = {"logits": 3e-4, "attention": 1e-3}
 #: The batches of random images that a file is compared on.
 BATCHES = (1, 2, 5)
 #: How many glaring images and synthetic birds it is compared on besides, and how many images of one's own pass at once.
