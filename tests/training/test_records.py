@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,10 +14,12 @@ from scipy.sparse import coo_array
 from fgzoo.checkpoints.run_folder import new_folder, newest_run, next_folder
 from fgzoo.methods.baseline import Baseline
 from fgzoo.training import report
+from fgzoo.training.callbacks import RunRecord
 from fgzoo.training.report import most_confused, per_class, write_report
 from fgzoo.training.run_logger import RunLogger
 from tests.builders import make_cub
 from tests.command import fgzoo, fit, metrics, weights
+from tests.small import small
 
 #: Rows: true a, b, c. a: 3 of 4 hit; b: 1 of 2, c never predicted right, and never once for its own 2 images.
 COUNTS = torch.tensor([[3, 1, 0], [1, 1, 0], [0, 2, 0]])
@@ -296,3 +299,11 @@ def test_clipping_bounds_the_gradient_that_is_applied(root: Path) -> None:
     clipped, free = norms[:2], norms[2:]
     assert clipped == pytest.approx([0.01, 0.01], rel=1e-3)
     assert min(free) > 0.02
+
+
+def test_the_cost_names_the_device_that_trained_wherever_the_model_is_by_then(tmp_path: Path) -> None:
+    on_a_gpu = SimpleNamespace(root_device=torch.device("meta"))
+    trainer = SimpleNamespace(is_global_zero=True, strategy=on_a_gpu, current_epoch=2, world_size=1)
+    RunRecord(tmp_path, None).on_fit_end(trainer, small())  # type: ignore[arg-type]
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    assert (cost["device"], cost["epochs"]) == ("meta", 2)
