@@ -43,6 +43,11 @@ NAMES = ["Cardinal", "Crow", "Gull", "Ovenbird"]
 CARD = DataCard("folder", NAMES, 64, 64, "squash", "bilinear", "pillow", "0" * 16)
 
 
+def without_dropout(method: type[FineGrainedClassifier]) -> dict[str, float]:
+    """The argument that leaves dropout away, where a method has one: its noise is a device's and a process's own."""
+    return {"dropout": 0.0} if "dropout" in method.__init__.__annotations__ else {}
+
+
 def small(
     name: str = "baseline", card: DataCard = CARD, seed: int = 0, backbone: str = "test_efficientnet", **more: Any
 ) -> FineGrainedClassifier:

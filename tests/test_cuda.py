@@ -16,7 +16,7 @@ from fgzoo.methods import available, find_method
 from fgzoo.testing import example_batch
 from tests.builders import make_cub
 from tests.command import IMAGES, NETWORK, breaking_off, fgzoo, metrics, weights
-from tests.small import SMALL, small
+from tests.small import SMALL, small, without_dropout
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -38,9 +38,7 @@ def fit(root: Path, name: str, output: Path, *more: object) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_training_pass_gives_the_cpus_loss_and_gradients(name: str) -> None:
     def trained_on(device: str) -> dict[str, torch.Tensor]:
-        # Dropout draws on the device.
-        still = {"dropout": 0.0} if "dropout" in find_method(name)[0].__init__.__annotations__ else {}
-        model = small(name, **still).double().to(device).train()
+        model = small(name, **without_dropout(find_method(name)[0])).double().to(device).train()
         images, targets, keys = (part.to(device) for part in example_batch((96, 96)))
         targets = targets % model.num_classes
         found: dict[str, torch.Tensor] = {}

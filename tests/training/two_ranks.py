@@ -18,7 +18,7 @@ from fgzoo.data.synthetic import Birds
 from fgzoo.methods import available, find_method
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.training.callbacks import ImageScores, ReproducibleSteps
-from tests.small import SMALL
+from tests.small import SMALL, without_dropout
 from tests.training.toys import CLASSES, Staged, Steps, Unequal, loader, make, trainer
 
 #: Without batch statistics, two ranks of two images are one process of four.
@@ -39,10 +39,9 @@ TEST_IMAGES = {"nine": 9, "one": 1}
 
 
 def method(name: str, **arguments: Any) -> FineGrainedClassifier:
-    """A small one, without dropout: its noise is a rank's own."""
+    """A small one, without dropout."""
     cls, fixed = find_method(name)
-    still = {"dropout": 0.0} if "dropout" in cls.__init__.__annotations__ else {}
-    model: FineGrainedClassifier = make(cls, "tiny_vgg", **{**fixed, **SMALL.get(name, {}), **still, **arguments})
+    model: FineGrainedClassifier = make(cls, "tiny_vgg", **{**fixed, **SMALL.get(name, {}), **without_dropout(cls), **arguments})
     return model
 
 
