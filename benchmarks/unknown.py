@@ -44,7 +44,7 @@ from fgzoo.training.environment import environment
 METHODS = ("baseline", "rra", "coarse2fine", "iagn", "srbn")
 SEEDS = (0, 1, 2)
 #: What is typed beside method, data and seed, and how much is held out.
-SETTINGS, HELD_OUT = "--config small --data.image_size 160 --data.resize 183 --trainer.max_epochs 5", 0.2
+SETTINGS, HELD_OUT = "--config small --data.image_size 160 --data.resize 183 --trainer.max_epochs 15", 0.2
 NEAR, FAR = "other birds", "cars"
 PLAIN = "maximum probability, T = 1"
 SCORES = (PLAIN, "maximum probability", "energy", "Mahalanobis", "cosine")

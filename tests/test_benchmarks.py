@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch.multiprocessing import ProcessRaisedException
 
@@ -27,7 +29,7 @@ from fgzoo.nn import Backbone
 from tests import THOROUGH
 from tests.builders import make_cars, make_cub
 from tests.command import fgzoo, fit, weights
-from tests.scripts import scripts
+from tests.scripts import BENCHMARKS, scripts
 
 NAMES = (
     "common",
@@ -39,6 +41,7 @@ NAMES = (
     "accuracy",
     "speed",
     "interpretability",
+    "rates",
     "readouts",
     "sizes",
     "traits",
@@ -337,6 +340,45 @@ def test_a_run_is_validated_at_other_sizes(bench: Any, tmp_path: Path) -> None:
         patch.setattr(Baseline, "normalize", lambda _, images: sides.append(images.shape[-1]) or images / 255)
         bench.sizes.predicted(run, root, 96)
     assert set(sides) == {96}
+
+
+# ---------------------------------------------------------------------- learning rates
+
+
+def test_a_range_test_raises_the_rates_of_all_groups_by_one_factor_until_the_loss_diverges(bench: Any) -> None:
+    weights, test = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)], bench.rates.RangeTest(5, 1e-4, 1.0, diverged=4)
+    optimizer = torch.optim.SGD(
+        [{"params": [one], "lr": lr, "initial_lr": lr} for one, lr in zip(weights, (0.5, 0.05), strict=True)]
+    )
+    trainer, model, used = SimpleNamespace(optimizers=[optimizer], should_stop=False), SimpleNamespace(hparams={"lr": 0.5}), []
+    for batch, loss in enumerate((2.0, 1.0, 500.0)):
+        assert not trainer.should_stop
+        test.on_train_batch_start(trainer, model, None, batch)
+        used.append([group["lr"] for group in optimizer.param_groups])
+        test.on_train_batch_end(trainer, model, {"loss": torch.tensor(loss)}, None, batch)
+    assert trainer.should_stop
+    assert used == [pytest.approx([rate, rate / 10]) for rate in (1e-4, 1e-3, 1e-2)]
+    assert test.losses[:2] == pytest.approx([2.0, (0.98 * 2 + 1) / 1.98])
+
+
+def test_a_rate_is_suggested_where_the_loss_falls_fastest(bench: Any) -> None:
+    rates = torch.logspace(-6, 0, 100)
+    losses = torch.sigmoid(-4 * (rates.log10() + 2)).tolist()
+    by_logarithm, by_rate = (bench.rates.suggested(rates.tolist(), losses, logarithm=logarithm) for logarithm in (True, False))
+    assert by_logarithm == pytest.approx(1e-2, rel=0.15)
+    assert by_rate < by_logarithm  # the same fall within a smaller step
+
+
+@pytest.mark.timeout(900)
+def test_rows_of_a_plan_are_given_rates(bench: Any, written: Path, tmp_path: Path) -> None:
+    plan = yaml.safe_load((BENCHMARKS / "plans/smoke.yaml").read_text())
+    plan["variants"][0]["arguments"] += " --trainer.max_epochs 8"
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    assert bench.common.main(bench.rates.find, [str(tmp_path / "plan.yaml"), "--only", "baseline-seed*", "--write", "rates"]) == 0
+    rows = bench.common.read_csv(written / "rates.csv")
+    assert [(row["cell"], row["batches"]) for row in rows] == [("baseline-seed0", "16"), ("baseline-seed1", "16")]
+    assert all(1e-6 < float(row[name]) < 1e-3 for row in rows for name in ("by rate", "by its logarithm"))
+    assert "| birds | 2 |" in (written / "rates.md").read_text()
 
 
 # ---------------------------------------------------------------------- unknown images
