@@ -20,13 +20,13 @@ from results import Results, predicted_name, targets_name
 from runner import paths_by_name
 from tables import percentage_points, with_interval
 
-from fgzoo import FGVCDataModule, load
+from fgzoo import FGVCDataModule, FineGrainedClassifier, load
 from fgzoo.errors import UsageError
 from fgzoo.recipes import read_config
 
 
-def predicted(run: Path, root: Path, size: int) -> np.ndarray:
-    """The classes that a run's last checkpoint gives its validation images at a size in pixels."""
+def opened(run: Path, root: Path, size: int) -> tuple[FineGrainedClassifier, FGVCDataModule]:
+    """A run's last checkpoint, and the images that it was validated on, at a size in pixels."""
     model, config = load(run), read_config(run / "config.yaml")
     assert model.card is not None
     model.card = model.card.at_size(size)
@@ -35,9 +35,14 @@ def predicted(run: Path, root: Path, size: int) -> np.ndarray:
         root=root, image_size=size, resize=model.card.resize, num_workers=0, seed=config["seed_everything"], cache="disk", **kept
     )  # fmt: skip
     images.setup("validate")
-    with torch.no_grad():
-        answers = [model(model.normalize(batch[0])).logits.argmax(dim=1) for batch in images.val_dataloader()]
-    return torch.cat(answers).numpy()
+    return model, images
+
+
+@torch.no_grad()
+def predicted(run: Path, root: Path, size: int) -> np.ndarray:
+    """The classes that a run's last checkpoint gives its validation images at a size in pixels."""
+    model, images = opened(run, root, size)
+    return torch.cat([model(model.normalize(batch[0])).logits.argmax(dim=1) for batch in images.val_dataloader()]).numpy()
 
 
 def sizes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from tests import THOROUGH
 from tests.builders import make_cars, make_cub
 from tests.command import fgzoo, fit, weights
 from tests.scripts import BENCHMARKS, scripts
+from tests.small import SMALL
 
 NAMES = (
     "common",
@@ -42,6 +44,7 @@ NAMES = (
     "speed",
     "interpretability",
     "rates",
+    "reading",
     "readouts",
     "sizes",
     "traits",
@@ -66,7 +69,7 @@ def written(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 # ---------------------------------------------------------------------- speed
 
 
-SMALL = ["--methods", "baseline", "--backbone", "test_resnet", "--size", "64", "--batch", "2", "--steps", "1", "--blocks", "2"]
+TIMED = ["--methods", "baseline", "--backbone", "test_resnet", "--size", "64", "--batch", "2", "--steps", "1", "--blocks", "2"]
 
 
 #: A process each for four ways to train, and for three ranks, which all import torch.
@@ -77,7 +80,7 @@ END_TO_END_AND_RANKS = [
 
 
 def speed(bench: Any, what: str, *typed: str) -> int:
-    status: int = bench.common.main(bench.speed.Arguments, [what, *SMALL, *typed], then=bench.speed.measure)
+    status: int = bench.common.main(bench.speed.Arguments, [what, *TIMED, *typed], then=bench.speed.measure)
     return status
 
 
@@ -340,6 +343,39 @@ def test_a_run_is_validated_at_other_sizes(bench: Any, tmp_path: Path) -> None:
         patch.setattr(Baseline, "normalize", lambda _, images: sides.append(images.shape[-1]) or images / 255)
         bench.sizes.predicted(run, root, 96)
     assert set(sides) == {96}
+
+
+# ---------------------------------------------------------------------- parts replaced at test
+
+
+def test_neighbouring_cells_are_compared_and_all_pairs(bench: Any) -> None:
+    torch.manual_seed(0)
+    cells = torch.randn(3, 4, 2, 3)
+    units = torch.nn.functional.normalize(cells - cells.mean(dim=(0, 2, 3), keepdim=True), dim=1)
+    near, pairs = [], []
+    for one in units:
+        places = {(i, j): one[:, i, j] for i in range(2) for j in range(3)}
+        for (i, j), (k, m) in itertools.permutations(places, 2):
+            cosine = float(places[i, j] @ places[k, m])
+            pairs.append(cosine)
+            near += [cosine] if abs(i - k) + abs(j - m) == 1 else []
+    beside, apart = bench.reading.likeness(cells)
+    assert apart == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
+    # Equally many neighbours to the right and below an image, so that every one counts once.
+    assert beside == pytest.approx(sum(near) / len(near), abs=1e-6)
+
+
+def test_a_trained_network_is_read_with_parts_replaced(bench: Any, tmp_path: Path) -> None:
+    root, run = make_cub(tmp_path / "data", per_class=6), tmp_path / "run"
+    typed = [word for name, value in SMALL["srbn"].items() for word in (f"--model.{name}", value)]
+    held_out = ("--data.folds", 2, "--data.fold", 1)
+    assert fit(root, *held_out, "--model.second_backbone", "test_efficientnet", *typed, "--output", run, model="srbn").status == 0
+    found, about = bench.reading.read(run, root, 64)
+    with np.load(run / "val_probabilities.npz") as scored:
+        assert found["as trained"].tolist() == scored["predicted"].tolist()
+    assert {len(answers) for answers in found.values()} == {len(found["as trained"])}
+    assert set(found) == {"as trained", "cells shuffled", "attention uniform"}
+    assert 1 <= float(about["attended"]) <= about["cells"]
 
 
 # ---------------------------------------------------------------------- learning rates
