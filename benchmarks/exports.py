@@ -21,7 +21,7 @@ from common import Row
 
 from fgzoo.checkpoints.loading import load
 from fgzoo.checkpoints.run_folder import resolve
-from fgzoo.export.graph import MEANINGS, description, evaluation_network, onnx_bytes, onnx_file, openvino_files, trace
+from fgzoo.export.graph import description, evaluation_network, onnx_bytes, onnx_file, openvino_files, outputs_of, trace
 from fgzoo.export.parity import Run, prepared, read
 from fgzoo.export.quantization import quantization_images, quantized, thinned
 from fgzoo.methods.base import FineGrainedClassifier
@@ -91,7 +91,7 @@ def files(
     network = evaluation_network(model)
     program = trace(network, required_card(model).image_size)
     about = description(model, "benchmark")
-    about["outputs"] = dict(list(MEANINGS.items())[: len(program.graph_signature.user_outputs)])
+    about["outputs"] = outputs_of(program)
     content = onnx_bytes(program, about)
     runs, sizes = {"torch": network}, {}
     for bits, bytes_ in (("", content), (", int8", quantized(content, calibration))):

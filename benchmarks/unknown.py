@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -36,7 +37,6 @@ from torchmetrics.functional.classification import binary_auroc, multiclass_cali
 from fgzoo import FGVCDataModule, FineGrainedClassifier, load
 from fgzoo.data.records import Record
 from fgzoo.errors import DataError, TrainingError, UsageError
-from fgzoo.interpret.passes import shared_passes
 from fgzoo.prediction.inference import Classifier, compute
 from fgzoo.prediction.rejection import Calibration, ClassMeans, energy, maximum_probability
 from fgzoo.training.environment import environment
@@ -78,10 +78,56 @@ def write_list(path: Path, data: FGVCDataModule, classes: Sequence[int], root: P
 
 
 def both(model: Classifier, images: Tensor) -> Tensor:
-    """Logits and features (B, K + D), by the same passes of the backbones."""
-    assert isinstance(model, FineGrainedClassifier)
-    with shared_passes(model.network):
-        return torch.cat([model(images).logits.float(), model.features(images).float()], dim=1)
+    """Logits and features (B, K + D)."""
+    return torch.cat(model.logits_and_features(images), dim=1)
+
+
+@dataclass(frozen=True)
+class Mahalanobis:
+    r"""Classes as points in the space of features, and one covariance S around all of them.
+
+    S is that of the features less their class's mean, drawn towards a multiple of the unit matrix by as much as Ledoit and Wolf
+    (2004) find best, so that it can be inverted where there are more features than images.
+
+    Source: Lee et al., arXiv 1807.03888; the shrinkage is our decision.
+
+    Attributes:
+        means: (K, D), double precision.
+        factor: (D, D), the lower Cholesky factor of S.
+    """
+
+    means: Tensor
+    factor: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, targets: Tensor) -> Mahalanobis:
+        """From the features (N, D) of training images and their classes (N,), each of which has an image."""
+        values = features.double()
+        counts = torch.bincount(targets).double()
+        means = torch.zeros(len(counts), values.shape[1], dtype=values.dtype).index_add_(0, targets, values) / counts[:, None]
+        return cls(means, torch.linalg.cholesky(shrunk_covariance(values - means[targets])))
+
+    def score(self, features: Tensor) -> Tensor:
+        r"""The score $-\min_k (f - \mu_k)^\top S^{-1} (f - \mu_k)$, (B,), of features (B, D)."""
+        white, centres = (
+            torch.linalg.solve_triangular(self.factor, one.double().T, upper=False).T for one in (features, self.means)
+        )
+        return -torch.cdist(white, centres).amin(dim=1).square()
+
+
+def shrunk_covariance(centred: Tensor) -> Tensor:
+    r"""Ledoit and Wolf's estimate of the covariance of N points (N, D) whose mean is 0: $(1 - a) S + a\, m I$.
+
+    S is their covariance, m the mean of its diagonal; a, from 0 to 1, is the share at which the estimate's expected squared error
+    is least (Journal of Multivariate Analysis 88, 2004).
+    """
+    count, size = centred.shape
+    covariance = centred.T @ centred / count
+    mean = covariance.diagonal().mean()
+    spread = covariance.square().sum() - size * mean**2
+    noise = (centred.square().sum(dim=1).square().sum() / count - covariance.square().sum()) / count
+    share = (noise / spread).clamp(0, 1)
+    return (1 - share) * covariance + share * mean * torch.eye(size, dtype=centred.dtype)
 
 
 def answers(model: FineGrainedClassifier, records: Sequence[Record]) -> Answers:
@@ -113,12 +159,13 @@ def false_positives(known: Tensor, unknown: Tensor, accepted: float = 0.95) -> f
 def judge(train: Answers, held_out: Answers, known: Answers, unknown: dict[str, Answers]) -> list[Row]:
     """A row for every score and kind of unknown images."""
     temperature = Calibration.fit(held_out.logits, held_out.targets).temperature
-    means = ClassMeans.fit(train.features, train.targets)
+    means = ClassMeans.fit(train.features, train.targets, train.logits.shape[1])
+    mahalanobis = Mahalanobis.fit(train.features, train.targets)
     scores = {
         PLAIN: lambda one: maximum_probability(one.logits.double()),
         "maximum probability": lambda one: maximum_probability(one.logits.double(), temperature),
         "energy": lambda one: energy(one.logits.double()),
-        "Mahalanobis": lambda one: means.mahalanobis(one.features),
+        "Mahalanobis": lambda one: mahalanobis.score(one.features),
         "cosine": lambda one: means.cosine(one.features),
     }
     right = (known.logits.argmax(dim=1) == known.targets).double()

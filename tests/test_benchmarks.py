@@ -30,6 +30,7 @@ from fgzoo.nn import Backbone
 from tests import THOROUGH
 from tests.builders import make_cars, make_cub
 from tests.command import fgzoo, fit, weights
+from tests.prediction.test_rejection import clusters, drawn, literal_means
 from tests.scripts import BENCHMARKS, scripts
 from tests.small import SMALL
 
@@ -426,6 +427,37 @@ def test_unknown_images_are_counted_by_pairs_and_at_95_percent(bench: Any) -> No
     pairs = [(mine > theirs) + 0.5 * (mine == theirs) for mine in known.tolist() for theirs in unknown.tolist()]
     assert bench.unknown.auroc(known, unknown) == pytest.approx(sum(pairs) / len(pairs))
     assert bench.unknown.false_positives(known, unknown) == 0.75  # nineteen of twenty known ones are at least 2
+
+
+@pytest.mark.parametrize(("images", "size"), [(60, 6), (12, 30)], ids=["many images", "more features than images"])
+def test_mahalanobis(bench: Any, images: int, size: int) -> None:
+    features, targets = clusters(images, size)
+    means = literal_means(features, targets)
+    centred = np.array([row - means[k] for row, k in zip(features.numpy(), targets.tolist(), strict=True)])
+    precision = np.linalg.inv(literal_shrinkage(centred))
+    scores = bench.unknown.Mahalanobis.fit(features, targets).score(drawn(7, 10, size))
+    for row, score in zip(drawn(7, 10, size).numpy(), scores.tolist(), strict=True):
+        assert score == pytest.approx(-min((row - mean) @ precision @ (row - mean) for mean in means), rel=1e-6)
+
+
+def literal_shrinkage(centred: np.ndarray) -> np.ndarray:
+    """As the paper's section 3.3 writes it: d^2, b^2, m from the points one by one."""
+    count, size = centred.shape
+    covariance = sum(np.outer(point, point) for point in centred) / count
+
+    def norm(matrix: np.ndarray) -> float:
+        return float(np.trace(matrix @ matrix.T)) / size
+
+    m = np.trace(covariance) / size
+    d = norm(covariance - m * np.eye(size))
+    b = min(sum(norm(np.outer(point, point) - covariance) for point in centred) / count**2, d)
+    return b / d * m * np.eye(size) + (d - b) / d * covariance
+
+
+@pytest.mark.parametrize(("images", "size"), [(40, 3), (8, 12)])
+def test_the_shrunk_covariance_is_ledoit_and_wolfs(bench: Any, images: int, size: int) -> None:
+    points = drawn(2, images, size) * torch.arange(1, size + 1)
+    assert bench.unknown.shrunk_covariance(points).numpy() == pytest.approx(literal_shrinkage(points.numpy()))
 
 
 def test_half_of_the_classes_is_learnt_another_by_another_seed(bench: Any) -> None:

@@ -85,10 +85,11 @@ def last_words(trained: TrainingCLI, page: Path) -> list[str]:
     """Below which score a photo is unknown, where the report is, and the next commands."""
     found, folder, lines = trained.model.calibration, shlex.quote(str(trained.run_folder)), []
     if found is not None:
-        lines.append(
-            f"Called unknown: photos below a {found.score} of {found.threshold():.2f}, as {REJECTED:.0%} of {found.images} "
-            "held-out ones are (predict --reject RATE moves that)"
-        )
+        share = f"{REJECTED:.0%} of {found.images} held-out ones are" if found.images * REJECTED >= 1 else (
+            f"none of only {found.images} held-out ones is, too few to choose it by"
+        )  # fmt: skip
+        below = f"photos below a {found.score} of {found.threshold():.4g}"
+        lines.append(f"Called unknown: {below}, as {share} (predict --reject RATE moves that)")
     return [
         *lines,
         f"Report: {page}",

@@ -412,10 +412,17 @@ class FGVCDataModule(L.LightningDataModule):
 
     # ------------------------------------------------------------------ loaders
 
-    def dataset(self, split: Split) -> RecordDataset:
-        """A split as a torch data set of (uint8 image, class, index); training images are augmented."""
+    def as_tested(self, split: Split) -> DataLoader[Sample | None]:
+        """A split in order, every image once and prepared as for testing, whatever the split, in this process alone."""
+        return DataLoader(
+            self.dataset(split, augmented=False), self.eval_batch_size, num_workers=self.num_workers, collate_fn=collate,
+            worker_init_fn=keep_in_worker,
+        )  # fmt: skip
+
+    def dataset(self, split: Split, augmented: bool = True) -> RecordDataset:
+        """A split as a torch data set of (uint8 image, class, index); training images may be augmented."""
         train = split == "train"
-        crop = augmentation_transform(self.augmentation if train else "paper", self.image_size)
+        crop = augmentation_transform(self.augmentation if train and augmented else "paper", self.image_size)
         if self._image_cache is None:
             read, transform = self._read, v2.Compose([resize_transform(self.resize, self.resize_mode), crop])
         else:

@@ -27,12 +27,12 @@ from fgzoo.checkpoints.run_folder import BEST, run_of
 from fgzoo.errors import CheckpointError, ExportError, UsageError
 from fgzoo.export import SUFFIXES, Format
 from fgzoo.export.graph import (
-    MEANINGS,
     description,
     evaluation_network,
     onnx_bytes,
     onnx_file,
     openvino_files,
+    outputs_of,
     program_bytes,
     trace,
 )
@@ -103,8 +103,7 @@ def export(
     about = description(model, name or path.stem)
     with _quietly():
         program = trace(network, size)
-        # The logits always; where there are two outputs, the maps too.
-        about["outputs"] = dict(list(MEANINGS.items())[: len(program.graph_signature.user_outputs)])
+        about["outputs"] = outputs_of(program)
         content = program_bytes(program, about) if form == "torch-export" else onnx_bytes(program, about, opset)
         try:
             with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

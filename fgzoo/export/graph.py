@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fgzoo.methods import method_name
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.low_rank import merge_low_rank
+from fgzoo.nn.passes import shared_passes
 from fgzoo.prediction.inference import required_card
 from fgzoo.version import __version__
 
@@ -33,6 +35,7 @@ MEANINGS = {
     "logits": "(batch, classes): the softmax of logits / temperature (1 where that is null) over classes are the probabilities; "
     "classes as in class_names",
     "attention": "(batch, maps, height, width) in [0, 1]: the maps of the pass, from coarse to fine, each divided by its maximum",
+    "known": "(batch,): how well known an image looks; below the threshold it is unknown",
 }
 
 
@@ -46,8 +49,9 @@ def description(model: FineGrainedClassifier, name: str) -> dict[str, Any]:
     Returns:
         Values by key. An image file is prepared by turning it upright (EXIF), RGB, `resize` (`resize_mode` `squash`: to a square
         of that side; `shortest`: the shorter side, the other in proportion, rounded down), the central `crop`, division by 255,
-        minus `mean`, divided by `std`, channels first. An image whose `score` is below the `threshold` is unknown: `probability`
-        is the largest one, `energy` log sum exp(logits). These three are null where nothing was held out.
+        minus `mean`, divided by `std`, channels first. An image whose output `known` is below the `threshold` is unknown: that is
+        its `score`, see [fgzoo.prediction.rejection][]. Where nothing was held out there is no such output, and `temperature`,
+        `score` and `threshold` are null.
     """
     card = required_card(model, "export")
     content: dict[str, Any] = {}
@@ -84,22 +88,27 @@ class NamedOutputs(nn.Module):
 
     Args:
         network: `forward(images)` -> [MethodOutput][fgzoo.nn.output.MethodOutput].
+        known: How well known images look, (B,), by their logits (B, K) and the images, where that is known.
 
     Shape:
         - images: (B, 3, S, S)
-        - returns: `logits` (B, K), and `attention` (B, M, h, w) where there are maps
+        - returns: `logits` (B, K), `attention` (B, M, h, w) where there are maps, and `known` (B,) where there is that
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, known: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.network = network
+        self.known = known
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Classify."""
-        output = self.network(images)
-        answers = {"logits": output.logits.float()}
-        if output.attention.shape[1] > 0:
-            answers["attention"] = output.attention.float()
+        with shared_passes(self.network, traced=True):
+            output = self.network(images)
+            answers = {"logits": output.logits.float()}
+            if output.attention.shape[1] > 0:
+                answers["attention"] = output.attention.float()
+            if self.known is not None:
+                answers["known"] = self.known(answers["logits"], images)
         return answers
 
 
@@ -113,7 +122,13 @@ def evaluation_network(model: FineGrainedClassifier) -> NamedOutputs:
             module.recomputes = False
             if hasattr(module.model, "set_grad_checkpointing"):
                 module.model.set_grad_checkpointing(False)
-    return NamedOutputs(network.requires_grad_(False))
+    calibration, around = model.calibration, model.around(network.requires_grad_(False))
+
+    def known(logits: Tensor, images: Tensor) -> Tensor:
+        assert calibration is not None
+        return calibration.scores(logits, None if calibration.means is None else around.features(images))
+
+    return NamedOutputs(network, None if calibration is None else known)
 
 
 @torch.no_grad()
@@ -135,6 +150,12 @@ def trace(network: NamedOutputs, size: int) -> ExportedProgram:
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths of the machine it was traced on
     return program
+
+
+def outputs_of(program: ExportedProgram) -> dict[str, str]:
+    """What the outputs of a traced network mean, by name and in their order."""
+    names = program.call_spec.out_spec.context
+    return {name: MEANINGS[name] for name in names}
 
 
 def onnx_bytes(program: ExportedProgram, about: dict[str, Any], opset: int | None = None) -> bytes:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fgzoo.errors import UsageError, did_you_mean
 from fgzoo.interpret.metrics import grad_cam
-from fgzoo.interpret.passes import shared_passes
 from fgzoo.nn.backbone import Backbone
+from fgzoo.nn.passes import shared_passes
 from fgzoo.prediction.inference import (
     ImageLike,
     batches,

@@ -11,12 +11,13 @@ training and scoring in `steps.py`, with `optimization.py`, `evaluation.py`, `tr
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ from fgzoo.methods.steps import LightningSteps
 from fgzoo.methods.training_stages import TrainingStage
 from fgzoo.nn.backbone import Backbone, FreezeNorm, Tuning
 from fgzoo.nn.output import MethodOutput
+from fgzoo.nn.passes import shared_passes
 from fgzoo.nn.timm_networks import timm_name
 from fgzoo.prediction import Reject, TestTime
 from fgzoo.prediction.inference import ImageLike, Prediction, classify, embed
@@ -315,6 +317,18 @@ class FineGrainedClassifier(LightningSteps):
             raise UsageError(f"embed: {type(self).__name__} has no Backbone whose features these could be; define features()")
         return torch.cat([backbone(images)[-1].float().mean(dim=(2, 3)) for backbone in backbones], dim=1)
 
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and [features][] (B, D) of normalised images, in single precision; what both need is computed once."""
+        # What replaces a backbone's pass would not be seen by a compiled network.
+        with torch.compiler.set_stance("force_eager"), shared_passes(self.network):
+            return self(images).logits.float(), self.features(images).float()
+
+    def around(self, network: nn.Module) -> Self:
+        """This model with another network of the same kind; all else is shared."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "network": network}
+        return other
+
     # ------------------------------------------------------------------ help for methods
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -558,7 +572,7 @@ class FineGrainedClassifier(LightningSteps):
         if about.get("data") is not None:
             self.card = DataCard(**about["data"])
         stored = about.get("calibration")
-        self.calibration = None if stored is None else Calibration.read(stored)
+        self.calibration = None if stored is None else Calibration.read(stored, self.num_classes)
         stage = about.get("stage")
         if stage is not None:
             setattr(self.network, "stage", stage)  # noqa: B010 - modules type their attributes as tensors

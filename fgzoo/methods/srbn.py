@@ -576,6 +576,11 @@ class SRBN(FineGrainedClassifier):
             raise UsageError(f"model.stride: {given.stride}; the finest level of '{self.backbone}' has stride {finest}")
         return first, second(max_stride=given.stride), False
 
+    def features(self, images: Tensor) -> Tensor:
+        """Both streams, averaged over locations; each network sees the images as its own weights were trained."""
+        assert isinstance(self.network, SRBNNetwork)
+        return torch.cat([stream.float().mean(dim=(2, 3)) for stream in self.network.streams(images)], dim=1)
+
     def loss(self, output: MethodOutput, targets: Tensor) -> dict[str, Tensor]:
         """The cross-entropy of every head, and lambda times the penalty of recurrent attention."""
         terms = super().loss(output, targets)

@@ -69,6 +69,9 @@ class Classifier(Protocol):
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D) of normalised images."""
 
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and features (B, D) of normalised images."""
+
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 images (B, 3, H, W) as the network takes them."""
 
@@ -191,9 +194,10 @@ def probabilities(model: Classifier, images: Tensor) -> Tensor:
 
 def probabilities_and_score(model: Classifier, images: Tensor) -> Tensor:
     """Class probabilities, and behind them how well known the image looks: (B, K + 1), of a model that is calibrated."""
-    assert model.calibration is not None
-    logits = model(images).logits.float()
-    return torch.cat([calibrated(model, logits), model.calibration.scores(logits)[:, None]], dim=1)
+    known = model.calibration
+    assert known is not None
+    logits, features = (model(images).logits.float(), None) if known.means is None else model.logits_and_features(images)
+    return torch.cat([calibrated(model, logits), known.scores(logits, features)[:, None]], dim=1)
 
 
 def threshold_of(models: Sequence[Classifier], tta: TestTime = "none", reject: Reject | None = None) -> float | None:

@@ -1,38 +1,83 @@
 """Probabilities that mean what they say, and "I do not know": both are fitted to images that were held out of training.
 
-A score says how well known what an image shows looks: the larger, the better known. Two are made of a network's logits z:
+A score says how well known what an image shows looks: the larger, the better known.
 
-* `probability`: the largest probability, max softmax(z / T), with the temperature T (Hendrycks, Gimpel, arXiv 1610.02136);
+* `cosine`: the largest cosine of an image's features and a class's mean features, see [ClassMeans][];
+* `probability`: the largest probability, max softmax(z / T), of the logits z with the temperature T (Hendrycks, Gimpel, arXiv
+  1610.02136);
 * `energy`: log sum exp(z) (Liu et al., arXiv 2010.03759).
 
-Two are made of features, see [ClassMeans][]: they need the training images once more, and are measured by
-`benchmarks/unknown.py` beside the others.
+`benchmarks/unknown.py` measures them, and the distance of Mahalanobis beside them.
 """
 
 from __future__ import annotations
 
+import base64
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fgzoo.errors import CheckpointError, UsageError
 
-Score = Literal["probability", "energy"]
-#: What is stored in checkpoints: a person can read its threshold. The first run of benchmarks/results/unknown.md speaks for
-#: `energy`; one run of one method does not decide.
-DEFAULT_SCORE: Score = "probability"
+Score = Literal["cosine", "probability", "energy"]
 #: Share of known images that is rejected unless one is asked for.
 REJECTED = 0.05
 #: The shares whose thresholds are stored.
 RATES = (0.0, 0.005, *(percent / 100 for percent in range(1, 21)), 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 #: What an image is called that is not accepted.
 UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMeans:
+    r"""Where the classes lie in the space of features: the score of features f is $\max_k \cos(f, \mu_k)$.
+
+    Means of features are those of Lee et al. (arXiv 1807.03888). The cosine in place of their Mahalanobis distance is our
+    decision: it tells more unknown images apart (`benchmarks/results/unknown.md`) and needs no covariance.
+
+    Attributes:
+        directions: (K, D), the means $\mu_k$ with length one, rounded to half precision; zero for a class without an image.
+    """
+
+    directions: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, targets: Tensor, num_classes: int) -> ClassMeans:
+        """From features (N, D) of training images, and their classes (N,) of `num_classes`."""
+        sums = features.new_zeros(num_classes, features.shape[1], dtype=torch.float64)
+        return cls(F.normalize(sums.index_add_(0, targets, features.detach().double()), dim=1).half().float())
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> ClassMeans:
+        """From what [as_dict][] gives; raises ValueError, KeyError or TypeError where it is something else."""
+        values = np.frombuffer(base64.b64decode(stored["float16"], validate=True), "<f2").reshape(stored["shape"])
+        if values.ndim != 2 or not np.isfinite(values).all():
+            raise ValueError("class means")
+        return cls(torch.from_numpy(values.astype(np.float32)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: the shape, and the numbers as text."""
+        values = self.directions.numpy().astype("<f2")
+        return {"shape": list(values.shape), "float16": base64.b64encode(values.tobytes()).decode()}
+
+    def cosine(self, features: Tensor) -> Tensor:
+        """The score, (B,), of features (B, D).
+
+        Raises:
+            CheckpointError: Their number is another one.
+        """
+        known, found = self.directions.shape[1], features.shape[1]
+        if known != found:
+            raise CheckpointError(f"checkpoint: it holds class means of {known} features, and the network has {found}")
+        directions = self.directions.to(features.device)
+        return (F.normalize(features.float(), dim=1) @ F.normalize(directions, dim=1).T).amax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -45,6 +90,7 @@ class Calibration:
         rates: Shares of known images, rising from 0.
         thresholds: At least 1 - rate of the held-out images have this score or a larger one, by rate.
         images: How many images that were.
+        means: What `cosine` needs beside features.
     """
 
     temperature: float
@@ -52,44 +98,58 @@ class Calibration:
     rates: tuple[float, ...]
     thresholds: tuple[float, ...]
     images: int
+    means: ClassMeans | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def fit(cls, logits: Tensor, targets: Tensor, score: Score = DEFAULT_SCORE) -> Calibration:
+    def fit(
+        cls,
+        logits: Tensor,
+        targets: Tensor,
+        score: Score = "probability",
+        features: Tensor | None = None,
+        means: ClassMeans | None = None,
+    ) -> Calibration:
         """Fit temperature and thresholds to held-out images.
 
         Args:
             logits: (N, K) of images that were not trained on.
             targets: (N,) their classes.
             score: What decides.
+            features: (N, D) of these images, and
+            means: of the classes, which `cosine` needs.
         """
-        temperature = fit_temperature(logits, targets)
-        found = cls(temperature, score, RATES, (), len(logits))
-        scores = found.scores(logits.double())
+        found = cls(fit_temperature(logits, targets), score, RATES, (), len(logits), means)
+        scores = found.scores(logits, features).double()
         thresholds = torch.quantile(scores, scores.new_tensor(RATES), interpolation="lower")
         return replace(found, thresholds=tuple(thresholds.tolist()))
 
     @classmethod
-    def read(cls, stored: Mapping[str, Any]) -> Calibration:
-        """From plain values.
+    def read(cls, stored: Mapping[str, Any], num_classes: int | None = None) -> Calibration:
+        """From plain values, of a network with so many classes.
 
         Raises:
             CheckpointError: They are not what [as_dict][] gives.
         """
         try:
             rates, thresholds = (tuple(map(float, stored[name])) for name in ("rates", "thresholds"))
-            found = cls(float(stored["temperature"]), stored["score"], rates, thresholds, int(stored["images"]))
+            means = None if stored.get("means") is None else ClassMeans.read(stored["means"])
+            found = cls(float(stored["temperature"]), stored["score"], rates, thresholds, int(stored["images"]), means)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"checkpoint: its calibration is not what fgzoo writes ({error!r})") from error
         numbers = (found.temperature, *rates, *thresholds)
         rising = all(one < other for one, other in itertools.pairwise(rates))
         whole = len(rates) == len(thresholds) > 0 and rising and found.temperature > 0 and all(map(math.isfinite, numbers))
+        whole = whole and (found.score == "cosine") == (means is not None)
+        whole = whole and (means is None or num_classes in (None, len(means.directions)))
         if not whole or found.score not in get_args(Score):
             raise CheckpointError("checkpoint: its calibration is not what fgzoo writes")
         return found
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types only."""
-        return {**asdict(self), "rates": list(self.rates), "thresholds": list(self.thresholds)}
+        plain = {"temperature": self.temperature, "score": self.score, "rates": list(self.rates)}
+        plain |= {"thresholds": list(self.thresholds), "images": self.images}
+        return plain if self.means is None else {**plain, "means": self.means.as_dict()}
 
     def threshold(self, rate: float = REJECTED) -> float:
         """The score below which images are rejected, so that this share of known ones is; between stored rates on a line.
@@ -109,8 +169,12 @@ class Calibration:
         low, start = self.thresholds[above - 1], self.rates[above - 1]
         return low + (high - low) * (rate - start) / (self.rates[above] - start)
 
-    def scores(self, logits: Tensor) -> Tensor:
-        """How well known images look, (B,), by their logits (B, K)."""
+    def scores(self, logits: Tensor, features: Tensor | None = None) -> Tensor:
+        """How well known images look, (B,), by their logits (B, K), or where it is `cosine` by their features (B, D)."""
+        if self.score == "cosine":
+            assert self.means is not None
+            assert features is not None
+            return self.means.cosine(features)
         return energy(logits) if self.score == "energy" else maximum_probability(logits, self.temperature)
 
 
@@ -149,55 +213,3 @@ def maximum_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def energy(logits: Tensor) -> Tensor:
     """The negative energy, log sum exp of logits (B, K): (B,)."""
     return logits.logsumexp(dim=1)
-
-
-@dataclass(frozen=True)
-class ClassMeans:
-    r"""Classes as points in the space of features, and one covariance S around all of them.
-
-    S is that of the features less their class's mean, drawn towards a multiple of the unit matrix by as much as Ledoit and Wolf
-    (2004) find best, so that it can be inverted where there are more features than images.
-
-    Source: Lee et al., arXiv 1807.03888; the shrinkage is our decision.
-
-    Attributes:
-        means: (K, D), double precision.
-        factor: (D, D), the lower Cholesky factor of S.
-    """
-
-    means: Tensor
-    factor: Tensor
-
-    @classmethod
-    def fit(cls, features: Tensor, targets: Tensor) -> ClassMeans:
-        """From the features (N, D) of training images and their classes (N,), each of which has an image."""
-        values = features.double()
-        counts = torch.bincount(targets).double()
-        means = torch.zeros(len(counts), values.shape[1], dtype=values.dtype).index_add_(0, targets, values) / counts[:, None]
-        return cls(means, torch.linalg.cholesky(shrunk_covariance(values - means[targets])))
-
-    def mahalanobis(self, features: Tensor) -> Tensor:
-        r"""The score $-\min_k (f - \mu_k)^\top S^{-1} (f - \mu_k)$, (B,), of features (B, D)."""
-        white, centres = (
-            torch.linalg.solve_triangular(self.factor, one.double().T, upper=False).T for one in (features, self.means)
-        )
-        return -torch.cdist(white, centres).amin(dim=1).square()
-
-    def cosine(self, features: Tensor) -> Tensor:
-        """The score max_k cos(f, mu_k), (B,), of features (B, D)."""
-        return (F.normalize(features.double(), dim=1) @ F.normalize(self.means, dim=1).T).amax(dim=1)
-
-
-def shrunk_covariance(centred: Tensor) -> Tensor:
-    r"""Ledoit and Wolf's estimate of the covariance of N points (N, D) whose mean is 0: $(1 - a) S + a\, m I$.
-
-    S is their covariance, m the mean of its diagonal; a, from 0 to 1, is the share at which the estimate's expected squared error
-    is least (Journal of Multivariate Analysis 88, 2004).
-    """
-    count, size = centred.shape
-    covariance = centred.T @ centred / count
-    mean = covariance.diagonal().mean()
-    spread = covariance.square().sum() - size * mean**2
-    noise = (centred.square().sum(dim=1).square().sum() / count - covariance.square().sum()) / count
-    share = (noise / spread).clamp(0, 1)
-    return (1 - share) * covariance + share * mean * torch.eye(size, dtype=centred.dtype)

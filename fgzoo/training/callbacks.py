@@ -20,15 +20,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from scipy.sparse import coo_array
 
-from fgzoo.checkpoints.run_folder import BEST, CALIBRATION, CONFIG, LAST, PROBABILITIES, SPLIT
+from fgzoo.checkpoints.run_folder import BEST, CONFIG, LAST, PROBABILITIES, SPLIT
 from fgzoo.data.dataset import IGNORED, sample_seed
 from fgzoo.data.records import Record
 from fgzoo.files import write_json
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.run_length import run_steps
-from fgzoo.prediction.rejection import REJECTED, Calibration
+from fgzoo.prediction.rejection import Calibration
 from fgzoo.training.environment import cpu_seconds, environment, peak_memory
-from fgzoo.training.report import write_probabilities, write_report
+from fgzoo.training.report import write_calibration, write_probabilities, write_report
 from fgzoo.training.run_logger import run_loggers
 
 
@@ -200,7 +200,7 @@ class ImageScores(Callback):
         self.write()
         found = pl_module.calibration
         if found is not None:
-            write_json(self.folder / CALIBRATION, {"threshold": found.threshold(), "rejected": REJECTED, **found.as_dict()})
+            write_calibration(self.folder, found)
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end

@@ -51,7 +51,9 @@ from fgzoo.training import resuming
 from fgzoo.training.arguments import RecipeFile, check_one_method, values_of, with_implied
 from fgzoo.training.callbacks import EpochLines, ImageScores, ReproducibleSteps, RunRecord, checkpoints
 from fgzoo.training.faults import EndOnSigterm, FiniteLoss, WholeCheckpoints, name_failure
+from fgzoo.training.known_classes import learn_known_classes
 from fgzoo.training.messages import MisconfiguredError, explain_parser_error, file_that_says, get_parameter_names
+from fgzoo.training.report import write_calibration
 from fgzoo.training.run_logger import RunLogger, run_loggers
 from fgzoo.training.time_budget import duration, epochs_within
 
@@ -419,6 +421,19 @@ class TrainingCLI(LightningCLI):
         size = f", batches of {devices} x {self.datamodule.batch_size}" if devices > 1 else ""
         return size if factor == 1 else f"{size}, lr {factor * given.lr:.3g} ({given.lr:g} at {given.lr_batch})"
 
+    def learn_known_classes(self) -> None:
+        """Let what was trained reject by features; the first process does it, when the others are done."""
+        if self.verb != "fit" or self.dry or self.done or not self.trainer.is_global_zero or self.model.calibration is None:
+            return
+        try:
+            found = learn_known_classes(self.run_folder, self.datamodule, self.trainer.strategy.root_device)
+        except UsageError as error:  # a method without features
+            self.console.print(f"Note: {error}; until then probabilities decide what is unknown", highlight=False)
+            return
+        if found is not None:
+            self.model.calibration = found
+            write_calibration(self.run_folder, found)
+
     def close(self) -> None:
         """Say where everything is."""
         if not self.trainer.is_global_zero or self.dry:
@@ -428,7 +443,7 @@ class TrainingCLI(LightningCLI):
         self.console.print(f"{self.verb} took {seconds:.0f} s. {self.run_folder} holds {', '.join(holds)}", highlight=False)
         found = self.model.calibration if self.verb == "fit" else None
         if found is not None:
-            told = f"temperature {found.temperature:.3g}, unknown below a {found.score} of {found.threshold():.3g}"
+            told = f"temperature {found.temperature:.3g}, unknown below a {found.score} of {found.threshold():.4g}"
             self.console.print(f"By {found.images} held-out images: {told}.", highlight=False)
         if self.verb == "fit":
             self.console.print(f"Next: fgzoo test --ckpt_path {self.run_folder}", highlight=False)
@@ -453,6 +468,7 @@ def run(verb: str, arguments: list[str], *, closing: bool = True) -> TrainingCLI
     import_methods()
     try:
         cli = TrainingCLI(verb, arguments, console)
+        cli.learn_known_classes()
         if closing:
             cli.close()
         return cli

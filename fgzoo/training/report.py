@@ -14,7 +14,9 @@ import numpy as np
 from scipy.sparse import coo_array, issparse, sparray
 from torch import Tensor
 
-from fgzoo.files import atomic_write
+from fgzoo.checkpoints.run_folder import CALIBRATION
+from fgzoo.files import atomic_write, write_json
+from fgzoo.prediction.rejection import REJECTED, Calibration
 from fgzoo.reporting.scores import confused_pairs
 
 if TYPE_CHECKING:
@@ -90,6 +92,12 @@ def _draw(folder: Path, split: str, counts: coo_array, rows: Sequence[Sequence[s
         except Exception as error:  # noqa: BLE001 - no picture is worth the run that it would end
             warnings.warn(f"{path} cannot be drawn: {error}", stacklevel=2)
     return drawn
+
+
+def write_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write calibration.json: temperature and thresholds, and which of them holds unless another is asked for."""
+    plain = {name: value for name, value in calibration.as_dict().items() if name != "means"}
+    write_json(folder / CALIBRATION, {"threshold": calibration.threshold(), "rejected": REJECTED, **plain})
 
 
 def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:

@@ -22,11 +22,11 @@ from fgzoo.interpret import pictures
 from fgzoo.interpret.explanation import Explanation, explain
 from fgzoo.interpret.metrics import grad_cam
 from fgzoo.interpret.overlays import overlay
-from fgzoo.interpret.passes import shared_passes
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.baseline import Baseline, BaselineNetwork
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.output import MethodOutput
+from fgzoo.nn.passes import shared_passes
 from tests.builders import encode, picture
 from tests.command import Result, fgzoo
 from tests.small import CARD, NAMES, small

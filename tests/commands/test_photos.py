@@ -102,8 +102,8 @@ def test_the_report_is_written(trained: SimpleNamespace) -> None:
 
 
 def test_what_is_unknown_is_said(trained: SimpleNamespace) -> None:
-    assert "Called unknown: photos below a probability of" in trained.result.out
-    assert "5% of 3 held-out ones" in trained.result.out
+    assert "Called unknown: photos below a cosine of" in trained.result.out
+    assert "none of only 3 held-out ones is, too few to choose it by" in trained.result.out
 
 
 def test_the_next_commands_are_said(trained: SimpleNamespace) -> None:

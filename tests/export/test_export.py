@@ -32,7 +32,7 @@ from fgzoo.export.exporting import checkpoint_name, export, summary
 from fgzoo.export.graph import NamedOutputs
 from fgzoo.export.parity import Parity, Run, compare, probes
 from fgzoo.nn import activation_boxes
-from fgzoo.prediction.rejection import Calibration
+from fgzoo.prediction.rejection import Calibration, ClassMeans
 from fgzoo.testing import evaluation_mode
 from tests.builders import encode, picture
 from tests.command import fgzoo
@@ -96,33 +96,52 @@ def run_program(path: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], dict
 @pytest.mark.parametrize("name", ["baseline", "rra", "iagn", "coarse2fine", "srbn"])
 def test_every_method_answers_alike_in_both_formats_for_any_batch(name: str, tmp_path: Path) -> None:
     model = evaluation_mode(small(name, CARD, backbone="tiny_vgg"))
+    with torch.no_grad():
+        logits, features = model.logits_and_features(probes(8, 64, seed=9))
+    targets = torch.arange(8) % len(CARD.class_names)
+    means = ClassMeans.fit(features, targets, len(CARD.class_names))
+    model.calibration = Calibration.fit(logits, targets, "cosine", features, means)
     # Read back and compared with torch on batches of 1, 2, 4 and 5.
     _, outputs = export(model, tmp_path / "model.pt2", "torch-export")
     assert [(output.kind, output.images, output.output, output.difference) for output in outputs] == [
         (kind, images, output, 0)
         for kind, images in (("random images", 8), ("glaring images", 4), ("synthetic birds", 4))
-        for output in ("logits", "attention")
+        for output in ("logits", "attention", "known")
     ]
     about, outputs = export(model, tmp_path / "model.onnx")
-    assert [output.output for output in outputs] == [*about["outputs"]] * 3 == ["logits", "attention"] * 3
+    assert [output.output for output in outputs] == [*about["outputs"]] * 3 == ["logits", "attention", "known"] * 3
     assert all(output.difference <= output.allowed for output in outputs)
     assert about["method"] == name
     run, _ = run_onnx(tmp_path / "model.onnx")
     for batch in (1, 7):
         images = probes(batch, 64, seed=10 + batch)
         with torch.no_grad():
-            expected = model(images)
+            expected, known = model(images), model.calibration.scores(*model.logits_and_features(images))
         found = run(images)
+        assert torch.allclose(found["known"], known, atol=1e-5)
         assert torch.allclose(found["logits"], expected.logits, atol=1e-4, rtol=1e-4)
         assert torch.allclose(found["attention"], expected.attention, atol=1e-3)
     for file in tmp_path.iterdir():
         assert str(REPOSITORY).encode() not in file.read_bytes()
 
 
+def test_what_is_known_costs_no_pass_of_the_backbone(tmp_path: Path) -> None:
+    model = evaluation_mode(small("iagn", CARD, backbone="tiny_vgg"))
+
+    def convolutions() -> int:
+        export(model, tmp_path / "model.onnx")
+        return sum(node.op_type == "Conv" for node in onnx.load(tmp_path / "model.onnx").graph.node)
+
+    before = convolutions()
+    means = ClassMeans.fit(model.features(probes(4, 64, seed=9)), torch.arange(4), 4)
+    model.calibration = Calibration(1.0, "cosine", (0.0, 0.05), (0.1, 0.2), 40, means)
+    assert convolutions() == before
+
+
 def test_a_file_says_what_one_must_know_to_run_it(onnx_file: Path) -> None:
     about = run_onnx(onnx_file)[1]
     outputs = about.pop("outputs")
-    assert list(outputs) == ["logits", "attention"]
+    assert list(outputs) == ["logits", "attention", "known"]
     assert about.pop("torch") == torch.__version__
     assert about.pop("input").startswith("images, (batch, 3, image_size, image_size) float32")
     assert about.pop("opset") == next(x.version for x in onnx.load(onnx_file).opset_import if x.domain == "")
@@ -221,7 +240,8 @@ def onnx_file(sure: FineGrainedClassifier, tmp_path_factory: pytest.TempPathFact
     assert result.out == f"{folder / 'birds.onnx'}\n"
     differ = r"differ by at most [\d.e-]+ \(allowed [\d.e-]+\) on [48] [a-z ]+"
     said = r"fgzoo: [\d.]+ MB, opset \d+; against torch on 8 random images, 4 glaring images and 4 synthetic birds: "
-    assert re.match(rf"{said}logits {differ}; attention {differ}\n|{said}attention {differ}; logits {differ}\n", result.err)
+    assert re.match(rf"{said}\w+ {differ}; \w+ {differ}; \w+ {differ}\n", result.err)
+    assert all(f"{name} differ" in result.err for name in ("logits", "attention", "known"))
     assert result.err.count("\n") == 1
     # The name is the checkpoint's, not the file's.
     return with_about(folder / "birds.onnx", checkpoint="birds")

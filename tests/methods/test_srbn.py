@@ -657,3 +657,15 @@ def test_gradients_through_the_root_are_those_of_published_code() -> None:
     assert F.cosine_similarity(own, published, dim=0) > 0.99
     assert own.norm() / published.norm() == pytest.approx(1, abs=0.1)
     assert F.cosine_similarity(bare, published, dim=0) < 0.9
+
+
+def test_each_network_s_features_are_of_images_as_its_own_weights_were_trained() -> None:
+    model = evaluation_mode(make(second_backbone="test_resnet", stride=32))
+    net, raw = network(model), torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    first, second = net.backbone, net.second_backbone
+    assert (first.mean, first.std) != (second.mean, second.std)
+    wanted = []
+    for one in (first, second):
+        mean, std = (255 * torch.tensor(values).view(-1, 1, 1) for values in (one.mean, one.std))
+        wanted.append(one((raw - mean) / std)[-1].mean(dim=(2, 3)))
+    torch.testing.assert_close(model.features(model.normalize(raw)), torch.cat(wanted, dim=1), rtol=1e-4, atol=1e-5)

@@ -19,7 +19,7 @@ from fgzoo.data.images import decode
 from fgzoo.errors import UsageError
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction.inference import classify
-from fgzoo.prediction.rejection import Calibration
+from fgzoo.prediction.rejection import Calibration, ClassMeans
 from tests import command
 from tests.builders import encode, picture
 from tests.command import Result, fgzoo
@@ -105,6 +105,17 @@ def test_what_scores_below_the_threshold_is_unknown_and_still_says_what_it_resem
     assert [row["accepted"] for row in found] == ["false" if low else "true" for low in lowest(scores, 2)]
     assert all(row["class"] == row["class_1"] for row in found if row["accepted"] == "true")
     assert all(row["class_1"] in load(checkpoint).card.class_names for row in found)  # type: ignore[union-attr]
+
+
+def test_what_is_far_from_every_class_mean_is_unknown(bare: FineGrainedClassifier, photos: list[Path], tmp_path: Path) -> None:
+    features = bare.embed(photos)
+    model = small()
+    means = ClassMeans.fit(features[:4], torch.arange(4), 4)
+    cosines = torch.nn.functional.cosine_similarity(features[:, None], means.directions, dim=2).amax(dim=1).tolist()
+    between = sum(sorted(cosines)[1:3]) / 2
+    model.calibration = Calibration(1.0, "cosine", (0.0, 0.05), (0.0, between), 40, means)
+    save_safetensors(model, tmp_path / "model.safetensors")
+    assert rejected(rows(predict(tmp_path / "model.safetensors", *photos))) == lowest(cosines, 2)
 
 
 def test_a_json_line_says_the_same(checkpoint: Path, photos: list[Path], tmp_path: Path) -> None:

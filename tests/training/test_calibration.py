@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fgzoo import FGVCDataModule, load
+from fgzoo.methods.baseline import Baseline
 from fgzoo.prediction.rejection import Calibration
 from tests.builders import make_cub
 from tests.command import fit
@@ -30,12 +31,21 @@ def test_checkpoints_hold_what_their_weights_say_of_the_held_out_images(calibrat
     model = load(calibrated.run)
     data = FGVCDataModule("cub", calibrated.root, 64, 64, val_fraction=0.5, seed=0, num_workers=0)
     images, targets, _ = next(iter(data.val_dataloader()))  # type: ignore[misc]
+    # In order and without augmentation: the images of training as they are tested.
+    seen = FGVCDataModule("cub", calibrated.root, 64, 64, val_fraction=0.5, seed=0, num_workers=0, augmentation="paper")
+    trained = [(image, target) for image, target, _ in seen.dataset("train")]  # type: ignore[misc]
     with torch.no_grad():
-        expected = Calibration.fit(model(model.normalize(images)).logits, targets)
+        known = model.features(model.normalize(torch.stack([one[0] for one in trained])))
+        means = [known[[k == target for _, target in trained]].mean(dim=0) for k in range(model.num_classes)]
+        features, logits = model.features(model.normalize(images)), model(model.normalize(images)).logits
+    cosines = torch.nn.functional.cosine_similarity(features[:, None], torch.stack(means), dim=2).amax(dim=1)
+    expected = Calibration.fit(logits, targets)
     assert model.calibration is not None
+    assert model.calibration.score == "cosine"
+    assert torch.allclose(model.calibration.scores(logits, features), cosines, atol=1e-3)
     assert (model.calibration.images, expected.images) == (6, 6)
     assert model.calibration.temperature == pytest.approx(expected.temperature, rel=1e-3)
-    assert model.calibration.thresholds == pytest.approx(expected.thresholds, rel=1e-3)
+    assert model.calibration.threshold(0.2) == pytest.approx(float(cosines.quantile(0.2, interpolation="lower")), abs=1e-3)
     assert load(calibrated.run / "checkpoints" / "best.ckpt").calibration == model.calibration
 
 
@@ -43,9 +53,34 @@ def test_the_run_says_it_in_a_file_and_a_line(calibrated: SimpleNamespace) -> No
     found = load(calibrated.run).calibration
     assert found is not None
     said = json.loads((calibrated.run / "calibration.json").read_text())
-    assert Calibration.read(said) == found
+    assert {name: said[name] for name in ("score", "images")} == {"score": "cosine", "images": 6}
+    assert said["thresholds"] == list(found.thresholds)
     assert (said["threshold"], said["rejected"]) == (found.threshold(0.05), 0.05)
     assert f"By 6 held-out images: temperature {found.temperature:.3g}" in calibrated.out
+
+
+def test_the_best_epoch_has_class_means_of_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = iter([1.0, 0.0])
+
+    def log(self: Baseline) -> None:
+        self.log("val/top1", next(accuracies))
+
+    monkeypatch.setattr(Baseline, "on_validation_epoch_end", log)
+    root = make_cub(tmp_path / "data", per_class=8)
+    how = ("--data.val_fraction", 0.5, "--trainer.num_sanity_val_steps", 0, "--output", tmp_path / "run")
+    assert fit(root, *how, epochs=2).status == 0
+    last, best = (load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt").calibration for name in ("last", "best"))
+    assert (last.score, best.score) == ("cosine", "cosine")  # type: ignore[union-attr]
+    assert not torch.equal(last.means.directions, best.means.directions)  # type: ignore[union-attr]
+
+
+def test_a_method_without_features_rejects_by_probability_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Baseline, "_backbones", lambda self: [])
+    root = make_cub(tmp_path / "data", per_class=8)
+    done = fit(root, "--data.val_fraction", 0.5, "--output", tmp_path / "run")
+    assert done.status == 0, done.err
+    assert "probabilities decide what is unknown" in done.out
+    assert load(tmp_path / "run").calibration.score == "probability"  # type: ignore[union-attr]
 
 
 def test_a_training_that_ends_early_has_scored_its_held_out_images(calibrated: SimpleNamespace) -> None:

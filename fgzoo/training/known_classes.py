@@ -1,0 +1,65 @@
+"""What a finished training learns of its classes: where each lies in the space of features, and what is far from all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fgzoo.checkpoints.loading import load, read_checkpoint
+from fgzoo.checkpoints.run_folder import BEST, LAST
+from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.data.tree import Split
+from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.prediction.rejection import Calibration, ClassMeans
+from fgzoo.training.faults import WholeCheckpoints
+
+
+def learn_known_classes(run: Path, data: FGVCDataModule, device: torch.device) -> Calibration | None:
+    """Let the checkpoints of a run reject by features what they reject by probabilities so far.
+
+    Class means are of the training images, thresholds of the held-out ones, both prepared as for testing and computed in single
+    precision. It takes one forward pass over these images, or two where the best epoch is not the last one.
+
+    Args:
+        run: The run's folder.
+        data: Its images.
+        device: Where to compute.
+
+    Returns:
+        The calibration of the last checkpoint; `None` where it has none, since its weights have not been validated.
+    """
+    known: dict[int, Calibration | None] = {}
+    for path in (run / LAST, run / BEST):
+        content = read_checkpoint(path) if path.is_file() else {"fgzoo": {}}
+        if content["fgzoo"].get("calibration") is None:
+            continue
+        steps = content["global_step"]
+        if steps not in known:
+            known[steps] = calibrate(load(path).to(device), data)
+        if (found := known[steps]) is not None:
+            content["fgzoo"]["calibration"] = found.as_dict()
+            WholeCheckpoints().save_checkpoint(content, path)
+    return load(run / LAST).calibration
+
+
+def calibrate(model: FineGrainedClassifier, data: FGVCDataModule) -> Calibration | None:
+    """Temperature, class means, and the thresholds of their cosines; `None` where an answer is not finite."""
+    _, features, targets = answers(model, data, "train")
+    means = ClassMeans.fit(features, targets, model.num_classes)
+    logits, features, targets = answers(model, data, "val")
+    finite = all(values.isfinite().all() for values in (logits, features, means.directions))
+    return Calibration.fit(logits, targets, "cosine", features, means) if finite else None
+
+
+@torch.inference_mode()
+def answers(model: FineGrainedClassifier, data: FGVCDataModule, split: Split) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (N, K), features (N, D) and classes (N,) of a split's images, on the CPU."""
+    found: list[tuple[Tensor, ...]] = []
+    with model.evaluating():
+        for images, targets, _ in filter(None, data.as_tested(split)):
+            normalized = model.normalize(images.to(model.device)).contiguous(memory_format=torch.channels_last)
+            found.append((*(values.cpu() for values in model.logits_and_features(normalized)), targets))
+    logits, features, classes = map(torch.cat, zip(*found, strict=True))
+    return logits, features, classes
