@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from fgzoo.data.images import image_suffixes, picture_suffixes, why_unread
 from fgzoo.data.lists import first_five
@@ -24,11 +24,12 @@ Labelled = list[tuple[str, Path]]
 LITTER = ("__macosx", "thumbs.db", "desktop.ini")
 
 _SPLIT_WORDS: dict[Split, str] = {
-    "train": "train|training|trn",
-    "val": "val|valid|validation|dev",
+    "train": "train[ _-]?val|train|training|trn",
+    "val": "val|valid|validate|validation|vld|dev",
     "test": "test|testing|tst|eval|evaluation|holdout",
 }
-_ENDINGS = r"([ _-]?(set|split|part|data|images?|imgs?))?"
+_SPLIT = f"(?:{'|'.join(f'(?P<{split}>{words})' for split, words in _SPLIT_WORDS.items())})"
+_SPLIT += r"(?:[ _-]?(?:set|split|part|data|images?|imgs?))?"
 
 #: What `split_of` understands, for messages.
 SPLIT_NAMES = "train, val or test (also training, valid, validation, dev, testing)"
@@ -36,10 +37,15 @@ SPLIT_NAMES = "train, val or test (also training, valid, validation, dev, testin
 
 def split_of(name: str) -> Split | None:
     """The split that a folder's name or a cell of a table means, in any case; `None` where it means none."""
-    for split, words in _SPLIT_WORDS.items():
-        if re.fullmatch(f"({words}){_ENDINGS}", name.strip(), re.IGNORECASE):
-            return split
-    return None
+    match = re.fullmatch(_SPLIT, name.strip(), re.IGNORECASE)
+    return cast("Split", match.lastgroup) if match else None
+
+
+def split_within(name: str) -> Split | None:
+    """The one split that a word of a folder's name means, as in `seg_train` or `01_val2017`; `None` where there is none."""
+    words = re.finditer(rf"(?<![^\W\d_]){_SPLIT}(?![^\W\d_])", name, re.IGNORECASE)
+    said = {match.lastgroup for match in words}
+    return cast("Split", said.pop()) if len(said) == 1 else None
 
 
 def natural_order(text: str) -> tuple[list[str | tuple[int, str]], str, str]:
@@ -157,6 +163,10 @@ def _identity(path: Path) -> tuple[int, int]:
 # ---------------------------------------------------------------------- what it means
 
 
+#: Innermost folders with images, and their names below a folder.
+_Leaves = list[tuple[tuple[str, ...], Folder]]
+
+
 class ClassFolders(NamedTuple):
     """Images by split and class.
 
@@ -172,8 +182,9 @@ class ClassFolders(NamedTuple):
 def read_class_folders(root: Path) -> ClassFolders:
     """Find the splits and classes of a folder of photos.
 
-    * Splits are folders called train, val and test, in any case, or as other tools call them ([split_of][]); without any,
-      everything is training data. `CLASS/train/*`, splits inside of classes, are read, too.
+    * Splits are folders called train, val and test, in any case, or as other tools call them ([split_of][]), or with a word
+      of that ([split_within][]) where none is called so alone; without any, everything is training data. `CLASS/train/*`,
+      splits inside of classes, are read, too. Folders that hold the same class names and are called otherwise are refused.
     * Classes are the innermost folders with images; a class is called by its folder's name, or by its path where a split
       has two folders of that name.
     * Where all classes lie in one inner folder, as after unpacking an archive, that folder is read.
@@ -186,7 +197,7 @@ def read_class_folders(root: Path) -> ClassFolders:
 
     Raises:
         DataError: Images lie in no class folder, or beside class folders inside of one; a class folder is empty; two folders
-            are the same split; there is no training part.
+            are the same split; there is no training part; it is not clear which folders are splits.
     """
     tree = scan(root)
     if not tree.count:
@@ -195,9 +206,13 @@ def read_class_folders(root: Path) -> ClassFolders:
     while (found := _split_folders(top)) is None and (inner := _only_child(top)):
         top = inner
     notes = [] if top is tree else [f"Read from {_name(top.path, root)}, in which everything lies."]
-    leaves = {split: list(_class_folders(_innermost(folder))) for split, folder in (found or {}).items()}
-    if found is None:
-        leaves = _splits_within_classes(list(_class_folders(top)))
+    parts = {split: _innermost(folder) for split, folder in (found or {"train": top}).items()}
+    leaves = {split: list(_class_folders(folder)) for split, folder in parts.items()}
+    if found is None and (within := _splits_within_classes(top, leaves["train"])):
+        leaves = within
+    else:
+        for folder in parts.values():
+            _check_no_split_is_a_class(folder)
     if not leaves.get("train"):
         raise DataError(_no_classes(top))
     names = _class_names(leaves)
@@ -209,6 +224,11 @@ def read_class_folders(root: Path) -> ClassFolders:
         for split, members in leaves.items()
     }
     used = {root / image for labelled in splits.values() for _, image in labelled}
+    beside = [child for child in top.folders if found and child.nested and child not in found.values()]
+    if beside:
+        shown = ", ".join(f"{child.count} in {_name(child.path, root)}" for child in beside)
+        notes.append(f"Images left out because their folder is not called as a split is, {SPLIT_NAMES}: {shown}.")
+        used.update(image for child in beside for inner in child.walk() for image in inner.images)
     return ClassFolders(splits, (*notes, *_left_out(tree, used)))
 
 
@@ -236,12 +256,17 @@ def _innermost(folder: Folder) -> Folder:
 def _split_folders(folder: Folder) -> dict[Split, Folder] | None:
     """The splits that lie in a folder; `None` where its folders are classes."""
     bearing = [child for child in folder.folders if child.count]
+    clear = {split_of(child.path.name) for child in bearing}
     found: dict[Split, list[Folder]] = {}
+    families = []
     for child in bearing:
-        if (split := split_of(child.path.name)) is not None:
+        within = split_within(child.path.name)
+        split = split_of(child.path.name) or (None if within in clear else within)
+        if split is not None:
             found.setdefault(split, []).append(child)
+        elif child.nested:
+            families.append(child)
     # `train` may be a class, or hold some of the classes.
-    families = [child for child in bearing if split_of(child.path.name) is None and child.nested]
     if not any(child.nested for child in found.get("train", ())):
         if len(found) > 1 and len(bearing) == sum(map(len, found.values())):
             listed = ", ".join(child.path.name for child in bearing)
@@ -301,19 +326,47 @@ def _check_no_class(folder: Folder) -> None:
         raise DataError(f"Class folder {folder.path} holds no image; fill it or delete it.")
 
 
-def _splits_within_classes(leaves: list[tuple[tuple[str, ...], Folder]]) -> dict[Split, list[tuple[tuple[str, ...], Folder]]]:
-    """Splits of one tree: all is training data, unless every innermost folder is called as a split is."""
-    if not all(len(path) > 1 and split_of(path[-1]) for path, _ in leaves):
-        return {"train": leaves}
-    found: dict[Split, list[tuple[tuple[str, ...], Folder]]] = {}
+def _splits_within_classes(top: Folder, leaves: _Leaves) -> dict[Split, _Leaves] | None:
+    """The splits that classes hold, where every innermost folder is called as a split is; `None` where none is."""
+    found: dict[Split, _Leaves] = {}
+    held: dict[tuple[str, ...], list[str]] = {}
+    others = []
     for path, folder in leaves:
-        split = split_of(path[-1])
-        assert split is not None
-        found.setdefault(split, []).append((path[:-1], folder))
-    return found
+        if len(path) > 1 and (split := split_of(path[-1])) is not None:
+            found.setdefault(split, []).append((path[:-1], folder))
+            held.setdefault(path[:-1], []).append(path[-1])
+        else:
+            others.append("/".join(path))
+    parted = next(("/".join(path) for path, names in held.items() if len(names) > 1), None)
+    if others and parted and "train" in found:
+        raise DataError(
+            f"{top.path}: {parted}/ holds splits, and {first_five(others)} is none; give each class its train, or none any split."
+        )
+    return None if others else found
 
 
-def _class_names(leaves: dict[Split, list[tuple[tuple[str, ...], Folder]]]) -> dict[tuple[str, ...], str]:
+def _check_no_split_is_a_class(folder: Folder) -> None:
+    """Refuse folders that hold the same class names: splits that are not called so, or anything else but classes."""
+    nested = [child for child in folder.folders if child.nested]
+    names = [{inner.path.name for inner in child.walk() if inner.images and inner is not child} for child in nested]
+
+    def shared(mine: set[str]) -> set[str]:
+        """At least two names that another folder has too, and that are most names of one of both."""
+        both = (mine & other for other in names if other is not mine and 2 * len(mine & other) > min(len(mine), len(other)))
+        return next((common for common in both if len(common) > 1), set())
+
+    # Where one is called as a split is, each of the others may be one, too.
+    some = any if any(split_within(child.path.name) for child in nested) else all
+    if names and some(map(shared, names)):
+        example = sorted(next(filter(None, map(shared, names))), key=natural_order)
+        raise DataError(
+            f"{folder.path}: {first_five([child.path.name for child in nested])} hold the same folders ({first_five(example)}), "
+            f"so that it is not clear which are splits and which classes; call splits {SPLIT_NAMES}, or give a table of "
+            "path,label,split instead."
+        )
+
+
+def _class_names(leaves: dict[Split, _Leaves]) -> dict[tuple[str, ...], str]:
     """Names of the classes by path: the last part, where no split has two classes of that name."""
     ambiguous: set[str] = set()
     for members in leaves.values():

@@ -30,10 +30,10 @@ def counts(listing: Listing) -> tuple[int, int, int]:
 @pytest.mark.parametrize(
     ("name", "split"),
     [
-        *((name, "train") for name in ("train", "Train", "TRAINING", "train_set", "training-images", " train ")),
-        *((name, "val") for name in ("val", "valid", "Validation", "dev", "val_data")),
+        *((name, "train") for name in ("train", "Train", "TRAINING", "train_set", "training-images", " train ", "trainval")),
+        *((name, "val") for name in ("val", "valid", "Validation", "dev", "val_data", "validate", "vld")),
         *((name, "test") for name in ("test", "Test", "testing", "test set", "evaluation")),
-        *((name, None) for name in ("trainer", "tram", "value", "testudo", "latest", "", "train/a")),
+        *((name, None) for name in ("trainer", "tram", "value", "testudo", "latest", "", "train/a", "training-a")),
     ],
 )
 def test_names_of_splits(name: str, split: str | None) -> None:
@@ -41,13 +41,59 @@ def test_names_of_splits(name: str, split: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "test"), [("train", "valid", "test"), ("Training", "validation", "Testing"), ("TRAIN", "dev", "Evaluation")]
+    ("train", "val", "test"),
+    [
+        ("train", "valid", "test"),
+        ("Training", "validation", "Testing"),
+        ("TRAIN", "dev", "Evaluation"),
+        ("train", "validate", "birds-test"),
+        ("01_train", "02_val", "03_test"),
+        ("train2017", "val2017", "test2017"),
+        ("seg_train/seg_train", "seg_val/seg_val", "seg_test/seg_test"),
+        ("Bird Train Images", "Bird Valid Images", "Bird Test Images"),
+        ("train_val_2014", "validation (2)", "2014.testset"),
+    ],
 )
 def test_splits_are_read_as_other_tools_call_them(train: str, val: str, test: str, tmp_path: Path) -> None:
     listing = read_folder(photos(tmp_path, *(f"{split}/{name}" for split in (train, val, test) for name in ("crow", "wren"))))
     assert listing.class_names == ("crow", "wren")
     assert counts(listing) == (4, 4, 4)
     assert not listing.notes
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "seg_pred", "query", "test_old"])
+def test_class_folders_beside_splits_are_left_out_with_the_reason(name: str, tmp_path: Path) -> None:
+    listing = read_folder(
+        photos(tmp_path, *(f"{split}/{bird}" for split in ("train", "test", name) for bird in ("crow", "wren")))
+    )
+    assert counts(listing) == (4, 0, 4)
+    assert listing.notes == (
+        "Images left out because their folder is not called as a split is, train, val or test (also training, valid, validation, "
+        f"dev, testing): 4 in {name}/.",
+    )
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train", "extra"),
+        ("train", "query", "gallery"),
+        ("augmented", "original"),
+        ("tr", "va", "te"),
+        ("train/augmented", "train/original", "test"),
+        ("birds/2023", "birds/2024"),
+    ],
+)
+def test_folders_of_the_same_classes_that_are_no_splits_are_refused(folders: tuple[str, ...], tmp_path: Path) -> None:
+    photos(tmp_path, *(f"{folder}/{bird}" for folder in folders for bird in ("crow", "jay", "wren")))
+    photos(tmp_path, f"{folders[0]}/emu")
+    with pytest.raises(DataError, match=r"hold the same folders \(crow, jay, wren\).*; call splits train, val or test .*a table"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("folders", [("oak/leaf", "oak/bark", "elm/leaf", "elm/twig"), ("crow/images", "wren/images")])
+def test_folders_that_share_a_name_are_classes(folders: tuple[str, ...], tmp_path: Path) -> None:
+    assert len(read_folder(photos(tmp_path, *folders)).class_names) == len(folders)
 
 
 def test_two_folders_of_one_split_are_named(tmp_path: Path) -> None:
@@ -81,6 +127,12 @@ def test_splits_within_classes_are_read(tmp_path: Path) -> None:
     listing = read_folder(photos(tmp_path, "crow/train", "crow/test", "wren/train", "wren/test"))
     assert listing.class_names == ("crow", "wren")
     assert counts(listing) == (4, 0, 4)
+
+
+@pytest.mark.parametrize("other", ["emu", "emu/extra", "crow/extra"])
+def test_a_class_without_the_splits_of_the_others_is_named(other: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"crow/ holds splits, and {other} is none; give each class its train"):
+        read_folder(photos(tmp_path, "crow/train", "crow/test", "wren/train", "wren/test", other))
 
 
 @pytest.mark.parametrize("above", ["archive/birds", "archive/data/images"])
