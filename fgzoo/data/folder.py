@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -24,8 +25,9 @@ def read_folder(root: Path, csv: Path | None = None) -> Listing:
             folders, or the one table in `root` where there are none.
 
     Returns:
-        The listing. Names are paths below `root` with `/`; the notes say what was left out, and which classes validation or
-        testing have no image of. Classes and images are in natural order (`image2` before `image10`), the same on every machine.
+        The listing. Names are paths below `root` with `/`; the notes say what was left out, which classes validation or testing
+        have no image of, and which may be meant as one. Classes and images are in natural order (`image2` before `image10`), the
+        same on every machine.
 
     Raises:
         DataError: As the two readers; or a split has a class that training lacks, there is one class only, or images are missing.
@@ -58,7 +60,16 @@ def read_folder(root: Path, csv: Path | None = None) -> Listing:
 
     parts = {split: tuple(record(label, path) for label, path in splits.get(split, ())) for split in get_args(Split)}
     listing = Listing("folder", class_names, parts["train"], parts["test"], parts["val"], notes=notes)
-    return checked(replace(listing, notes=(*notes, *_absent_classes(listing))), root)
+    return checked(replace(listing, notes=(*notes, *_alike_classes(class_names), *_absent_classes(listing))), root)
+
+
+def _alike_classes(class_names: Sequence[str]) -> list[str]:
+    """A line for classes whose names differ in nothing but case, spaces, or how a number is written."""
+    alike: dict[str, list[str]] = {}
+    for name in class_names:
+        alike.setdefault(re.sub(r"(?<=\d)\.0+$", "", re.sub(r"[\s_-]+", "", name.casefold())), []).append(repr(name))
+    shown = [" and ".join(names) for names in alike.values() if len(names) > 1]
+    return [f"Classes of their own, though their names hardly differ: {first_five(shown)}."] if shown else []
 
 
 def _absent_classes(listing: Listing) -> list[str]:

@@ -29,9 +29,11 @@ LABEL_COLUMNS = (
     "categoryname", "target", "breed", "variety", "taxon", "tag", "y", "classid", "labelid", "categoryid",
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage", "part", "dataset", "datasplit")
+FOLD_COLUMNS = ("fold", "folds", "kfold", "cv", "cvfold")
 
 _EXPECTED = "a header such as path,label,split (filename, image, file; class, species, category, target; set, subset)"
 _WORKBOOKS = (".xlsx", ".xls", ".ods", ".numbers")
+_YES, _NO = ("true", "yes", "t", "y", "1", "1.0"), ("false", "no", "f", "n", "0", "0.0")
 #: How many rows decide how paths are to be read.
 _PROBED = 50
 
@@ -51,12 +53,14 @@ class Table(NamedTuple):
 
 
 class _Columns(NamedTuple):
-    """Where a table's columns are; `classes` are names of columns that mark their class by 1."""
+    """Where a table's columns are; `flags` mark their split by true and `classes` their class by 1; `unread` look as if read."""
 
     path: int
     label: int | None
     split: int | None
+    flags: tuple[tuple[int, Split], ...] = ()
     classes: tuple[tuple[int, str], ...] = ()
+    unread: tuple[int, ...] = ()
 
 
 class _Entry(NamedTuple):
@@ -71,8 +75,8 @@ def read_image_table(csv: Path, root: Path | None = None) -> Table:
 
     Separated by commas, semicolons, tabs, bars or single spaces, with or without a header, in UTF-8 or UTF-16. Columns are
     known by their usual names, or without a header by what they hold. Instead of a column of classes there may be one column a
-    class, with a single 1 in every row. Paths may be Windows', absolute, mere file names, or without suffix; they lie below
-    `root`, or else beside the table.
+    class, with a single 1 in every row; instead of one of splits, columns such as `is_valid` that say true or false. Paths may be
+    Windows', absolute, mere file names, or without suffix; they lie below `root`, or else beside the table.
 
     Args:
         csv: The table.
@@ -129,7 +133,7 @@ def _rows(csv: Path) -> tuple[list[Row], str]:
     if said:
         text = "\n" + text[said.end() :]
     separator = said[1] if said else max(",;\t| ", key=lambda sign: _cells_of_first(text, sign))
-    reader = csv_format.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    reader = csv_format.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
     rows, last = [], 0
     try:
         for fields in reader:
@@ -147,7 +151,7 @@ def _rows(csv: Path) -> tuple[list[Row], str]:
 
 def _cells_of_first(text: str, separator: str) -> float:
     """How many cells the first row that holds something has; a space separates only where nothing else does."""
-    reader = csv_format.reader(io.StringIO(text, newline=""), delimiter=separator)
+    reader = csv_format.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     try:
         count = next((len(fields) for fields in reader if any(field.strip() for field in fields)), 0)
     except csv_format.Error:
@@ -174,26 +178,43 @@ def _named_columns(rows: Sequence[Row]) -> _Columns:
     if repeated := [name for name, count in Counter(names).items() if name and count > 1]:
         raise header.error(f"two columns are called {repeated[0]!r}; rename one.")
 
-    def first_of(known: Sequence[str]) -> int | None:
-        return next((names.index(name) for name in known if name in names), None)
+    def known(usual: Sequence[str]) -> list[int]:
+        return [names.index(name) for name in usual if name in names]
 
-    path, label = first_of(PATH_COLUMNS), first_of(LABEL_COLUMNS)
-    split = next(
-        (names.index(name) for name in SPLIT_COLUMNS if name in names and _all_splits(rows[1:], names.index(name))), None
-    )
+    def cells(column: int) -> list[str]:
+        return [row.fields[column].strip() for row in rows[1:] if len(row.fields) > column]
+
+    def one_to_one(column: int, other: int) -> bool:
+        return len(set(cells(column))) == len(set(cells(other))) == len(set(zip(cells(column), cells(other), strict=False)))
+
+    path = next(iter(known(PATH_COLUMNS)), None)
+    labels, splits = known(LABEL_COLUMNS), known(SPLIT_COLUMNS)
+    label = next(iter(labels), None)
+    if label is not None and all(map(_is_number, cells(label))):  # names may stand beside it
+        label = next((i for i in labels if not all(map(_is_number, cells(i))) and one_to_one(i, label)), label)
+    split = next((i for i in splits if any(map(split_of, cells(i)))), None)
     if split is None and "split" in names:
         split = names.index("split")  # whose row is named that says something else
+    flags = [(i, said) for i, name in enumerate(names) if name[:2] == "is" and (said := split_of(name[2:]))]
+    no_classes = (path, split, *known(FOLD_COLUMNS), *(i for i, _ in flags))
+    others = [i for i, name in enumerate(names) if name and i not in no_classes]
+    marks = list(zip(*map(cells, others), strict=False))
+    marked = len(others) > 1 and all(mark in ("0", "1", "0.0", "1.0") for row in marks for mark in row)
     classes: tuple[tuple[int, str], ...] = ()
-    if label is None and path is not None:
-        others = [i for i, name in enumerate(names) if name and i not in (path, split)]
-        marked = all(
-            len(row.fields) > i and row.fields[i].strip() in ("0", "1", "0.0", "1.0") for row in rows[1:] for i in others
-        )
-        classes = tuple((i, header.fields[i]) for i in others) if marked and len(others) > 1 else ()
+    if marked and (label is None or all(sum(map(float, row)) == 1 for row in marks)):
+        classes, label = tuple((i, header.fields[i]) for i in others), None
     if path is None or (label is None and not classes):
         missing = "images" if path is None else "classes"
         raise header.error(f"no column of {missing} among {', '.join(header.fields)}; expected {_EXPECTED}.")
-    return _Columns(path, label, split, classes)
+    unread = [i for i in labels if label is not None and not one_to_one(i, label)]
+    unread += [i for i in (*splits, *known(FOLD_COLUMNS)) if i != split and not (classes and i in others)]
+    if split is not None:
+        unread, flags = [*unread, *(i for i, _ in flags)], []
+    return _Columns(path, label, split, tuple(flags), classes, tuple(unread))
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.0*)?", cell) is not None
 
 
 def _guessed_columns(rows: Sequence[Row]) -> _Columns:
@@ -210,7 +231,7 @@ def _guessed_columns(rows: Sequence[Row]) -> _Columns:
 
 
 def _all_splits(rows: Sequence[Row], column: int) -> bool:
-    return bool(rows) and all(len(row.fields) > column and split_of(row.fields[column]) for row in rows)
+    return all(len(row.fields) > column and split_of(row.fields[column]) for row in rows)
 
 
 def _entries(rows: Sequence[Row], columns: _Columns, width: int) -> Iterator[_Entry]:
@@ -227,22 +248,44 @@ def _entries(rows: Sequence[Row], columns: _Columns, width: int) -> Iterator[_En
             label = marked[0].strip()
         if not said or not label:
             raise row.error("path and label must not be empty.")
-        split: Split | None = "train" if columns.split is None else split_of(row.fields[columns.split])
-        if split is None:
-            assert columns.split is not None
-            raise row.error(f"unknown split {row.fields[columns.split]!r}; choose {SPLIT_NAMES}.")
-        yield _Entry(row, said, unicodedata.normalize("NFC", label), split)
+        if label in ("nan", "NaN"):
+            raise row.error(f"the label is {label!r}, as tools write an empty cell; name the class, or remove the row.")
+        yield _Entry(row, said, unicodedata.normalize("NFC", label), _split(row, columns))
+
+
+def _split(row: Row, columns: _Columns) -> Split:
+    """The split of a row: what its cell says, or the one that is marked; training where none is and that is not marked, too."""
+    if columns.split is not None:
+        if split := split_of(row.fields[columns.split]):
+            return split
+        raise row.error(f"unknown split {row.fields[columns.split]!r}; choose {SPLIT_NAMES}.")
+    marked = []
+    for i, split in columns.flags:
+        said = row.fields[i].strip().lower()
+        if said not in (*_YES, *_NO):
+            raise row.error(f"{row.fields[i]!r} does not say whether the image is in {split}; write true or false.")
+        marked += [split] if said in _YES else []
+    if not marked and "train" not in dict(columns.flags).values():
+        return "train"
+    if len(set(marked)) != 1:
+        raise row.error(f"the image is in {' and '.join(marked) or 'no split'}; give a column split that says {SPLIT_NAMES}.")
+    return marked[0]
 
 
 def _understood(first: Row, columns: _Columns, header: bool, separator: str) -> list[str]:
-    found = {"images": columns.path, "classes": columns.label, "splits": columns.split}
+    found = [("images", columns.path), ("classes", columns.label), ("splits", columns.split)]
+    found += [("splits", i) for i, _ in columns.flags]
     usual = {"images": "path", "classes": "label", "splits": "split"}
-    if header and all(i is None or first.fields[i] == usual[what] for what, i in found.items()) and separator == ",":
-        return []
-    shown = [f"{what} from column {repr(first.fields[i]) if header else i + 1}" for what, i in found.items() if i is not None]
+    shown = [f"{what} from column {repr(first.fields[i]) if header else i + 1}" for what, i in found if i is not None]
     if columns.classes:
         shown.append(f"classes from {len(columns.classes)} columns that mark them by 1")
-    return [f"{first.path.name}: {', '.join(shown)}."]
+    elif header and separator == "," and all(i is None or first.fields[i] == usual[what] for what, i in found):
+        shown = []
+    notes = [f"{first.path.name}: {', '.join(shown)}."] if shown else []
+    if columns.unread:
+        unread = ", ".join(repr(first.fields[i]) for i in columns.unread)
+        notes.append(f"{first.path.name}: not read: {unread}; one column says the classes, and one the splits: {SPLIT_NAMES}.")
+    return notes
 
 
 # ---------------------------------------------------------------------- paths

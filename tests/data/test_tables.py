@@ -51,6 +51,7 @@ FORMS = {
     "spaces": rows("{path} {label} {split}"),
     "excel's first line": ["sep=;", "path;label;split", *rows("{path};{label};{split}")],
     "quotes": ['"path","label","split"', *rows('"{path}","{label}","{split}"')],
+    "quotes after blanks": ['"path", "label", "split"', *rows('"{path}", "{label}", "{split}"')],
     "other columns": ["", "id,split,label,path,size", *rows("7,{split},{label},{path},big")],
     "other names": ["Class Name,Image_Path,Subset", *rows("{label},{path},{split}")],
     "names of a download": ["class id,filepaths,labels,data set", *rows("0,{path},{label},{split}")],
@@ -173,6 +174,69 @@ def test_labels_of_any_text(label: str, root: Path, tmp_path: Path) -> None:
     assert set(names) == {label.strip('"').replace('""', '"'), "wren"}
 
 
+@pytest.mark.parametrize(
+    ("header", "form", "sizes"),
+    [
+        ("path,label,is_valid", "{path},{label},{val}", (6, 2, 0)),
+        ("path,label,is_test", "{path},{label},{test}", (6, 0, 2)),
+        ("path,label,isVal,Is Test", "{path},{label},{val},{test}", (4, 2, 2)),
+        ("path,label,is_train,is_val,is_test", "{path},{label},{train},{val},{test}", (4, 2, 2)),
+        ("path,crow,wren,is_test", "{path},{crow},{wren},{test}", (6, 0, 2)),
+    ],
+)
+@pytest.mark.parametrize("words", [("False", "True"), ("0", "1")])
+def test_columns_that_mark_a_split_are_read(
+    words: tuple[str, str], header: str, form: str, sizes: tuple[int, int, int], root: Path, tmp_path: Path
+) -> None:
+    lines = []
+    for row in rows():
+        path, label, split = row.split(",")
+        marked = {name: words[split == name] for name in ("train", "val", "test")}
+        lines.append(form.format(path=path, label=label, crow=int(label == "crow"), wren=int(label == "wren"), **marked))
+    listing = read_folder(root, write_lines(tmp_path / "list.csv", [header, *lines]))
+    assert (len(listing.train), len(listing.val), len(listing.test)) == sizes
+    assert "splits from column" in listing.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("header", "form", "unread"),
+    [
+        ("path,label,fold", "{path},{label},3", "'fold'"),
+        ("path,label,set", "{path},{label},A", "'set'"),
+        ("path,label,split,is_test", "{path},{label},{split},1", "'is_test'"),
+        ("path,label,category", "{path},{label},bird", "'category'"),
+    ],
+)
+def test_columns_that_look_as_if_they_were_read_are_named(
+    header: str, form: str, unread: str, root: Path, tmp_path: Path
+) -> None:
+    notes = read_folder(root, write_lines(tmp_path / "list.csv", [header, *rows(form)])).notes
+    assert any(f"list.csv: not read: {unread};" in note for note in notes)
+
+
+def test_names_beside_numbers_of_classes_are_read(root: Path, tmp_path: Path) -> None:
+    lines = [f"{bird}/{bird}{i}.jpg,{number},{bird},bird" for number, bird in enumerate(BIRDS) for i in range(4)]
+    listing = read_folder(root, write_lines(tmp_path / "list.csv", ["path,label,class_name,category", *lines]))
+    assert listing.class_names == BIRDS
+    assert listing.notes[0] == "list.csv: images from column 'path', classes from column 'class_name'."
+
+
+def test_a_class_may_be_called_class(root: Path, tmp_path: Path) -> None:
+    lines = ["crow/crow0.jpg,1,0,0", "wren/wren0.jpg,0,1,0", "wren/wren1.jpg,0,0,1"]
+    assert read_folder(root, write_lines(tmp_path / "list.csv", ["filename,class,dog,emu", *lines])).class_names == (
+        "class", "dog", "emu",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), [("Crow", "crow"), ("1", "1.0"), ("great crow", "Great_crow")])
+def test_classes_whose_names_hardly_differ_are_told(one: str, other: str, root: Path, tmp_path: Path) -> None:
+    lines = [f"crow/crow0.jpg,{one}", f"crow/crow1.jpg,{other}", "wren/wren0.jpg,wren"]
+    listing = read_folder(root, write_lines(tmp_path / "list.csv", ["path,label", *lines]))
+    assert len(listing.class_names) == 3
+    assert listing.notes[-1].startswith("Classes of their own, though their names hardly differ: ")
+    assert repr(one) in listing.notes[-1]
+
+
 BAD = {
     "another label": ([*FORMS["usual"], "crow/crow1.jpg,wren,train"], "line 10: .* 'wren' here and of class 'crow' on line 3"),
     "another label, written otherwise": ([*FORMS["usual"], ".\\crow\\crow1.jpg,wren,train"], "line 10: .* on line 3"),
@@ -181,6 +245,13 @@ BAD = {
     "absolute": ([*FORMS["usual"], "/etc/passwd,crow,train"], "line 10: '/etc/passwd' lies outside of"),
     "a line break in quotes": (["path,label", 'a.jpg,"two', 'lines"', "b.jpg"], "line 4: expected 2 columns, found 1"),
     "unknown split": (["path,label,split", "crow/crow0.jpg,crow,A"], "line 2: unknown split 'A'; choose train, val or test"),
+    "one unknown split": (["path,label,subset", "b.jpg,crow,train", "a.jpg,crow,training-a"], "line 3: unknown split 'training"),
+    "an empty split": (["path,label,subset", "crow/crow0.jpg,crow,train", "a.jpg,crow,"], "line 3: unknown split ''"),
+    "a split that is nan": (["path,label,set", "crow/crow0.jpg,crow,nan", "a.jpg,crow,test"], "line 2: unknown split 'nan'"),
+    "neither true nor false": (["path,label,is_valid", "crow/crow0.jpg,crow,"], "line 2: '' does not say whether .* in val"),
+    "in two splits": (["path,label,is_valid,is_test", "crow/crow0.jpg,crow,1,1"], "line 2: the image is in val and test; give"),
+    "in no split": (["path,label,is_train", "crow/crow0.jpg,crow,False"], "line 2: the image is in no split; give a column"),
+    "a label that is nan": (["path,label", "crow/crow0.jpg,nan"], "line 2: the label is 'nan', as tools write an empty cell"),
     "no column of images": (["label,weight", "crow,1"], "line 1: no column of images among label, weight"),
     "two columns of one name": (["path,label,Label", "crow/crow0.jpg,a,b"], "line 1: two columns are called 'label'"),
     "no header and two columns more": (["crow/crow0.jpg,crow,7"], "line 1: 2 columns may be the class"),
