@@ -21,7 +21,10 @@ Split = Literal["train", "val", "test"]
 Labelled = list[tuple[str, Path]]
 
 #: What systems leave behind beside hidden files, in lower case.
-LITTER = ("__macosx", "thumbs.db", "desktop.ini")
+LITTER = (
+    "__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information",
+    "lost+found",
+)  # fmt: skip
 
 _SPLIT_WORDS: dict[Split, str] = {
     "train": "train[ _-]?val|train|training|trn",
@@ -213,8 +216,8 @@ def read_class_folders(root: Path) -> ClassFolders:
     else:
         for folder in parts.values():
             _check_no_split_is_a_class(folder)
-    if not leaves.get("train"):
-        raise DataError(_no_classes(top))
+    if not leaves.get("train") or (len(leaves["train"]) == 1 and _tables(tree)):
+        raise DataError(f"{tree.path} holds {tree.count} images and no class folders. {_ways_out(tree)}")
     names = _class_names(leaves)
     nested = [path for members in leaves.values() for path, _ in members if len(path) > 1]
     if found is not None or "test" not in leaves:
@@ -284,9 +287,15 @@ def _split_folders(folder: Folder) -> dict[Split, Folder] | None:
 
 
 def _ways_out(folder: Folder) -> str:
-    tables = [file.name for file in folder.others if file.suffix.lower() in TABLES]
+    tables = _tables(folder)
     there = f", such as {first_five(tables)} there" if tables else ""
-    return f"Put images into one folder per class (train/CLASS/*.jpg), or give a table of path,label,split by --data.csv{there}."
+    table = f"a table of path,label,split (fgzoo fit FILE.csv){there}"
+    return f"Put images into one folder per class (train/CLASS/*.jpg), or give {table}."
+
+
+def _tables(folder: Folder) -> list[str]:
+    files = [file for inner in folder.walk() for file in inner.others if file.suffix.lower() in TABLES[:2]]
+    return [file.relative_to(folder.path).as_posix() for file in files]
 
 
 def _class_folders(folder: Folder, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Folder]]:
@@ -392,10 +401,6 @@ TABLES = (".csv", ".tsv", ".txt")
 
 #: Suffixes of archives, in lower case.
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-
-
-def _no_classes(top: Folder) -> str:
-    return f"{top.path} holds {top.count} images and no class folder. {_ways_out(top)}"
 
 
 def _left_out(tree: Folder, used: set[Path]) -> list[str]:

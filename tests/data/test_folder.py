@@ -76,6 +76,8 @@ def test_unusual_names_and_suffixes_are_read(name: str, tmp_path: Path) -> None:
         "__MACOSX/image.jpg",
         ".cache/image.jpg",
         "class 0/.ipynb_checkpoints/image.jpg",
+        "class 0/@eaDir/image0.jpg/SYNOPHOTO_THUMB_M.jpg",
+        "#recycle/class 9/image.jpg",
     ],
 )
 def test_litter_is_ignored(litter: str, tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_a_split_may_lack_classes_which_is_said(split: str, tmp_path: Path) -> N
 
 def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match=r"1 images and no class folder\. Put images into one folder per class"):
+    with pytest.raises(DataError, match=r"1 images and no class folders\. Put images into one folder per class"):
         read_folder(tmp_path)
 
 

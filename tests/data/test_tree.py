@@ -117,6 +117,15 @@ def test_a_split_without_class_folders_is_left_out_with_a_word(tmp_path: Path) -
     assert listing.notes == ("Images left out because they lie in no class folder: 2 in test/.",)
 
 
+def test_tables_beside_one_folder_of_images_are_named(tmp_path: Path) -> None:
+    for name in ("train.csv", "test.csv"):
+        (photos(tmp_path, "images") / name).touch()
+    with pytest.raises(
+        DataError, match=r"no class folders\. .*fgzoo fit FILE\.csv\), such as test\.csv, train\.csv there"
+    ):
+        read_folder(tmp_path)
+
+
 def test_what_lies_beside_splits_is_left_out_with_a_word(tmp_path: Path) -> None:
     listing = read_folder(photos(tmp_path, "train/crow", "train/wren", "test/crow", "test/wren", "images to predict"))
     assert counts(listing) == (4, 0, 4)
