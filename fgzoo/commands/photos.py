@@ -63,7 +63,9 @@ def choose(photos: str, arguments: Sequence[str], gpu: bool) -> tuple[list[str],
     Raises:
         DataError: The photos cannot be read as classes.
     """
-    layout, given = find(photos), settings_of(arguments)
+    given = settings_of(arguments)
+    typed = given.get("data")
+    layout = find(photos, typed if isinstance(typed, dict) else {})
     named = given.get("model", {}).get("class_path")
     reasons = [layout.sentence]
     if named is None:
@@ -76,9 +78,8 @@ def choose(photos: str, arguments: Sequence[str], gpu: bool) -> tuple[list[str],
         if not gpu:
             chosen += ["--config", "small"]
             reasons.append("Preset: small, since there is no GPU: a small backbone whose lowest levels stay as they are.")
-    apart = {"val_fraction"} if "folds" in given.get("data", {}) else set()
-    data = {name: value for name, value in layout.arguments.items() if name not in apart}
-    return [*chosen, *(word for name, value in data.items() for word in (f"--data.{name}", str(value)))], reasons
+    own = [word for name, value in layout.arguments.items() for word in (f"--data.{name}", str(value))]
+    return [*chosen, *own], reasons
 
 
 def last_words(trained: TrainingCLI, page: Path) -> list[str]:

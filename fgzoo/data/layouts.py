@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fgzoo.data.datamodule import DatasetName, FGVCDataModule
+from fgzoo.data.lists import first_five
+from fgzoo.data.split import stratified_holdout
 from fgzoo.errors import DataError
 from fgzoo.files import user_path
 
@@ -43,11 +47,12 @@ class Layout(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find(path: str | Path) -> Layout:
+def find(path: str | Path, given: Mapping[str, Any] = MappingProxyType({})) -> Layout:
     """Find out what a folder or file of images is.
 
     Args:
         path: A folder in an official format, a folder of class folders, or a table.
+        given: Arguments of the data module that were typed; they win over what is chosen here.
 
     Returns:
         The data set that it is, with a test and a validation part set apart where a person's own data has none.
@@ -61,25 +66,34 @@ def find(path: str | Path) -> Layout:
     for official, marks in _MARKS.items():
         if any((root / mark).is_file() for mark in marks):
             return Layout(official, {"root": str(root)}, f"{root}: {_TITLES[official]}.", ())
-    data = FGVCDataModule("folder", root, num_workers=0)
-    listing = data.listing
+    csv, folds, split_file = (given.get(name) for name in ("csv", "folds", "split_file"))
+    listing = FGVCDataModule("folder", root, num_workers=0, csv=csv and str(csv)).listing
     arguments: dict[str, Any] = {"root": str(root)}
-    apart = []
-    # Of a class's only image nothing can be set apart.
-    alone = len({record.target for record in listing.train}) == len(listing.train)
-    if alone:
+    apart, rest = [], listing.train
+    if split_file:
+        apart.append(f"parts are those of {split_file}")
+    elif len({record.target for record in rest}) == len(rest):  # of a class's only image nothing can be set apart
         apart.append("no class has a second image, so that none is set apart for validation or testing")
-    elif not listing.test:
-        arguments["test_fraction"] = TEST_FRACTION
-        apart.append(f"{TEST_FRACTION:.0%} of each class are set apart for testing")
-    if not alone and not listing.val:
-        arguments["val_fraction"] = VAL_FRACTION
-        apart.append(f"{VAL_FRACTION:.0%} of the training images for validation")
-    if apart and not alone:
-        arguments["group_duplicates"] = True
-        apart.append("near-duplicates stay together")
+    else:
+        for name, own, usual, what in (
+            ("test_fraction", listing.test, TEST_FRACTION, "of each class are set apart for testing"),
+            ("val_fraction", listing.val or folds, VAL_FRACTION, "of the training images for validation"),
+        ):
+            typed = given.get(name)
+            fraction = typed if isinstance(typed, int | float) else usual
+            if own or not fraction:
+                continue
+            arguments |= {name: fraction, "group_duplicates": True}
+            rest, held_out = stratified_holdout(rest, fraction, seed=0)
+            few = listing.lacking(held_out)
+            none = f", except of {len(few)} classes with too few images ({first_five(few)})" if few else ""
+            apart.append(f"{100 * fraction:g}% {what}{none}")
+        if folds:
+            arguments["group_duplicates"] = True
+            apart.append(f"fold {given.get('fold', 0)} of {folds} of the training images for validation")
+        if "group_duplicates" in arguments and given.get("group_duplicates", True):
+            apart.append("near-duplicates stay together")
     parts = {"training": listing.train, "validation": listing.val, "test": listing.test}
     sizes = ", ".join(f"{len(records)} {part}" for part, records in parts.items() if records)
-    what = "a table" if root.is_file() else "class folders"
-    sentence = f"{root}: {what}, {len(listing.class_names)} classes, {sizes} images" + "".join(f"; {said}" for said in apart)
+    sentence = f"{root}: {len(listing.class_names)} classes, {sizes} images" + "".join(f"; {said}" for said in apart)
     return Layout("folder", arguments, f"{sentence}.", listing.notes)

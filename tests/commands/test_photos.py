@@ -82,6 +82,13 @@ def test_every_choice_is_said_with_its_reason(trained: SimpleNamespace) -> None:
     assert "Method" not in "\n".join(choose(root, ["--model", "wsdan"], False)[1])
 
 
+def test_what_is_typed_is_said(trained: SimpleNamespace) -> None:
+    typed = ["--data.val_fraction", "0", "--data.test_fraction=0.5"]
+    said = choose(str(trained.folder / "my photos"), typed, False)[1][0]
+    assert "50% of each class are set apart for testing" in said
+    assert "for validation" not in said
+
+
 # ---------------------------------------------------------------------- the whole way
 
 

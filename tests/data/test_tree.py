@@ -120,9 +120,7 @@ def test_a_split_without_class_folders_is_left_out_with_a_word(tmp_path: Path) -
 def test_tables_beside_one_folder_of_images_are_named(tmp_path: Path) -> None:
     for name in ("train.csv", "test.csv"):
         (photos(tmp_path, "images") / name).touch()
-    with pytest.raises(
-        DataError, match=r"no class folders\. .*fgzoo fit FILE\.csv\), such as test\.csv, train\.csv there"
-    ):
+    with pytest.raises(DataError, match=r"no class folders\. .*fgzoo fit FILE\.csv\), such as test\.csv, train\.csv there"):
         read_folder(tmp_path)
 
 
