@@ -370,8 +370,8 @@ def _check_no_split_is_a_class(folder: Folder) -> None:
         example = sorted(next(filter(None, map(shared, names))), key=natural_order)
         raise DataError(
             f"{folder.path}: {first_five([child.path.name for child in nested])} hold the same folders ({first_five(example)}), "
-            f"so that it is not clear which are splits and which classes; call splits {SPLIT_NAMES}, or give a table of "
-            "path,label,split instead."
+            f"so that it is not clear which are splits and which classes; call splits {SPLIT_NAMES}, give classes names of their "
+            "own, or give a table of path,label,split instead."
         )
 
 
