@@ -21,6 +21,7 @@ from fgzoo.data.cache import CacheMode, ImageCache, disk_folder, pixel_versions
 from fgzoo.data.card import DataCard
 from fgzoo.data.dataset import RecordDataset, Sample, collate
 from fgzoo.data.images import DecoderName, active_decoder, decode
+from fgzoo.data.lists import first_five
 from fgzoo.data.records import AircraftLevel, Listing, Record
 from fgzoo.data.samplers import Balance, ClassDecks, EpochSampler
 from fgzoo.data.split import Groups, k_folds, long_tail, stratified_holdout
@@ -83,7 +84,8 @@ class FGVCDataModule(L.LightningDataModule):
         csv: (folder) A table of path, label and, if you like, split, instead of class folders; paths lie below root.
         test_fraction: (folder) Share of the images held out for testing, stratified, where the data names no test split.
         group_duplicates: (folder) Keep images that are nearly the same, such as photos of one moment, in one part when parts are
-            drawn. Reads every image once; what is found is kept in cache_folder, for other processes, runs and reports.
+            drawn. Reads every image once, and leaves out, with a note, those that cannot be read; what is found is kept in
+            cache_folder, for other processes, runs and reports.
         split_file: (folder) A run's split.csv, which says what part every image is in, instead of drawing parts. `test`,
             `validate` and `--resume` take their run's own.
         birds: (birds) Size and difficulty of the synthetic set.
@@ -184,7 +186,8 @@ class FGVCDataModule(L.LightningDataModule):
         self.cache: CacheMode = cache
         self.cache_folder = cache_folder
         self.cache_limit_gb = cache_limit_gb
-        self._found_groups: Groups | None = None
+        #: Names of images that must not be parted, once the lists are read.
+        self._groups: Groups = ()
         #: What the split file says, by image; empty without one.
         self._parts: dict[str, Split] = {}
         self._datasets: dict[Split, RecordDataset] = {}
@@ -196,7 +199,7 @@ class FGVCDataModule(L.LightningDataModule):
     def listing(self) -> Listing:
         """The data set as its lists describe it; read at the first question."""
         if self.dataset_name == "birds":
-            return SyntheticBirds(self.birds).listing()
+            return self._readable(SyntheticBirds(self.birds).listing())
         if self.root is None:
             raise DataError(
                 f"data.root: where is '{self.dataset_name}'? Give --data.root PATH, or set FGZOO_DATA; "
@@ -206,7 +209,11 @@ class FGVCDataModule(L.LightningDataModule):
         self._fetch()
         if not (self.root.is_dir() or (self.dataset_name == "folder" and self.root.is_file())):
             raise DataError(f"data.root: no folder {self.root}")
-        return self._read_lists(self.root)
+        listing = self._read_lists(self.root)
+        if self.dataset_name == "folder" and self.split_file is not None:
+            self._parts, listing = read_split(self.split_file, listing)
+            return listing
+        return self._with_test_part(self._readable(listing))
 
     def _read_lists(self, root: Path) -> Listing:
         if self.dataset_name == "cub":
@@ -223,33 +230,43 @@ class FGVCDataModule(L.LightningDataModule):
             return read_aircraft(root, self.level)
         from fgzoo.data.folder import read_folder
 
-        return self._with_test_part(read_folder(root, self.csv))
+        return read_folder(root, self.csv)
+
+    def _readable(self, listing: Listing) -> Listing:
+        """Where near-duplicates are looked for, and so every image is read: the data without what cannot be.
+
+        Raises:
+            DataError: What is not to be divided would become smaller, or nothing is left of a class.
+        """
+        if not (self.group_duplicates and (self.test_fraction or self.val_fraction or self.folds)):
+            return listing
+        self._groups, unreadable = _near_duplicates(listing, self.cache_folder)
+        if not unreadable:
+            return listing
+        said = f"{len(unreadable)} of {len(listing.records)} images cannot be read"
+        which = f"{first_five([*unreadable])}. The first: {next(iter(unreadable.values()))}"
+        if self.dataset_name != "folder" or any(record.name in unreadable for record in (*listing.val, *listing.test)):
+            raise DataError(f"{self.root}: {said}, and parts that the data itself names are not made smaller: {which}")
+        train = tuple(record for record in listing.train if record.name not in unreadable)
+        if gone := listing.lacking(train):
+            raise DataError(f"{self.root}: {said}, which leaves nothing of {first_five(gone)}: {which}")
+        return replace(listing, train=train, notes=(*listing.notes, f"{said} and are left out: {which}"))
 
     def _with_test_part(self, listing: Listing) -> Listing:
-        """A person's own data with the test part that the split file names, or that is to be drawn."""
-        if self.split_file is not None:
-            self._parts, listing = read_split(self.split_file, listing)
-            return listing
-        if not self.test_fraction:
+        """A person's own data with the test part that is to be drawn."""
+        if self.dataset_name != "folder" or not self.test_fraction:
             return listing
         if listing.test:
             raise UsageError(f"{self.root} has a test split of its own; leave data.test_fraction at 0.")
-        groups = self._groups(listing)
-        train, test = stratified_holdout(listing.train, self.test_fraction, self.seed, groups)
+        train, test = stratified_holdout(listing.train, self.test_fraction, self.seed, self._groups)
         if not test:
             raise DataError(
                 f"data.test_fraction: nothing at {self.root} can be set apart for testing, since no class has a second image"
-                f"{' that is no near-duplicate of the first' if groups else ''}; add some, or leave it at 0"
+                f"{' that is no near-duplicate of the first' if self._groups else ''}; add some, or leave it at 0"
             )
-        alike = f"; {sum(map(len, groups))} near-duplicates stay together" if self.group_duplicates else ""
+        alike = f"; {sum(map(len, self._groups))} near-duplicates stay together" if self.group_duplicates else ""
         note = f"The test split is {self.test_fraction:g} of every class, drawn with seed {self.seed}{alike}."
         return replace(listing, train=train, test=test, notes=(*listing.notes, note))
-
-    def _groups(self, listing: Listing) -> Groups:
-        """Names of images that must not be parted; found once."""
-        if self._found_groups is None:
-            self._found_groups = _near_duplicates(listing, self.cache_folder) if self.group_duplicates else ()
-        return self._found_groups
 
     def __getstate__(self) -> dict[str, object]:
         # As of a model, a copy, and what another process is sent, has no trainer.
@@ -282,11 +299,11 @@ class FGVCDataModule(L.LightningDataModule):
             val = (*val, *(record for record in train if self._parts[record.name] == "val"))
             train = tuple(record for record in train if self._parts[record.name] == "train")
         elif self.folds:
-            train, val = k_folds(train, self.folds, self.seed, self._groups(listing))[self.fold]
+            train, val = k_folds(train, self.folds, self.seed, self._groups)[self.fold]
         elif self.val_fraction:
             if val:
                 raise UsageError("data.val_fraction: this data has a validation split of its own; leave val_fraction at 0")
-            train, val = stratified_holdout(train, self.val_fraction, self.seed, self._groups(listing))
+            train, val = stratified_holdout(train, self.val_fraction, self.seed, self._groups)
         return train, val, listing.test
 
     def write_split(self, path: Path) -> None:
@@ -563,12 +580,14 @@ def _read_file(record: Record, decoder: DecoderName, banner: int, enough: int | 
     return image[:, : image.shape[1] - banner] if 0 < banner < image.shape[1] else image
 
 
-def _near_duplicates(listing: Listing, cache_folder: str | Path | None) -> Groups:
+def _near_duplicates(listing: Listing, cache_folder: str | Path | None) -> tuple[Groups, dict[str, str]]:
+    """Groups of names, and by name why an image cannot be read."""
     from fgzoo.data.duplicates import known_near_duplicates
 
     records = listing.records
     found = known_near_duplicates(records, listing.read, cache_folder, usable_cores())
-    return [[records[index].name for index in group] for group in found.groups]
+    unreadable = {records[index].name: reason for index, reason in sorted(found.unreadable.items())}
+    return [[records[index].name for index in group] for group in found.groups], unreadable
 
 
 def _find_root(name: str, root: str | Path | None) -> Path | None:

@@ -143,3 +143,35 @@ def test_copies_are_parted_unless_that_is_asked_for(bursts: Path) -> None:
 def test_what_stays_together_is_said(bursts: Path) -> None:
     (note,) = module(bursts, group_duplicates=True, test_fraction=0.2).listing.notes
     assert note.endswith("drawn with seed 0; 60 near-duplicates stay together.")
+
+
+# ---------------------------------------------------------------------- images that cannot be read
+
+DRAWN: dict[str, Any] = {"group_duplicates": True, "test_fraction": 0.2, "val_fraction": 0.25}
+
+
+def damage(*paths: Path) -> None:
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:200])
+
+
+def test_where_every_image_is_read_those_that_cannot_be_are_left_out_and_named(root: Path) -> None:
+    bad = [f"class {target}/image{index}.jpg" for target in (0, 2) for index in range(3)]
+    damage(*(root / name for name in bad))
+    data = module(root, **DRAWN)
+    assert not set(bad) & {name for names in parts(data).values() for name in names}
+    (said,) = (note for note in data.listing.notes if "cannot be read" in note)
+    assert said.startswith(f"6 of 30 images cannot be read and are left out: {', '.join(bad[:5])}, .... The first: ")
+
+
+def test_nothing_left_of_a_class_is_refused(root: Path) -> None:
+    damage(*(root / "class 1").iterdir())
+    with pytest.raises(DataError, match=r"10 of 30 images cannot be read, which leaves nothing of class 1: class 1/"):
+        module(root, **DRAWN).setup()
+
+
+def test_a_part_that_the_data_names_is_not_made_smaller(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    damage(root / "test" / "class 0" / "image1.jpg", root / "train" / "class 0" / "image1.jpg")
+    with pytest.raises(DataError, match=r"2 of 24 images cannot be read, and parts that the data itself names .* test/class 0/"):
+        module(root, val_fraction=0.25, group_duplicates=True).setup()
