@@ -87,7 +87,7 @@ class FGVCDataModule(L.LightningDataModule):
             drawn. Reads every image once, and leaves out, with a note, those that cannot be read; what is found is kept in
             cache_folder, for other processes, runs and reports.
         split_file: (folder) A run's split.csv, which says what part every image is in, instead of drawing parts. `test`,
-            `validate` and `--resume` take their run's own.
+            `validate` and `--resume` take their run's own. To be trained on, all of its images must be there.
         birds: (birds) Size and difficulty of the synthetic set.
         cache: Keep all images decoded and resized, for all workers, ranks and runs with the same settings; training sees the same
             pixels as without. `disk`: in cache_folder, until you delete the file; `none`: decode every image every epoch. Filled
@@ -312,6 +312,23 @@ class FGVCDataModule(L.LightningDataModule):
             train, val, test = self._whole_splits
             write_split(path, self.class_names, {"train": train, "val": val, "test": test})
 
+    def gone(self, *splits: Split) -> list[str]:
+        """Names of images that the split file puts into these splits and that are not there any more."""
+        there = {record.name for record in self.listing.records}
+        return [name for name, split in self._parts.items() if split in splits and name not in there]
+
+    def check_whole(self) -> None:
+        """Refuse to train on less than the split file names.
+
+        Raises:
+            DataError: Some of its images are gone.
+        """
+        if gone := self.gone(*get_args(Split)):
+            raise DataError(
+                f"{self.split_file}: {len(gone)} of {len(self._parts)} images are gone: {first_five(gone)}. Restore them to "
+                "train; `fgzoo test` and `fgzoo report` do without"
+            )
+
     @property
     def class_counts(self) -> list[int]:
         """Training images by class index."""
@@ -354,8 +371,10 @@ class FGVCDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the lists and check that every image they name is there; open the image cache."""
         splits = self.splits
-        if stage in (None, "fit") and len(splits["train"]) < 2:
-            raise DataError(f"data: {len(splits['train'])} training images; batch-norm needs at least 2")
+        if stage in (None, "fit"):
+            self.check_whole()
+            if len(splits["train"]) < 2:
+                raise DataError(f"data: {len(splits['train'])} training images; batch-norm needs at least 2")
         self._prepare_cache()
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fgzoo.data.lists import Row, first_five, read_text
+from fgzoo.data.lists import Row, read_text
 from fgzoo.data.records import Listing, Record
 from fgzoo.data.tree import Split, split_of
 from fgzoo.errors import DataError
@@ -32,18 +32,11 @@ def write_split(path: Path, class_names: Sequence[str], splits: Mapping[Split, S
         writer.writerows((r.name, class_names[r.target], split) for split, records in splits.items() for r in records)
 
 
-def read_split(path: Path, listing: Listing) -> tuple[dict[str, Split], Listing]:
-    """Give images the parts that a run's table says they are in.
-
-    Args:
-        path: What [write_split][] has written.
-        listing: The data as it is now.
-
-    Returns:
-        Part by image; and the listing whose test images are the table's, without images that the table does not know.
+def read_parts(path: Path) -> dict[str, tuple[Row, str, Split]]:
+    """What a run's table says of every image: its row, its label and its part.
 
     Raises:
-        DataError: The table cannot be read, or images of it are gone or of another class.
+        DataError: The table cannot be read.
     """
     reader = csv.reader(io.StringIO(read_text(path, errors="surrogateescape"), newline=""))
     try:
@@ -52,9 +45,7 @@ def read_split(path: Path, listing: Listing) -> tuple[dict[str, Split], Listing]
         raise Row(path, reader.line_num, ()).error(f"not a CSV line ({error}).") from error
     if not rows or tuple(rows[0]) != HEADER:
         raise DataError(f"{path}, line 1: expected the header {','.join(HEADER)}, as a run's split.csv has it.")
-    now = {record.name: record for record in listing.records}
-    parts: dict[str, Split] = {}
-    gone: list[str] = []
+    found = {}
     for line, fields in enumerate(rows[1:], start=2):
         row = Row(path, line, tuple(fields))
         if len(fields) != len(HEADER):
@@ -63,19 +54,32 @@ def read_split(path: Path, listing: Listing) -> tuple[dict[str, Split], Listing]
         split = split_of(said)
         if split is None:
             raise row.error(f"unknown split {said!r}.")
-        record = now.get(name)
-        if record is None:
-            gone.append(name)
-        elif listing.class_names[record.target] != label:
-            raise row.error(f"{name!r} is of class {listing.class_names[record.target]!r} now, and was of {label!r}.")
-        parts[name] = split
-    if gone:
-        raise DataError(
-            f"{path}: {len(gone)} of {len(parts)} images are gone: {first_five(gone)}. Restore them, or draw parts anew by "
-            "--data.split_file null."
-        )
+        found[name] = row, label, split
+    return found
+
+
+def read_split(path: Path, listing: Listing) -> tuple[dict[str, Split], Listing]:
+    """Give images the parts that a run's table says they are in.
+
+    Args:
+        path: What [write_split][] has written.
+        listing: The data as it is now.
+
+    Returns:
+        Part by image, of those that are gone, too; and the listing whose test images are the table's, without images that the
+        table does not know.
+
+    Raises:
+        DataError: The table cannot be read, or images of it are of another class.
+    """
+    said = read_parts(path)
+    parts = {name: split for name, (_, _, split) in said.items()}
     known = [record for record in listing.records if record.name in parts]
-    new = len(now) - len(known)
+    for record in known:
+        row, label, _ = said[record.name]
+        if (now := listing.class_names[record.target]) != label:
+            raise row.error(f"{record.name!r} is of class {now!r} now, and was of {label!r}.")
+    new = len(listing.records) - len(known)
     note = f"Images left out because {path.name} of the run does not know them: {new}."
     own_val = {record.name for record in listing.val}
     return parts, replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from fgzoo.checkpoints.download import CHECKOUT, PACKAGE
 from fgzoo.checkpoints.hub import SCHEME
 from fgzoo.checkpoints.loading import load, read_checkpoint
 from fgzoo.checkpoints.registry import METRIC_NAMES, SUFFIX, ZooEntry, add_entry, check_entry, check_name
-from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS
+from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS, SPLIT
 from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.files import file_hash, handed_on
@@ -173,6 +174,8 @@ def _store_and_score(
     config = _config(run)
     config["model"]["init_args"] = handed_on(config["model"]["init_args"])
     (folder / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
+    if (run / SPLIT).is_file():
+        shutil.copyfile(run / SPLIT, folder / SPLIT)
     run_training("test", ["--ckpt_path", str(part)])
     with (folder / METRICS).open(encoding="utf-8", newline="") as file:
         metrics = _test_metrics(list(csv.DictReader(file))[-1])

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fgzoo.data.lists import first_five
 from fgzoo.files import shown_folder, without_places
 from fgzoo.interpret.page import fill, head, json_data, packaged, policy
 from fgzoo.methods import method_name
@@ -127,10 +128,13 @@ def _notices(run: Run) -> str:
     folder = html.escape(shlex.quote(str(shown_folder(run.folder))))
     said = []
     if run.data is None:
+        why = html.escape(without_places(run.trouble)).rstrip(".")
         said.append(
-            f"Photos, examples and near-duplicates are missing, because the run's images are not to be found: "
-            f"{html.escape(without_places(run.trouble))}. If they lie elsewhere: <code>fgzoo report {folder} --root PATH</code>"
+            f"Photos, examples and near-duplicates are missing, because the run's images are not to be found: {why}. "
+            f"If they lie elsewhere: <code>fgzoo report {folder} --root PATH</code>"
         )
+    elif gone := run.data.gone("train", "val", "test"):
+        said.append(f"{plural(len(gone), 'image is', 'images are')} gone, and not shown: {html.escape(first_five(gone))}.")
     if "test" not in run.scores:
         if run.data is None or run.data.splits["test"]:
             said.append(

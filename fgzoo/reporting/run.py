@@ -101,7 +101,9 @@ def _find_data(folder: Path, root: Path | None, card: DataCard) -> tuple[FGVCDat
     """The run's data, or why it is not to be found."""
     try:
         data = data_of_run(folder, root)
-        changed = data.listing.fingerprint() != card.fingerprint
+        # What is left of the images that the run's split file names are still those.
+        gone = data.gone("train", "val", "test")
+        changed = data.class_names != card.class_names if gone else data.listing.fingerprint() != card.fingerprint
     except DataError as error:
         return None, " ".join(str(error).split())
     if changed:

@@ -42,6 +42,8 @@ from fgzoo.checkpoints.run_folder import (
 )
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.lists import copied_files, first_five
+from fgzoo.data.split_file import read_parts
+from fgzoo.data.tree import Split
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.files import user_path
 from fgzoo.methods import available, import_path
@@ -265,11 +267,33 @@ class TrainingCLI(LightningCLI):
             known = data_card(checkpoint)
             if self.verb == "fit" and known is not None and not reset:
                 known.check_classes(self.datamodule.card)
+            if self.verb != "fit":
+                self._check_part()
             for logger in run_loggers(self.trainer) if self.verb != "fit" else []:
                 logger.place = int(checkpoint.get("epoch", 0)), max(0, int(checkpoint.get("global_step", 0)) - 1)
 
+    def _check_part(self) -> None:
+        """Say which of the images to be scored are gone, and refuse those that were in another part of the checkpoint's run."""
+        assert self.checkpoint is not None
+        part: Split = "test" if self.verb == "test" else "val"
+        if (gone := self.datamodule.gone(part)) and self.trainer.is_global_zero:
+            note = f"Note: {len(gone)} {part} images are gone, and left out: {first_five(gone)}"
+            self.console.print(note, highlight=False, markup=False)
+        run = run_of(self.checkpoint)
+        # Who names another file says himself what part every image is in.
+        if self.datamodule.split_file is not None or run is None or not (run / SPLIT).is_file():
+            return
+        parts = read_parts(run / SPLIT)
+        if others := [name for name in self.datamodule.names(part) if name in parts and parts[name][-1] != part]:
+            count = f"{len(others)} of {len(self.datamodule.splits[part])} images"
+            raise UsageError(
+                f"{self.verb}: {count} are of another part of {run}, which may have learnt from them: {first_five(others)}; keep "
+                f"its parts by --data.split_file {run / SPLIT}"
+            )
+
     def _check_resumed(self) -> None:
         """Refuse a network or data that are not the checkpoint's, and see whether there is anything left to do."""
+        self.datamodule.check_whole()
         resuming.check_data(self.run_folder, data_card(self.restored), self.datamodule.card)
         resuming.check_model(self.run_folder, self.restored.get("hyper_parameters", {}), self.model.hparams)
         epochs = self.restored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]

@@ -70,10 +70,15 @@ def test_a_split_file_keeps_new_images_out_with_a_word(root: Path, drawn: FGVCDa
     assert read.listing.notes == ("Images left out because split.csv of the run does not know them: 1.",)
 
 
-def test_images_that_are_gone_are_named(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:
-    (root / "class 1" / "image3.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 of 30 images are gone: class 1/image3\.jpg\. Restore them"):
-        module(root, split_file=tmp_path / "split.csv").setup()
+def test_images_that_are_gone_are_named_and_not_trained_without(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:
+    lost = drawn.names("test")[2]
+    (root / lost).unlink()
+    read = module(root, split_file=tmp_path / "split.csv")
+    with pytest.raises(DataError, match=rf"1 of 30 images are gone: {lost}\. Restore them"):
+        read.setup("fit")
+    read.setup("test")
+    assert (read.gone("test"), read.gone("train", "val")) == ([lost], [])
+    assert parts(read) == {**parts(drawn), "test": [name for name in drawn.names("test") if name != lost]}
 
 
 def test_images_of_another_class_now_are_named(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:

@@ -114,16 +114,21 @@ def test_photos_that_have_gone_are_said_to_and_may_lie_elsewhere(reported: Repor
 
 
 @pytest.mark.parametrize(
-    ("lacks", "said"), [("nothing", "1 of 222 images are gone"), ("split.csv", "not those that the run was")]
+    ("lacks", "said", "shown"),
+    [
+        ("nothing", f"1 image is gone, and not shown: test/{NAMES[3]}/0.png.", True),
+        ("split.csv", "not those that the run was trained on. If they", False),
+    ],
 )
 def test_other_photos_than_those_trained_on_are_not_shown_as_them(
-    reported: Reported, tmp_path: Path, lacks: str, said: str
+    reported: Reported, tmp_path: Path, lacks: str, said: str, shown: bool
 ) -> None:
     run, changed = without(reported, tmp_path, lacks), tmp_path / "changed"
     shutil.copytree(reported.root, changed)
     (changed / "test" / NAMES[3] / "0.png").rename(changed / "test" / NAMES[3] / "other.png")
     report = write_report(run, tmp_path / "out", root=changed, mistakes=0)
     assert said in report.page.read_text(encoding="utf-8")
+    assert ("duplicates" in sections(report.page)) == shown
 
 
 def test_a_list_of_an_older_report_does_not_outlive_it(reported: Reported, tmp_path: Path) -> None:

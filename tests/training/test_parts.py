@@ -54,6 +54,53 @@ def test_parts_may_lack_classes_which_then_have_no_accuracy(tmp_path: Path) -> N
     assert write_report(Path("run"), mistakes=1).lines[0].endswith("%)")
 
 
+@pytest.fixture(scope="module")
+def parted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+    """A trained run beside its photos, and the names in its parts."""
+    folder = tmp_path_factory.mktemp("parted")
+    root = make_folder(folder / "photos", per_class=8, splits=())
+    what = ("--config", "folder", "--model", "baseline", "--data.root", root, "--trainer.max_epochs", 1)
+    apart = ("--data.test_fraction", 0.25, "--data.val_fraction", 0.34)
+    assert fgzoo("fit", *what, *apart, *NETWORK, *IMAGES, *MACHINE, "--output", folder / "run").status == 0
+    with (folder / "run/split.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return folder, {part: [row["path"] for row in rows if row["split"] == part] for part in ("train", "val", "test")}
+
+
+@pytest.mark.parametrize(("verb", "part"), [("test", "test"), ("validate", "val")])
+def test_images_that_are_gone_are_left_out_of_the_runs_own_part(
+    verb: str, part: str, parted: tuple[Path, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    shutil.copytree(parted[0], tmp_path / "copy")
+    lost, *left = parted[1][part]
+    (tmp_path / "copy/photos" / lost).unlink()
+    split = ("--data.split_file", tmp_path / "copy/run/split.csv")
+    done = fgzoo(verb, "--ckpt_path", tmp_path / "copy/run", "--data.root", tmp_path / "copy/photos", *split)
+    assert done.status == 0, done.err
+    assert f"Note: 1 {part} images are gone, and left out: {lost}" in done.out
+    with np.load(tmp_path / f"copy/run/{part}_probabilities.npz") as found:
+        assert found["names"].tolist() == left
+
+
+@pytest.mark.parametrize("verb", ["test", "validate"])
+@pytest.mark.parametrize("drawn", [["--data.split_file", "null"], ["--data.root", "grown"]], ids=["null", "root"])
+def test_images_of_another_part_are_not_scored(
+    drawn: list[str], verb: str, parted: tuple[Path, dict[str, list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, parts = parted
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "copy")
+    config = Path("copy/run/config.yaml")
+    config.write_text(config.read_text().replace(str(folder / "photos"), str(tmp_path / "grown")))
+    Path("copy/photos").rename("grown")
+    for name in (*parts["test"][:3], *parts["val"][:3]):
+        Path("grown", name).unlink()
+    done = fgzoo(verb, "--ckpt_path", "copy/run", *drawn)
+    assert done.status == 2
+    assert "images are of another part of" in done.err
+    assert "--data.split_file" in done.err
+
+
 @pytest.mark.parametrize("arguments", [["--resume", "run"], ["--ckpt_path", "run"]])
 def test_a_runs_parts_are_implied_unless_other_data_is_given(arguments: list[str]) -> None:
     Path("run", "checkpoints").mkdir(parents=True)
