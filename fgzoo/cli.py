@@ -157,23 +157,18 @@ def _prepare_process() -> None:
 
 
 def _train(verb: str, arguments: list[str]) -> int:
-    """Lightning's verbs; its interrupt handling ends in exit status 1, ours in 130."""
+    """Lightning's verbs."""
     if odd := [argument for argument in arguments if re.search("[\udc80-\udcff]", argument)]:  # bytes of a name that are no UTF-8
         raise UsageError(f"{verb}: {odd[0]!a} is not valid UTF-8, in which a run's settings are written; rename it")
-    try:
-        if verb == "fit" and arguments and not arguments[0].startswith("-"):
-            from fgzoo.commands.photos import fit_photos
+    if verb == "fit":
+        from fgzoo.commands.photos import fit
 
-            fit_photos(arguments[0], arguments[1:])
-        else:
-            from fgzoo.training.command import run
+        fit(arguments)
+    else:
+        from fgzoo.training.command import run
 
-            run(verb, arguments)
-        return 0
-    except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from end
-        raise
+        run(verb, arguments)
+    return 0
 
 
 def _reader_has_left(error: Exception) -> bool:

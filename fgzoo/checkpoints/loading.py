@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import re
 import sys
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fgzoo.checkpoints.registry import SUFFIX
-from fgzoo.checkpoints.run_folder import resolve
+from fgzoo.checkpoints.run_folder import LAST, METRICS, resolve
 from fgzoo.checkpoints.safetensors import read_safetensors, training_only
 from fgzoo.data.card import DataCard
 from fgzoo.data.images import MAX_PIXELS
@@ -52,6 +53,15 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint: {path} was written by fgzoo {written}, newer than this {__version__}; update fgzoo")
     _check_card(content, path)
     return content
+
+
+def last_test(run: Path) -> dict[str, str] | None:
+    """The row of metrics.csv in which a run's last checkpoint was tested; `None` where it was not."""
+    content = read_checkpoint(run / LAST)
+    place = content["epoch"], max(0, content["global_step"] - 1)
+    with (run / METRICS).open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("test/top1")]
+    return next((row for row in reversed(rows) if (int(row["epoch"]), int(row["step"])) == place), None)
 
 
 def _check_card(content: dict[str, Any], path: Path) -> None:

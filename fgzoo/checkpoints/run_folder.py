@@ -13,6 +13,8 @@ from fgzoo.files import user_path
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
+#: What training cost, written when it has come to its end.
+COST = "cost.json"
 #: What part every image of a person's own data is in, where parts were drawn.
 SPLIT = "split.csv"
 #: Where a run keeps its checkpoints, relative to the run's folder.

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from fgzoo.checkpoints.loading import last_test, load
+from fgzoo.checkpoints.run_folder import LAST
 from fgzoo.data.layouts import find
-from fgzoo.errors import UsageError
-from fgzoo.prediction.rejection import REJECTED
+from fgzoo.prediction.rejection import REJECTED, Calibration
 from fgzoo.recipes import recipe_files
 from fgzoo.reporting.report import write_report
 from fgzoo.training.arguments import settings_of, values_of
@@ -22,12 +23,11 @@ from fgzoo.training.command import TrainingCLI, run
 METHOD, WHY = "rra", "which stood above plain fine-tuning on folds of birds and cars, epoch for epoch"
 
 
-def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
-    """Train on photos, test once where there are images to test on, write the report, and say what to do next.
+def fit(arguments: list[str]) -> TrainingCLI:
+    """Train; on photos, or where that is asked for, go on to a test, the report and what to do next.
 
     Args:
-        photos: A folder of class folders, or a CSV.
-        arguments: What else was typed; it wins over what is chosen here.
+        arguments: What was typed, first of all perhaps a folder of class folders, or a CSV; it wins over what is chosen here.
 
     Returns:
         The training.
@@ -36,25 +36,34 @@ def fit_photos(photos: str, arguments: list[str]) -> TrainingCLI:
         DataError: The photos cannot be read as classes.
         UsageError: Something else has started several processes, or something that was typed is wrong.
     """
-    if torch.distributed.is_torchelastic_launched() or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        raise UsageError("fit PHOTOS starts its processes itself; with torchrun or SLURM give --config folder")
-    console = Console(soft_wrap=True, highlight=False)
-    first = "LOCAL_RANK" not in os.environ  # the other processes are started by the same command line
-    chosen, reasons = choose(photos, arguments, torch.cuda.is_available())
-    for line in reasons if first else ():
-        console.print(line)
-    trained = run("fit", [*chosen, *arguments], closing=False)
-    if not first or trained.dry:
-        return trained
-    if trained.datamodule.splits["test"]:
-        run("test", ["--ckpt_path", str(trained.run_folder), "--trainer.devices", "1", "--trainer.num_nodes", "1"], closing=False)
-    else:
-        console.print("Not tested: there is no test image.")
-    report = write_report(trained.run_folder, device=trained.trainer.strategy.root_device, trust=values_of(arguments, "--trust"))
-    console.print()
-    for line in (*report.lines, *last_words(trained, report.page)):
-        console.print(line)
+    if arguments and not arguments[0].startswith("-"):
+        photos, *arguments = arguments
+        chosen, reasons = choose(photos, arguments, torch.cuda.is_available())
+        # The other processes are started by the same command line.
+        for line in reasons if "LOCAL_RANK" not in os.environ else ():
+            Console(soft_wrap=True, highlight=False).print(line)
+        arguments = [*chosen, "--report", "true", *arguments]
+    trained = run("fit", arguments)
+    if trained.reports and trained.trainer.is_global_zero and not trained.dry:
+        try:
+            finish(trained)
+        except KeyboardInterrupt as end:
+            raise trained.interrupted() from end
     return trained
+
+
+def finish(trained: TrainingCLI) -> None:
+    """Test once, where there are images to test on, write the report, and say what to do next."""
+    console = Console(soft_wrap=True, highlight=False)
+    folder, trust = trained.run_folder, trained.config.fit.trust
+    if not trained.datamodule.splits["test"]:
+        console.print("Not tested: there is no test image.")
+    elif not last_test(folder):
+        run("test", ["--ckpt_path", str(folder), "--trainer.devices", "1", "--trainer.num_nodes", "1"], closing=False)
+    report = write_report(folder, device=trained.trainer.strategy.root_device, trust=trust)
+    console.print()
+    for line in (*report.lines, *last_words(folder, load(folder / LAST, trust).calibration, report.page)):
+        console.print(line)
 
 
 def choose(photos: str, arguments: Sequence[str], gpu: bool) -> tuple[list[str], list[str]]:
@@ -82,9 +91,9 @@ def choose(photos: str, arguments: Sequence[str], gpu: bool) -> tuple[list[str],
     return [*chosen, *own], reasons
 
 
-def last_words(trained: TrainingCLI, page: Path) -> list[str]:
+def last_words(run_folder: Path, found: Calibration | None, page: Path) -> list[str]:
     """Below which score a photo is unknown, where the report is, and the next commands."""
-    found, folder, lines = trained.model.calibration, shlex.quote(str(trained.run_folder)), []
+    folder, lines = shlex.quote(str(run_folder)), []
     if found is not None:
         share = f"{REJECTED:.0%} of {found.images} held-out ones are" if found.images * REJECTED >= 1 else (
             f"none of only {found.images} held-out ones is, too few to choose it by"

@@ -16,9 +16,9 @@ import yaml
 
 from fgzoo.checkpoints.download import CHECKOUT, PACKAGE
 from fgzoo.checkpoints.hub import SCHEME
-from fgzoo.checkpoints.loading import load, read_checkpoint
+from fgzoo.checkpoints.loading import last_test, load
 from fgzoo.checkpoints.registry import METRIC_NAMES, SUFFIX, ZooEntry, add_entry, check_entry, check_name
-from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS, SPLIT
+from fgzoo.checkpoints.run_folder import CONFIG, COST, LAST, METRICS, SPLIT
 from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.files import file_hash, handed_on
@@ -31,8 +31,8 @@ from fgzoo.publish.model_card import Training, model_card
 from fgzoo.training.arguments import values_of
 from fgzoo.training.command import run as run_training
 
-#: Where a run keeps what it cost, its data's counts and notes, and its versions and hardware.
-COST, DATA, ENVIRONMENT = "cost.json", "data.json", "environment.json"
+#: Where a run keeps its data's counts and notes, and its versions and hardware.
+DATA, ENVIRONMENT = "data.json", "environment.json"
 #: Options that concern only the machine they were typed on.
 MACHINE_OPTIONS = ("--output", "--data.num_workers", "--data.cache", "--data.cache_folder", "--trainer.default_root_dir")
 #: Settings of the data that change where and how fast images are read, not what is learnt.
@@ -124,12 +124,15 @@ def _recorded(run: Path) -> dict[str, float]:
     """The test metrics of a run's last checkpoint."""
     if not (run / LAST).is_file() or not (run / CONFIG).is_file():
         raise UsageError(f"publish: {run} is no finished run's folder (it needs {LAST} and {CONFIG})")
-    place = read_checkpoint(run / LAST)
-    with (run / METRICS).open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("test/top1") and int(row["epoch"]) == place["epoch"]]
-    if not rows:
+    if not all((run / name).is_file() for name in (COST, DATA, ENVIRONMENT)):
+        raise UsageError(
+            f"publish: {run} has not been trained to its end; go on by `fgzoo fit --resume {run}`, then "
+            f"`fgzoo test --ckpt_path {run}`"
+        )
+    row = last_test(run)
+    if row is None:
         raise UsageError(f"publish: {run} has no test metrics of its last checkpoint; run `fgzoo test --ckpt_path {run}` first")
-    return _test_metrics(rows[-1])
+    return _test_metrics(row)
 
 
 def _test_metrics(row: dict[str, str]) -> dict[str, float]:

@@ -135,15 +135,20 @@ def _notices(run: Run) -> str:
         )
     elif gone := run.data.gone("train", "val", "test"):
         said.append(f"{plural(len(gone), 'image is', 'images are')} gone, and not shown: {html.escape(first_five(gone))}.")
-    if "test" not in run.scores:
-        if run.data is None or run.data.splits["test"]:
-            said.append(
-                f"The test part has not been scored: <code>fgzoo test --ckpt_path {folder}</code>, then this report again."
-            )
-        else:
-            said.append("No test part was set apart: <code>--data.test_fraction 0.2</code> at the next <code>fgzoo fit</code>.")
-    if not run.scores:
-        said.append("Nothing was held out for validation, either: <code>--data.val_fraction 0.1</code>.")
+    if not run.cost:
+        done = max((int(curve[-1][0]) for name, curve in run.curves.items() if name.startswith("train/")), default=0)
+        epochs = run.settings["trainer"]["max_epochs"]
+        of = f" of {epochs}" if (epochs or -1) > 0 else ""
+        said.append(
+            f"This training has not come to its end: {done}{of} epochs are done. "
+            f"<code>fgzoo fit --resume {folder}</code> goes on."
+        )
+    elif "test" not in run.scores and (run.data is None or run.data.splits["test"]):
+        said.append(f"The test part has not been scored: <code>fgzoo test --ckpt_path {folder}</code>, then this report again.")
+    if "test" not in run.scores and run.data is not None and not run.data.splits["test"]:
+        said.append("No test part was set apart: <code>--data.test_fraction 0.2</code> at the next <code>fgzoo fit</code>.")
+        if not run.scores and not run.data.splits["val"]:
+            said.append("Nothing was held out for validation, either: <code>--data.val_fraction 0.1</code>.")
     return f'<ul class="notices">{"".join(f"<li>{one}</li>" for one in said)}</ul>' if said else ""
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from fgzoo.checkpoints.loading import load
 from fgzoo.checkpoints.run_data import data_of_run
-from fgzoo.checkpoints.run_folder import CONFIG, LAST, METRICS
+from fgzoo.checkpoints.run_folder import CONFIG, COST, LAST, METRICS
 from fgzoo.data.card import DataCard
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.records import Record
@@ -41,7 +41,7 @@ class Run:
         trouble: Why it is not, in one line.
         command: What was typed.
         settings: Its configuration.
-        cost: Seconds and so on, as in cost.json; may be empty.
+        cost: Seconds and so on, as in cost.json; empty where training has not come to its end.
     """
 
     folder: Path
@@ -92,7 +92,7 @@ def read_run(folder: Path, root: Path | None = None, trust: Sequence[str] = (), 
     # What `predict` says is calibrated, too.
     scores = Scores.read(folder, model.num_classes, 1.0 if model.calibration is None else model.calibration.temperature)
     data, trouble = _find_data(folder, root, required_card(model, "report"))
-    cost = json.loads((folder / "cost.json").read_text(encoding="utf-8")) if (folder / "cost.json").is_file() else {}
+    cost = json.loads((folder / COST).read_text(encoding="utf-8")) if (folder / COST).is_file() else {}
     command = first.removeprefix("# ") if first.startswith("#") else ""
     return Run(folder, model, _curves(folder / METRICS), scores, data, trouble, command, settings, cost)
 

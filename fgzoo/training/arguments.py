@@ -68,8 +68,8 @@ def with_implied(verb: str, arguments: list[str]) -> tuple[list[str], Path | Non
     said = _value(arguments, "--ckpt_path")
     if said is not None:
         path = find_checkpoint(said, base)
-        # The checkpoint's own run may have been a fine-tuning that did reset its head.
-        own = [*_split_of(run_of(path), arguments), "--reset_head", "false"]
+        # The checkpoint's own run may have been a fine-tuning that did reset its head, or one to be tested at once.
+        own = [*_split_of(run_of(path), arguments), "--reset_head", "false", "--report", "false"]
         return ["--config", config_of(path, values_of(arguments, "--trust")), *own, *arguments], path
     if verb != "fit":
         run_folder = newest_run(base)

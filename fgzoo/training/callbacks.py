@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from scipy.sparse import coo_array
 
-from fgzoo.checkpoints.run_folder import BEST, CONFIG, LAST, PROBABILITIES, SPLIT
+from fgzoo.checkpoints.run_folder import BEST, CONFIG, COST, LAST, PROBABILITIES, SPLIT
 from fgzoo.data.dataset import IGNORED, sample_seed
 from fgzoo.data.records import Record
 from fgzoo.files import write_json
@@ -73,6 +73,8 @@ class RunRecord(Callback):
         if stage == "fit" and data is not None:
             splits = {split: len(records) for split, records in data.splits.items()}
             write_json(self.folder / "data.json", {**asdict(data.card), "images": splits, "notes": list(data.listing.notes)})
+            # What an earlier training of a resumed run cost does not say that this one came to its end.
+            (self.folder / COST).unlink(missing_ok=True)
             if self.config is not None:
                 data.write_split(self.folder / SPLIT)
 
@@ -114,7 +116,7 @@ class RunRecord(Callback):
                 "processes": trainer.world_size,
                 "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
             }
-            write_json(self.folder / "cost.json", cost)
+            write_json(self.folder / COST, cost)
         data = getattr(trainer, "datamodule", None)
         if data is not None and data.splits["val"]:
             self._report(trainer, pl_module, "val")

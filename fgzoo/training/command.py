@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from fgzoo.checkpoints.loading import data_card, load, load_weights, read_checkpoint, remember_networks
+from fgzoo.checkpoints.loading import data_card, last_test, load, load_weights, read_checkpoint, remember_networks
 from fgzoo.checkpoints.run_folder import (
     CONFIG,
     LAST,
@@ -141,6 +141,8 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--resume", type=str | None, default=None, help="fit: continue this run in its own folder.")
         time_help = "fit: train as many epochs as fit into this time, e.g. 90s, 20m or 1.5h, by what the first steps take."
         parser.add_argument("--time", type=str | None, default=None, help=time_help)
+        report = "fit: when it is done, test once, where there are test images, and write the report, as fit PHOTOS does."
+        parser.add_argument("--report", type=bool, default=False, help=report)
         trust = "A package whose classes a checkpoint may name; may be given several times."
         parser.add_argument("--trust", type=str, action="append", default=[], help=trust)
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
@@ -163,6 +165,11 @@ class TrainingCLI(LightningCLI):
                 file = file_that_says(line, configs)
             raise UsageError(line if file is None else f"{file}: {line}") from error
         check_one_method(self.config[self.verb], configs)
+        if self.reports and (torch.distributed.is_torchelastic_launched() or int(os.environ.get("SLURM_NTASKS", "1")) > 1):
+            raise UsageError(
+                "fit PHOTOS and --report test in one process of their own; with torchrun or SLURM give --config folder, and "
+                "--report false to a run that is resumed"
+            )
         if self.verb == "fit" and (folder := user_path(self.config.fit.resume)) is not None:
             own = parser.parse_args([self.verb, "--config", str(folder / CONFIG)])
             self.changed = resuming.changes(*(vars(one[self.verb].as_flat()) for one in (own, self.config)))
@@ -179,6 +186,16 @@ class TrainingCLI(LightningCLI):
     def dry(self) -> bool:
         """Whether this is Lightning's `fast_dev_run`, of which nothing is kept."""
         return bool(self.config[self.verb].trainer.fast_dev_run)
+
+    @property
+    def reports(self) -> bool:
+        """Whether this is a training that is tested and reported when it is done."""
+        return self.verb == "fit" and bool(self.config.fit.report)
+
+    def interrupted(self) -> KeyboardInterrupt:
+        """What to raise for Ctrl-C, which says how to go on."""
+        kept = self.verb == "fit" and (self.run_folder / CONFIG).is_file()
+        return KeyboardInterrupt(*[f"go on by fgzoo fit --resume {shlex.quote(str(self.run_folder))}"] * kept)
 
     def before_instantiate_classes(self) -> None:
         """Decide where the run's folder and its checkpoint are; look for no weights and networks that the checkpoint brings."""
@@ -401,6 +418,11 @@ class TrainingCLI(LightningCLI):
             return
         try:
             super()._run_subcommand(subcommand)
+        except (KeyboardInterrupt, SystemExit) as end:
+            # Lightning's interrupt handling ends in exit status 1, ours in 130.
+            if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
+                raise self.interrupted() from end
+            raise
         except RuntimeError as error:
             raise name_failure(error, self.datamodule) or error from error
 
@@ -460,7 +482,7 @@ class TrainingCLI(LightningCLI):
 
     def close(self) -> None:
         """Say where everything is."""
-        if not self.trainer.is_global_zero or self.dry:
+        if not self.trainer.is_global_zero or self.dry or self.reports:
             return
         seconds = time.perf_counter() - self.started
         holds = sorted(path.relative_to(self.run_folder).as_posix() for path in self.run_folder.rglob("*") if path.is_file())
@@ -469,7 +491,7 @@ class TrainingCLI(LightningCLI):
         if found is not None:
             told = f"temperature {found.temperature:.3g}, unknown below a {found.score} of {found.threshold():.4g}"
             self.console.print(f"By {found.images} held-out images: {told}.", highlight=False)
-        if self.verb == "fit":
+        if self.verb == "fit" and not (self.done and last_test(self.run_folder)):
             self.console.print(f"Next: fgzoo test --ckpt_path {self.run_folder}", highlight=False)
 
 

@@ -26,7 +26,7 @@ DATA = {
 #: Of the trainer's, those that say when a run ends.
 LENGTH = {"max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"}
 #: What says nothing about the run itself.
-ABOUT = {"config", "resume", "trust"}
+ABOUT = {"config", "resume", "trust", "report"}
 #: Of the trainer's, which are taken as they are given, those that mean nothing for a run that has a folder.
 NO_TRAINER = {"fast_dev_run", "default_root_dir"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 
 from fgzoo.commands.photos import choose
+from fgzoo.methods.rra import RRA
+from fgzoo.reporting.report import write_report
 from tests.builders import make_cub, save
-from tests.command import IMAGES, MACHINE, NETWORK, fgzoo
+from tests.command import IMAGES, MACHINE, NETWORK, breaking_off, fgzoo, metrics
 
 TINY = (*NETWORK, *IMAGES, *MACHINE, "--trainer.max_epochs", 1)
 
@@ -117,6 +121,76 @@ def test_the_next_commands_are_said(trained: SimpleNamespace) -> None:
     assert all(f"fgzoo {verb} runs/folder-rra/000" in trained.result.out for verb in ("predict", "explain", "export"))
 
 
+STEPS = ("--model.steps", 2)
+
+
+def tested_epochs(run: Path) -> list[str]:
+    return [row["epoch"] for row in metrics(run) if "test/top1" in row]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A run of two epochs that Ctrl-C ended in its second one."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    photos(folder / "photos")
+    with breaking_off(RRA, epoch=1, batch=1):
+        result = fgzoo("fit", folder / "photos", *STEPS, *TINY, "--trainer.max_epochs", 2, "--output", "run", cwd=folder)
+    return SimpleNamespace(folder=folder, result=result)
+
+
+def test_who_interrupts_is_told_how_to_go_on(interrupted: SimpleNamespace) -> None:
+    assert (interrupted.result.status, interrupted.result.err) == (130, "fgzoo: interrupted; go on by fgzoo fit --resume run\n")
+
+
+def test_the_report_of_an_unfinished_run_says_how_far_it_came(interrupted: SimpleNamespace) -> None:
+    page = write_report(interrupted.folder / "run", interrupted.folder / "report").page.read_text()
+    assert "This training has not come to its end: 1 of 2 epochs are done. <code>fgzoo fit --resume run</code> goes on." in page
+    assert "held out for validation, either" not in page
+    assert "fgzoo test" not in page
+
+
+def test_an_unfinished_run_is_not_published_though_it_was_tested(
+    interrupted: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(interrupted.folder / "run", "run")
+    assert fgzoo("test", "--ckpt_path", "run").status == 0
+    result = fgzoo("publish", "run", "--name", "mine", "--output", "zoo", "--licence", "CC0-1.0")
+    assert result.status == 2
+    assert result.err.startswith("fgzoo: publish: run has not been trained to its end; go on by `fgzoo fit --resume run`")
+    assert not Path("zoo").exists()
+
+
+def test_a_resumed_run_finishes_what_fit_photos_began_and_tests_once(
+    interrupted: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path(shutil.copytree(interrupted.folder / "run", "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fgzoo.commands.photos.write_report", raising(KeyboardInterrupt))
+        broken = fgzoo("fit", "--resume", run)
+    assert (broken.status, tested_epochs(run)) == (130, ["1"])
+    assert "go on by fgzoo fit --resume run" in broken.err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RRA, "test_step", raising(AssertionError))
+        again = fgzoo("fit", "--resume", run)
+    assert again.status == 0, again.err
+    assert tested_epochs(run) == ["1"]
+    assert "is done already" in again.out
+    assert "fgzoo test" not in again.out
+    assert all(said in again.out for said in ("of 6 test images right", "Called unknown", "Report: run/report/index.html"))
+    more = fgzoo("fit", "--resume", run, "--trainer.max_epochs", 3)
+    assert more.status == 0, more.err
+    assert tested_epochs(run) == ["1", "2"]
+
+
+def raising(error: type[BaseException]) -> Callable[..., None]:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    return broken
+
+
 @pytest.mark.parametrize(
     "variables", [{"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "0"}, {"SLURM_NTASKS": "8"}], ids=["torchrun", "SLURM"]
 )
@@ -135,6 +209,20 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     result = fgzoo("fit", "nowhere", *TINY, cwd=tmp_path)
     assert result.status == 2
     assert "nowhere" in result.err
+
+
+def test_one_broken_photo_does_not_end_it(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos")
+    for path in (root / "species 1").iterdir():
+        path.write_bytes(b"no photo") if path.stem in ("0", "4", "7") else None
+    result = fgzoo("fit", root, "--model", "baseline", *TINY, "--output", "run", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert "Note: 3 of 30 images cannot be read and are left out: species 1/0.jpg, " in result.out
+    for path in (root / "species 1").glob("[047].jpg"):
+        path.unlink()
+    assert fgzoo("test", "--ckpt_path", "run", cwd=tmp_path).status == 0
+    assert fgzoo("fit", "--resume", "run", cwd=tmp_path).status == 0
+    assert "species 1/" in (tmp_path / "run/report/index.html").read_text()
 
 
 def test_classes_of_one_image_are_trained_on_and_not_tested(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,7 +75,16 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(runs: SimpleNamespa
     result = fgzoo("fit", "--resume", runs.whole)
     assert result.status == 0
     assert "is done already: 3 epochs" in result.out
+    assert f"Next: fgzoo test --ckpt_path {runs.whole}" in result.out
     assert content() == before
+
+
+def test_a_run_that_was_tested_is_not_to_be_tested_again(runs: SimpleNamespace, tmp_path: Path) -> None:
+    run = shutil.copytree(runs.whole, tmp_path / "run")
+    assert fgzoo("test", "--ckpt_path", run).status == 0
+    result = fgzoo("fit", "--resume", run)
+    assert "is done already" in result.out
+    assert "fgzoo test" not in result.out
 
 
 def test_resuming_with_workers_ends_in_the_same_bits(runs: SimpleNamespace, tmp_path: Path) -> None:
