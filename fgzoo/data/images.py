@@ -89,13 +89,11 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
         if enough is not None:
             image.draft(None, (enough, enough))
         return _decode_with_pillow(image)
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is refused as a decompression bomb: {error}. Scale the picture down.") from error
     except UnidentifiedImageError as error:
         reason = _why_unidentified(data) or why_unread(path.suffix) or f"it starts with {data[:8]!r}"
         raise DataError(f"{path} is not an image that can be read ({reason}).") from error
     except Exception as error:  # a damaged file makes decoders raise nearly any type
-        raise DataError(f"{path} is damaged or incomplete: {error}. Replace it or take it out of the data set.") from error
+        raise unreadable(path, error, " Replace it or take it out of the data set.") from error
 
 
 @cache
@@ -136,11 +134,19 @@ def from_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Tensor:
     """
     name = getattr(image, "filename", "") or "the picture"
     if image.width * image.height > _most_pixels(image, max_pixels):
-        raise DataError(f"{name} is refused as a decompression bomb: {image.width} x {image.height} pixels. Scale it down.")
+        raise unreadable(name, Image.DecompressionBombError(f"{image.width} x {image.height} pixels"))
     try:
         return _decode_with_pillow(image)
     except Exception as error:  # files are read only now, and a damaged one makes decoders raise nearly any type
-        raise DataError(f"{name} is damaged or incomplete: {error}.") from error
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: object, error: Exception, advice: str = "") -> DataError:
+    """What to say of a picture that a decoder refuses, by its error, and what to do where it is damaged."""
+    if isinstance(error, Image.DecompressionBombError):
+        # Pillow speaks of an attack.
+        return DataError(f"{name} is too large: {str(error).partition(', could be')[0]}. Scale it down.")
+    return DataError(f"{name} is damaged or incomplete: {str(error).rstrip('.')}.{advice}")
 
 
 def active_decoder(decoder: DecoderName = "auto") -> Literal["torchcodec", "pillow"]:

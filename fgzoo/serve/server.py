@@ -14,6 +14,7 @@ from __future__ import annotations
 import html
 import io
 import json
+import sys
 import threading
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image, UnidentifiedImageError
 
-from fgzoo.data.images import from_pillow
+from fgzoo.data.images import from_pillow, unreadable
 from fgzoo.errors import DataError, UsageError
 from fgzoo.files import without_places
 from fgzoo.interpret.explanation import Explanation, explain
@@ -74,6 +75,11 @@ class Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Take the address without looking up a name for it, which might ask another machine."""
         TCPServer.server_bind(self)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong, unless a client has just left before its answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
@@ -126,7 +132,7 @@ def opened(content: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise DataError("This is no picture that can be read here. Photos as JPEG, PNG or WebP can.") from error
     except Exception as error:  # a damaged file makes decoders raise nearly any type
-        raise DataError(f"The picture is damaged: {error}.") from error
+        raise unreadable("The picture", error) from error
 
 
 def ordered(seen: Explanation) -> list[tuple[str, Image.Image]]:
@@ -174,13 +180,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(411)
         elif int(length) > MAX_BYTES:
             self.send_error(413, f"at most {MAX_BYTES >> 20} MB")
+        elif len(content := self.rfile.read(int(length))) < int(length):
+            self.send_error(400, "the body is shorter than its Content-Length")
         else:
-            answer = self.server.answer(self.rfile.read(int(length)))
+            answer = self.server.answer(content)
             self.reply(json.dumps(answer).encode(), "application/json", "default-src 'none'")
 
     def welcome(self) -> bool:
         """Whether the request names this machine, where it alone is heard; another name may be another site's trick."""
-        name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        try:
+            name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        except ValueError:
+            self.send_error(400, "the host is no address")
+            return False
         if self.server.host in LOOPBACK and name not in LOOPBACK:
             self.send_error(403, "this page is for this machine alone")
             return False

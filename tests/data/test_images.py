@@ -179,7 +179,9 @@ def test_decompression_bomb_is_refused(file_format: str, before: bytes, order: s
     data = encode(gradient(), file_format)
     at = data.index(before) + len(before)  # where the sides stand
     data = data[:at] + struct.pack(f"{order}HH", 20_000, 20_000) + data[at + 4 :]
-    with pytest.raises(DataError, match=r"bomb\.jpg is refused as a decompression bomb"):
+    with pytest.raises(
+        DataError, match=r"bomb\.jpg is too large: Image size \(400000000 pixels\) exceeds limit of \d+ pixels\. Sc"
+    ):
         decoded(tmp_path, data, decoder, "bomb.jpg")
 
 
@@ -188,7 +190,7 @@ def test_pixel_limit_can_be_lowered(decoder: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(encode(gradient()))
     assert decode(path, decoder, max_pixels=83 * 61).shape == (3, 61, 83)
-    with pytest.raises(DataError, match="83 x 61 pixels, the limit is 5000"):
+    with pytest.raises(DataError, match=r"is too large: 83 x 61 pixels, the limit is 5000\. Scale it down\."):
         decode(path, decoder, max_pixels=5000)
 
 
@@ -199,7 +201,7 @@ def test_an_animated_webp_may_have_fewer_pixels(tmp_path: Path, monkeypatch: pyt
     frame.save(moving, save_all=True, append_images=[frame.rotate(180)])
     assert decode(still).shape == (3, 61, 83)
     for refused in (lambda: decode(moving), lambda: from_pillow(Image.open(moving))):
-        with pytest.raises(DataError, match=r"moving\.webp is refused as a decompression bomb"):
+        with pytest.raises(DataError, match=r"moving\.webp is too large: 83 x 61 pixels"):
             refused()
 
 

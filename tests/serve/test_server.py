@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,7 +110,7 @@ def test_what_is_no_picture_is_told(content: bytes, said: str, server: Server) -
 
 def test_a_picture_of_too_many_pixels_is_not_decoded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PIXELS", 100)
-    assert "is refused as a decompression bomb: 48 x 40 pixels" in answer(server, PHOTO)["error"]
+    assert "is too large: 48 x 40 pixels. Scale it down." in answer(server, PHOTO)["error"]
 
 
 def test_an_upload_beyond_the_bound_is_refused_before_it_is_read(server: Server) -> None:
@@ -117,6 +118,30 @@ def test_an_upload_beyond_the_bound_is_refused_before_it_is_read(server: Server)
         head = f"POST /answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BYTES + 1}"
         connection.sendall(f"{head}\r\nContent-Type: application/octet-stream\r\n\r\n".encode())
         assert b" 413 " in connection.recv(100)
+
+
+def test_a_body_that_breaks_off_is_not_taken_for_the_whole(server: Server) -> None:
+    with sending(server, PHOTO[:-1]) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert b" 400 " in connection.recv(100)
+
+
+def test_a_client_that_leaves_before_its_answer_ends_nothing(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    reset = struct.pack("ii", 1, 0)
+    for sent in (PHOTO, PHOTO[:-1]):
+        with server.turn, sending(server, sent) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    assert answer(server, PHOTO)["accepted"] is True
+    assert capfd.readouterr().err == ""
+
+
+@contextmanager
+def sending(server: Server, content: bytes) -> Iterator[socket.socket]:
+    """A connection over which the head for a photo was sent, and this content."""
+    head = f"POST /answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(PHOTO)}"
+    with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=30) as connection:
+        connection.sendall(f"{head}\r\nContent-Type: application/octet-stream\r\n\r\n".encode() + content)
+        yield connection
 
 
 @pytest.mark.parametrize(
@@ -129,6 +154,8 @@ def test_an_upload_beyond_the_bound_is_refused_before_it_is_read(server: Server)
         ({"Content_Type": "text/plain"}, 415),
         ({"Host": "localhost:1"}, 200),
         ({"Host": "evil.example:8000"}, 403),
+        ({"Host": "["}, 400),
+        ({"method": "GET", "path": "/", "Host": "127.0.0.1:x]"}, 400),
         ({"method": "GET", "path": "/", "Host": "evil.example"}, 403),
         ({"method": "OPTIONS"}, 501),
     ],
