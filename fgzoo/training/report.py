@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: More class names than this do not fit beside a picture.
 NAMED_CLASSES = 60
+#: Of a longer class name a picture shows the beginning and the end, by which names of one genus differ.
+SHOWN_LETTERS = 30
 #: A confusion matrix of more classes is written as the list of its entries, and drawn in blocks.
 DENSE_CLASSES = 2000
 
@@ -71,7 +73,7 @@ def _draw(folder: Path, split: str, counts: coo_array, rows: Sequence[Sequence[s
 
     from fgzoo.interpret.fonts import fonts_for
 
-    names = [str(row[0]) for row in rows]
+    names = [_shortened(str(row[0])) for row in rows]
     families, missing = fonts_for("".join(names) if len(names) <= NAMED_CLASSES else "")
     if missing:
         warnings.warn(
@@ -98,6 +100,11 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
     """Write calibration.json: temperature and thresholds, and which of them holds unless another is asked for."""
     plain = {name: value for name, value in calibration.as_dict().items() if name != "means"}
     write_json(folder / CALIBRATION, {"threshold": calibration.threshold(), "rejected": REJECTED, **plain})
+
+
+def _shortened(name: str) -> str:
+    start = SHOWN_LETTERS // 3
+    return name if len(name) <= SHOWN_LETTERS else f"{name[:start]}…{name[start + 1 - SHOWN_LETTERS :]}"
 
 
 def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +85,15 @@ def test_report_returns_files_that_exist(tmp_path: Path) -> None:
 
 def test_a_class_name_is_text_not_mathematics(tmp_path: Path) -> None:
     assert len(write_report(tmp_path, "test", COUNTS, ["cost $a_b_c$", "$\\frac$", "c"])) == 5
+
+
+@pytest.mark.parametrize("letters", ["Animalia_Arthropoda_Insecta_Lepidoptera_Nymphalidae_Danaus_", "W" * 80])
+def test_long_class_names_leave_room_for_the_picture(letters: str, tmp_path: Path) -> None:
+    names = [f"{index:05}_{letters}{index}" for index in range(len(NAMES))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(write_report(tmp_path, "test", COUNTS, names)) == 5
+    assert read(tmp_path / "test_per_class.csv")[1][0] == names[0]
 
 
 def test_a_name_that_no_font_can_write_is_its_row_in_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
