@@ -189,8 +189,10 @@ def _say(error: Exception, debug: bool, status: int) -> int:
         traceback.print_exception(error)
     # A loader's worker wraps what it raised into a traceback's text; the last line is what the person needs.
     text = str(error).strip()
-    if isinstance(error, OSError) and error.errno == errno.EROFS:
-        text = f"{error.filename}: {error.strerror}; give a place that can be written by --output"
+    if isinstance(error, OSError) and error.filename is not None:
+        why = "a file lies where a folder is needed" if error.errno in (errno.EEXIST, errno.ENOTDIR) else error.strerror
+        hint = "; give a place that can be written by --output" if error.errno == errno.EROFS else ""
+        text = f"{error.filename}: {why}{hint}"
     line = text.splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else " ".join(text.split())
     sys.stderr.write(f"fgzoo: {line}\n")
     return status

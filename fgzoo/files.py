@@ -79,11 +79,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Yields:
         The temporary file, to be written.
+
+    Raises:
+        OSError: It cannot be written; names the file, not the temporary one.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        if error.filename != str(part):
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

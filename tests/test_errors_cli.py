@@ -217,7 +217,7 @@ def test_an_output_below_a_file_is_named(tmp_path: Path) -> None:
     shutil.copy(root / "images.txt", tmp_path / "file")
     result = fit(root, "--output", "file/run")
     assert result.status == 1
-    assert "file/run" in result.err
+    assert "file/run: a file lies where a folder is needed" in result.err
 
 
 # ---------------------------------------------------------------------- batches
