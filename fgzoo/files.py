@@ -90,7 +90,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename != str(part):
             raise
-        raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise type(error)(error.errno, f"cannot be written ({error.strerror})", str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from fgzoo.files import atomic_write, handed_on, names_handed_on, shown_folder, 
 @pytest.mark.parametrize("place", ["missing/a.csv", "folder"])
 def test_what_cannot_be_written_is_named_and_not_its_temporary_file(place: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match=re.escape(f"'{tmp_path / place}'")) as caught, atomic_write(tmp_path / place) as part:
+    with pytest.raises(OSError, match=re.escape(f"): '{tmp_path / place}'")) as caught, atomic_write(tmp_path / place) as part:
         part.write_text("text")
     assert ".part" not in str(caught.value)
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
