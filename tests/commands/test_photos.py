@@ -124,7 +124,7 @@ def test_the_next_commands_are_said(trained: SimpleNamespace) -> None:
 STEPS = ("--model.steps", 2)
 
 
-def tested_epochs(run: Path) -> list[str]:
+def epochs_of_tests(run: Path) -> list[str]:
     return [row["epoch"] for row in metrics(run) if "test/top1" in row]
 
 
@@ -169,19 +169,19 @@ def test_a_resumed_run_finishes_what_fit_photos_began_and_tests_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fgzoo.commands.photos.write_report", raising(KeyboardInterrupt))
         broken = fgzoo("fit", "--resume", run)
-    assert (broken.status, tested_epochs(run)) == (130, ["1"])
+    assert (broken.status, epochs_of_tests(run)) == (130, ["1"])
     assert "go on by fgzoo fit --resume run" in broken.err
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RRA, "test_step", raising(AssertionError))
         again = fgzoo("fit", "--resume", run)
     assert again.status == 0, again.err
-    assert tested_epochs(run) == ["1"]
+    assert epochs_of_tests(run) == ["1"]
     assert "is done already" in again.out
     assert "fgzoo test" not in again.out
     assert all(said in again.out for said in ("of 6 test images right", "Called unknown", "Report: run/report/index.html"))
     more = fgzoo("fit", "--resume", run, "--trainer.max_epochs", 3)
     assert more.status == 0, more.err
-    assert tested_epochs(run) == ["1", "2"]
+    assert epochs_of_tests(run) == ["1", "2"]
 
 
 def raising(error: type[BaseException]) -> Callable[..., None]:
