@@ -469,7 +469,7 @@ class TrainingCLI(LightningCLI):
 
     def learn_known_classes(self) -> None:
         """Let what was trained reject by features; the first process does it, when the others are done."""
-        if self.verb != "fit" or self.dry or self.done or not self.trainer.is_global_zero or self.model.calibration is None:
+        if self.verb != "fit" or self.dry or not self.trainer.is_global_zero:
             return
         try:
             found = learn_known_classes(self.run_folder, self.datamodule, self.trainer.strategy.root_device)

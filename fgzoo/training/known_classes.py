@@ -31,17 +31,18 @@ def learn_known_classes(run: Path, data: FGVCDataModule, device: torch.device) -
         The calibration of the last checkpoint; `None` where it has none, since its weights have not been validated.
     """
     known: dict[int, Calibration | None] = {}
-    for path in (run / LAST, run / BEST):
-        content = read_checkpoint(path) if path.is_file() else {"fgzoo": {}}
-        if content["fgzoo"].get("calibration") is None:
-            continue
-        steps = content["global_step"]
-        if steps not in known:
-            known[steps] = calibrate(load(path).to(device), data)
-        if (found := known[steps]) is not None:
+    found = None
+    for path in filter(Path.is_file, (run / BEST, run / LAST)):
+        content = read_checkpoint(path)
+        stored, steps = content["fgzoo"].get("calibration"), content["global_step"]
+        if stored is not None and steps not in known:
+            before = Calibration.read(stored)
+            known[steps] = before if before.score == "cosine" else calibrate(load(path).to(device), data)
+        found = known[steps] if stored is not None else None
+        if found is not None and stored != found.as_dict():
             content["fgzoo"]["calibration"] = found.as_dict()
             WholeCheckpoints().save_checkpoint(content, path)
-    return load(run / LAST).calibration
+    return found
 
 
 def calibrate(model: FineGrainedClassifier, data: FGVCDataModule) -> Calibration | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from fgzoo import FGVCDataModule, load
 from fgzoo.methods.baseline import Baseline
 from fgzoo.prediction.rejection import Calibration
 from tests.builders import make_cub
-from tests.command import fit
+from tests.command import fgzoo, fit
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,22 @@ def test_the_best_epoch_has_class_means_of_its_own_weights(tmp_path: Path, monke
     last, best = (load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt").calibration for name in ("last", "best"))
     assert (last.score, best.score) == ("cosine", "cosine")  # type: ignore[union-attr]
     assert not torch.equal(last.means.directions, best.means.directions)  # type: ignore[union-attr]
+
+
+def test_a_run_that_was_killed_before_it_knew_its_classes_learns_them_when_it_is_resumed(
+    calibrated: SimpleNamespace, tmp_path: Path
+) -> None:
+    run = shutil.copytree(calibrated.run, tmp_path / "run")
+    last = run / "checkpoints" / "last.ckpt"
+    content = torch.load(last)
+    whole = content["fgzoo"]["calibration"]
+    content["fgzoo"]["calibration"] = {name: value for name, value in whole.items() if name != "means"} | {"score": "probability"}
+    torch.save(content, last)
+    assert fgzoo("fit", "--resume", run).status == 0
+    assert torch.load(last)["fgzoo"]["calibration"] == whole
+    written = last.stat().st_mtime_ns
+    assert fgzoo("fit", "--resume", run).status == 0
+    assert last.stat().st_mtime_ns == written
 
 
 def test_a_method_without_features_rejects_by_probability_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
