@@ -27,6 +27,11 @@ from torch import Tensor
 from fgzoo.errors import CheckpointError, UsageError
 
 Score = Literal["cosine", "probability", "energy"]
+#: What scores are, in words.
+SCORES: dict[Score, str] = {
+    "cosine": "cosine to the mean features of the nearest class", "probability": "largest probability",
+    "energy": "log sum exp of logits",
+}  # fmt: skip
 #: Share of known images that is rejected unless one is asked for.
 REJECTED = 0.05
 #: The shares whose thresholds are stored.

@@ -97,7 +97,7 @@ def test_the_card_tells_what_one_must_know_and_nothing_of_the_machine(tested: li
     assert "fgzoo fit --config cub --model baseline --data.root DATA" in card
     assert "CC-BY-NC-4.0" in card
     assert "**A subset** of the official data set: 3 of 200 classes" in card
-    assert "It knows 3 classes. An image whose probability is below" in card
+    assert "It knows 3 classes. An image whose cosine to the mean features of the nearest class is below" in card
     for text in (card, Path("zoo/mine.safetensors").read_bytes().decode(errors="replace")):
         assert str(tested[0].parent) not in text
 
