@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fgzoo.prediction.rejection import REJECTED, SCORES
 from fgzoo.reporting import charts
 from fgzoo.reporting.markup import class_name, percent, plural
 from fgzoo.reporting.run import Curve, Run
@@ -65,6 +66,11 @@ def confidence_section(run: Run, scores: Scores) -> str:
         rule += (
             f" <code>fgzoo predict</code> says unknown below {percent(known.threshold())}: that leaves "
             f"{percent(float(reached.mean()))} of these images{right}."
+        )
+    elif known is not None:
+        rule += (
+            f" <code>fgzoo predict</code> says unknown by another measure, the {SCORES[known.score]}, below "
+            f"{known.threshold():.3g}, as {percent(REJECTED, 0)} of {known.images} validation images are."
         )
     return (
         '<h2>How far its confidence can be trusted</h2><p class="lead">'

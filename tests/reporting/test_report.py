@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fgzoo import load
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.reporting.report import write_report
 from tests.command import fgzoo
@@ -81,6 +82,13 @@ def test_the_page_shows_calibration_before_and_after(reported: Reported) -> None
         assert float(shown) == pytest.approx(
             100 * float(row[f"test/{name}"]), abs=0.2
         )  # probabilities are kept in half precision
+
+
+def test_the_page_says_what_decides_that_a_photo_is_unknown(reported: Reported) -> None:
+    found = load(reported.run).calibration
+    assert found is not None
+    said = f"the cosine to the mean features of the nearest class, below {found.threshold():.3g}"
+    assert said in reported.report.page.read_text(encoding="utf-8")
 
 
 def test_a_run_that_was_not_tested_is_reported_by_its_validation_part(reported: Reported, tmp_path: Path) -> None:
