@@ -60,7 +60,9 @@ def read_folder(root: Path, csv: Path | None = None) -> Listing:
 
     parts = {split: tuple(record(label, path) for label, path in splits.get(split, ())) for split in get_args(Split)}
     listing = Listing("folder", class_names, parts["train"], parts["test"], parts["val"], notes=notes)
-    return checked(replace(listing, notes=(*notes, *_alike_classes(class_names), *_absent_classes(listing))), root)
+    return checked(
+        replace(listing, notes=(*notes, *_alike_classes(class_names), *absent_classes(listing, listing.val, listing.test))), root
+    )
 
 
 def _alike_classes(class_names: Sequence[str]) -> list[str]:
@@ -72,12 +74,12 @@ def _alike_classes(class_names: Sequence[str]) -> list[str]:
     return [f"Classes of their own, though their names hardly differ: {first_five(shown)}."] if shown else []
 
 
-def _absent_classes(listing: Listing) -> list[str]:
+def absent_classes(listing: Listing, val: Sequence[Record], test: Sequence[Record]) -> list[str]:
     """A line for each part that has images, but not of every class."""
     return [
         f"{split} has no image of {len(absent)} of the {len(listing.class_names)} classes, which get no score there: "
         f"{first_five(absent)}."
-        for split, records in (("val", listing.val), ("test", listing.test))
+        for split, records in (("val", val), ("test", test))
         if records and (absent := listing.lacking(records))
     ]
 

@@ -41,6 +41,7 @@ from fgzoo.checkpoints.run_folder import (
     run_of,
 )
 from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.data.folder import absent_classes
 from fgzoo.data.lists import copied_files, first_five
 from fgzoo.data.split_file import read_parts
 from fgzoo.data.tree import Split
@@ -447,8 +448,10 @@ class TrainingCLI(LightningCLI):
             highlight=False,
         )
         if self.datamodule.dataset_name == "folder" and self.trainer.is_global_zero:
-            notes = list(self.datamodule.listing.notes)
-            if copied := copied_files(self.datamodule.splits):
+            listing, splits = self.datamodule.listing, self.datamodule.splits
+            # Those of parts that were drawn; of others the listing has said it.
+            notes = list(dict.fromkeys([*listing.notes, *absent_classes(listing, splits["val"], splits["test"])]))
+            if copied := copied_files(splits):
                 notes.append(f"{len(copied)} validation or test images are files of another split, too: {first_five(copied)}")
             for note in notes:
                 self.console.print(f"Note: {note}", highlight=False, markup=False)

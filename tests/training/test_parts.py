@@ -54,6 +54,18 @@ def test_parts_may_lack_classes_which_then_have_no_accuracy(tmp_path: Path) -> N
     assert write_report(Path("run"), mistakes=1).lines[0].endswith("%)")
 
 
+def test_classes_that_drawing_leaves_without_a_held_out_image_are_named(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "photos", per_class=6, splits=())
+    for extra in sorted((root / "class 2").iterdir())[1:]:
+        extra.unlink()
+    what = ("--config", "folder", "--model", "baseline", "--data.root", root, "--trainer.max_epochs", 1)
+    apart = ("--data.test_fraction", 0.34, "--data.val_fraction", 0.25)
+    done = fgzoo("fit", *what, *apart, *NETWORK, *IMAGES, *MACHINE, "--output", "run")
+    assert done.status == 0, done.err
+    for part in ("val", "test"):
+        assert done.out.count(f"Note: {part} has no image of 1 of the 3 classes, which get no score there: class 2.") == 1
+
+
 @pytest.fixture(scope="module")
 def parted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
     """A trained run beside its photos, and the names in its parts."""
