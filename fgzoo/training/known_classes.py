@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,20 +48,21 @@ def learn_known_classes(run: Path, data: FGVCDataModule, device: torch.device) -
 
 def calibrate(model: FineGrainedClassifier, data: FGVCDataModule) -> Calibration | None:
     """Temperature, class means, and the thresholds of their cosines; `None` where an answer is not finite."""
-    _, features, targets = answers(model, data, "train")
+    features, targets = computed(lambda images: (model.features(images),), model, data, "train")
     means = ClassMeans.fit(features, targets, model.num_classes)
-    logits, features, targets = answers(model, data, "val")
+    logits, features, targets = computed(model.logits_and_features, model, data, "val")
     finite = all(values.isfinite().all() for values in (logits, features, means.directions))
     return Calibration.fit(logits, targets, "cosine", features, means) if finite else None
 
 
 @torch.inference_mode()
-def answers(model: FineGrainedClassifier, data: FGVCDataModule, split: Split) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (N, K), features (N, D) and classes (N,) of a split's images, on the CPU."""
+def computed(
+    quantities: Callable[[Tensor], tuple[Tensor, ...]], model: FineGrainedClassifier, data: FGVCDataModule, split: Split
+) -> tuple[Tensor, ...]:
+    """What is computed of a split's normalised images, (N, D) each, and their classes (N,), on the CPU."""
     found: list[tuple[Tensor, ...]] = []
     with model.evaluating():
         for images, targets, _ in filter(None, data.as_tested(split)):
             normalized = model.normalize(images.to(model.device)).contiguous(memory_format=torch.channels_last)
-            found.append((*(values.cpu() for values in model.logits_and_features(normalized)), targets))
-    logits, features, classes = map(torch.cat, zip(*found, strict=True))
-    return logits, features, classes
+            found.append((*(values.float().cpu() for values in quantities(normalized)), targets))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
