@@ -476,8 +476,8 @@ class TrainingCLI(LightningCLI):
             return
         try:
             found = learn_known_classes(self.run_folder, self.datamodule, self.trainer.strategy.root_device)
-        except UsageError as error:  # a method without features
-            self.console.print(f"Note: {error}; until then probabilities decide what is unknown", highlight=False)
+        except UsageError as error:
+            self.console.print(f"Note: {error}; probabilities decide what is unknown", highlight=False)
             return
         if found is not None:
             self.model.calibration = found

@@ -12,9 +12,13 @@ from fgzoo.checkpoints.loading import load, read_checkpoint
 from fgzoo.checkpoints.run_folder import BEST, LAST
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.tree import Split
+from fgzoo.errors import UsageError
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction.rejection import Calibration, ClassMeans
 from fgzoo.training.faults import WholeCheckpoints
+
+#: Class means beyond this stay away: safetensors' header, in which they stand as text, ends at 100 MB.
+MOST_NUMBERS = 2**24
 
 
 def learn_known_classes(run: Path, data: FGVCDataModule, device: torch.device) -> Calibration | None:
@@ -47,8 +51,14 @@ def learn_known_classes(run: Path, data: FGVCDataModule, device: torch.device) -
 
 
 def calibrate(model: FineGrainedClassifier, data: FGVCDataModule) -> Calibration | None:
-    """Temperature, class means, and the thresholds of their cosines; `None` where an answer is not finite."""
+    """Temperature, class means, and the thresholds of their cosines; `None` where an answer is not finite.
+
+    Raises:
+        UsageError: The method has no features, or the means are too many numbers for a checkpoint's header.
+    """
     features, targets = computed(lambda images: (model.features(images),), model, data, "train")
+    if model.num_classes * features.shape[1] > MOST_NUMBERS:
+        raise UsageError(f"means of {features.shape[1]} features of {model.num_classes} classes are too many to be kept")
     means = ClassMeans.fit(features, targets, model.num_classes)
     logits, features, targets = computed(model.logits_and_features, model, data, "val")
     finite = all(values.isfinite().all() for values in (logits, features, means.directions))

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from fgzoo import FGVCDataModule, load
 from fgzoo.methods.baseline import Baseline
 from fgzoo.prediction.rejection import Calibration
+from fgzoo.training import known_classes
 from tests.builders import make_cub
 from tests.command import fgzoo, fit
 
@@ -91,8 +93,14 @@ def test_a_run_that_was_killed_before_it_knew_its_classes_learns_them_when_it_is
     assert last.stat().st_mtime_ns == written
 
 
-def test_a_method_without_features_rejects_by_probability_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Baseline, "_backbones", lambda self: [])
+@pytest.mark.parametrize(
+    ("owner", "name", "value"), [(Baseline, "_backbones", lambda _: []), (known_classes, "MOST_NUMBERS", 3)],
+    ids=["no features", "too many means"],
+)  # fmt: skip
+def test_without_class_means_probabilities_reject_which_is_said(
+    owner: Any, name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, name, value)
     root = make_cub(tmp_path / "data", per_class=8)
     done = fit(root, "--data.val_fraction", 0.5, "--output", tmp_path / "run")
     assert done.status == 0, done.err
