@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
@@ -53,7 +52,6 @@ def export(
     from fgzoo.checkpoints.loading import load
     from fgzoo.export import exporting, quantization
     from fgzoo.prediction.files import image_paths
-    from fgzoo.prediction.inference import required_card
 
     path = find_checkpoint(checkpoint, RUNS)
     name = exporting.checkpoint_name(checkpoint, path)
@@ -62,8 +60,7 @@ def export(
     shown = image_paths(images, sys.stdin, "export") if images else []
     model = load(path, trust)
     if size is not None:
-        card = required_card(model, "export")
-        model.card = replace(card, image_size=size, resize=round(card.resize * size / card.image_size))
+        model = model.at_size(size)
     calibrated = quantization.quantization_images(model, path, shown) if quantize == "int8" else None
     compared = shown if calibrated is None else quantization.thinned(shown, exporting.COMPARED)
     about, outputs = exporting.export(model, output, format_, name, list(compared), opset, calibrated, force)

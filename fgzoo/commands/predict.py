@@ -17,6 +17,8 @@ PREDICTION_FORMS = ("csv", "jsonl")
 FEATURE_FORMS = ("npy", "npz", "csv", "jsonl")
 #: `--output` that means standard output.
 STREAM = Path("-")
+#: Why no image is called unknown that is shown at another size.
+OWN_SIZE = "temperature and thresholds hold at the checkpoint's own size, and --size is another one"
 
 
 def predict(
@@ -33,6 +35,7 @@ def predict(
     format_: Literal["csv", "jsonl"] | None = None,
     reject: Reject | None = None,
     tta: TestTime = "none",
+    size: PositiveInt | None = None,
     embed: bool = False,
     precision: Precision = "32-true",
 ) -> int:
@@ -59,6 +62,8 @@ def predict(
             given, where the checkpoint has a threshold; a larger one finds more that are unknown. off calls nothing unknown.
         tta: Average over the image and its mirror image, over the four corners and the centre, or over those five and
             their mirror images.
+        size: Side of the input in pixels, for the checkpoint's own; images are resized in proportion. Temperature and threshold
+            hold at its own size alone.
         embed: Features of the backbone instead of classes; they need --output or a pipe.
         precision: Of the computation.
 
@@ -75,6 +80,9 @@ def predict(
 
     paths = files.image_paths(images, sys.stdin)
     models = load_models([checkpoint, *also], trust, files.find_device(device))
+    resized = models if size is None else [model.at_size(size) for model in models]
+    lost = [one.calibration for one in resized] != [one.calibration for one in models]
+    models = resized
     workers = loader_processes(num_workers, single_batch=len(paths) <= batch_size)
     rows_shown = output is None and form is not None and sys.stdout.isatty()
     with files.Watch(len(paths), shown=not rows_shown) as watch:
@@ -84,8 +92,11 @@ def predict(
             files.write_features(output, form, paths, watch.features(batches))
         else:
             columns = min(top_k, len(inference.class_names(models)))
-            missing = inference.why_no_threshold(models, tta)
-            inference.threshold_of(models, tta, reject)  # refused before anything is written
+            missing = OWN_SIZE if lost else inference.why_no_threshold(models, tta)
+            # Refused before anything is written.
+            if lost and reject not in (None, "off"):
+                raise UsageError(f"predict: reject {reject}: {OWN_SIZE}")
+            inference.threshold_of(models, tta, reject)
             if missing and reject is None:
                 sys.stderr.write(f"fgzoo: nothing is called unknown: {missing}\n")
             predictions = inference.classify(models, list(paths), top_k, batch_size, tta, workers, precision, reject)

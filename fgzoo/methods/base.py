@@ -40,7 +40,7 @@ from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.passes import shared_passes
 from fgzoo.nn.timm_networks import timm_name
 from fgzoo.prediction import Reject, TestTime
-from fgzoo.prediction.inference import ImageLike, Prediction, classify, embed
+from fgzoo.prediction.inference import ImageLike, Prediction, classify, embed, required_card
 from fgzoo.prediction.rejection import Calibration
 from fgzoo.version import __version__
 
@@ -322,6 +322,17 @@ class FineGrainedClassifier(LightningSteps):
         # What replaces a backbone's pass would not be seen by a compiled network.
         with torch.compiler.set_stance("force_eager"), shared_passes(self.network):
             return self(images).logits.float(), self.features(images).float()
+
+    def at_size(self, image_size: int) -> Self:
+        """This model, whose images have another side in pixels; its calibration, which was found at its own, stays behind.
+
+        Raises:
+            UntrainedError, CheckpointError: How images are prepared for it is not known.
+        """
+        card, other = required_card(self), copy.copy(self)
+        if image_size != card.image_size:
+            other.card, other.calibration = card.at_size(image_size), None
+        return other
 
     def around(self, network: nn.Module) -> Self:
         """This model with another network of the same kind; all else is shared."""

@@ -208,12 +208,15 @@ def test_weights_in_half_precision_are_exported_in_single(tmp_path: Path) -> Non
 
 
 def test_another_size_than_training_s(tmp_path: Path) -> None:
-    save_safetensors(small(card=CARD, backbone="test_resnet"), tmp_path / "weights.safetensors")
+    model = small(card=CARD, backbone="test_resnet")
+    model.calibration = Calibration(1.7, "probability", (0.0, 0.05), (0.1, 0.5), 40)
+    save_safetensors(model, tmp_path / "weights.safetensors")
     result = fgzoo("export", "weights.safetensors", "--size", 96, "--output", "large.onnx")
     assert result.status == 0, result.err
     session = onnxruntime.InferenceSession("large.onnx")
     about = json.loads(session.get_modelmeta().custom_metadata_map["fgzoo"])
     assert (about["image_size"], about["crop"], about["resize"]) == (96, 96, 108)
+    assert (about["temperature"], about["threshold"]) == (None, None)  # they were found at the checkpoint's own size
     assert session.get_inputs()[0].shape == ["batch", 3, 96, 96]
 
 

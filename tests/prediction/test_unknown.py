@@ -118,6 +118,25 @@ def test_what_is_far_from_every_class_mean_is_unknown(bare: FineGrainedClassifie
     assert rejected(rows(predict(tmp_path / "model.safetensors", *photos))) == lowest(cosines, 2)
 
 
+def test_at_another_size_images_are_resized_in_proportion_and_nothing_is_unknown(
+    checkpoint: Path, bare: FineGrainedClassifier, photos: list[Path]
+) -> None:
+    found = predict(checkpoint, *photos, "--size", 96)
+    assert "temperature and thresholds hold at the checkpoint's own size" in found.err
+    assert bare.card is not None
+    larger = small(card=replace(bare.card, image_size=96, resize=round(96 / bare.card.image_size * bare.card.resize)))
+    expected = [max(one.probabilities) for one in larger.predict(photos)]
+    assert [float(row["probability_1"]) for row in rows(found)] == pytest.approx(expected, abs=1e-5)
+    assert not any(rejected(rows(found)))
+
+
+def test_at_another_size_no_share_is_rejected(checkpoint: Path, photos: list[Path]) -> None:
+    refused = predict(checkpoint, *photos, "--size", 96, "--reject", 0.1)
+    assert refused.status == 2
+    assert "reject 0.1: temperature and thresholds hold at the checkpoint's own size" in refused.err
+    assert rejected(rows(predict(checkpoint, *photos, "--size", 64))) == rejected(rows(predict(checkpoint, *photos)))
+
+
 def test_a_json_line_says_the_same(checkpoint: Path, photos: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_text("no picture")
     table = rows(predict(checkpoint, *photos, "bad.jpg"))
