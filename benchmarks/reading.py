@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from common import Row, markdown_table, say, write_report
 from plan import read_plan
-from results import Results, predicted_name, targets_name
+from results import Results
 from runner import paths_by_name
-from sizes import opened
+from sizes import check_answers, finished_runs, opened
 from tables import mean_std, percentage_points, with_interval
 from torch import Tensor
 
-from fgzoo.errors import UsageError
 from fgzoo.methods.srbn import SRBNNetwork
 
 #: What is replaced; each alone.
@@ -52,20 +51,21 @@ def read(run: Path, root: Path, size: int) -> tuple[dict[str, np.ndarray], Row]:
     batches = [model.normalize(batch[0]) for batch in images.val_dataloader()]
     streams = [network.streams(batch) for batch in batches]
     beside, apart = likeness(torch.cat([network.local_features(a, b) for a, b in streams]))
-    attention = torch.cat([model(batch).attention[:, 0].flatten(1) for batch in batches])
-    attention = attention / attention.sum(dim=1, keepdim=True)
+
+    def answers() -> tuple[np.ndarray, Tensor]:
+        """The classes, and where the last cell looks."""
+        outputs = [model(batch) for batch in batches]
+        looked = torch.cat([output.attention[:, 0].flatten(1) for output in outputs])
+        return torch.cat([output.logits.argmax(dim=1) for output in outputs]).numpy(), looked / looked.sum(dim=1, keepdim=True)
+
+    as_trained, attention = answers()
     wide = torch.special.entr(attention).sum(dim=1).exp()
-
-    def answers() -> np.ndarray:
-        return torch.cat([model(batch).logits.argmax(dim=1) for batch in batches]).numpy()
-
-    found = {AS_TRAINED: answers()}
     network.shuffle = True
-    found[SHUFFLED] = answers()
+    shuffled, _ = answers()
     network.shuffle = False
     for parameter in network.attention.parameters():
         parameter.zero_()
-    found[UNIFORM] = answers()
+    found = {AS_TRAINED: as_trained, SHUFFLED: shuffled, UNIFORM: answers()[0]}
     about = {"cells": attention.shape[1], "attended": f"{wide.mean():.2f}"}
     return found, about | {"cosine of neighbours": f"{beside:.4f}", "cosine of any two": f"{apart:.4f}"}
 
@@ -81,11 +81,9 @@ def reading(*, runs: Path, root: Sequence[str] = (), plan: str = "srbn", label: 
     """
     results, places, rows = Results(read_plan(plan).name), paths_by_name(root, "--root"), []
     lost: dict[tuple[str, str], list[np.ndarray]] = {}
-    for row in (row for row in results.rows if row["label"] == label and (runs / row["cell"]).is_dir()):
-        targets, known = results.arrays[targets_name(row)], results.arrays[predicted_name(row)]
+    for row, targets, known in finished_runs(results, [label], runs):
         found, about = read(runs / row["cell"], places[row["dataset"]], int(row["size"]))
-        if (changed := (found[AS_TRAINED] != known).mean()) > 0.002:
-            raise UsageError(f"{row['cell']}: {changed:.1%} of the classes are not those of the plan's results")
+        check_answers(row, found[AS_TRAINED], known)
         for what in (SHUFFLED, UNIFORM):
             difference = (found[what] == targets).astype(float) - (found[AS_TRAINED] == targets)
             lost.setdefault((row["dataset"], what), []).append(difference)

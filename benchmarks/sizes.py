@@ -8,7 +8,7 @@ The finished runs of a plan on folds are validated again, at larger sizes; image
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import common
@@ -27,15 +27,31 @@ from fgzoo.recipes import read_config
 
 def opened(run: Path, root: Path, size: int) -> tuple[FineGrainedClassifier, FGVCDataModule]:
     """A run's last checkpoint, and the images that it was validated on, at a size in pixels."""
-    model, config = load(run), read_config(run / "config.yaml")
+    model, config = load(run).at_size(size), read_config(run / "config.yaml")
     assert model.card is not None
-    model.card = model.card.at_size(size)
     kept = {name: config["data"][name] for name in ("name", "resize_mode", "folds", "fold", "decoder")}
     images = FGVCDataModule(
         root=root, image_size=size, resize=model.card.resize, num_workers=0, seed=config["seed_everything"], cache="disk", **kept
     )  # fmt: skip
     images.setup("validate")
     return model, images
+
+
+def finished_runs(results: Results, labels: Sequence[str], runs: Path) -> Iterator[tuple[Row, np.ndarray, np.ndarray]]:
+    """The rows of a plan's results whose runs are there; of their validation images the classes, and those that were answered."""
+    for row in results.rows:
+        if row["label"] in labels and (runs / row["cell"]).is_dir():
+            yield row, results.arrays[targets_name(row)], results.arrays[predicted_name(row)]
+
+
+def check_answers(row: Row, found: np.ndarray, known: np.ndarray) -> None:
+    """Refuse a run that does not answer as the plan's results say; a few answers may differ by roundings.
+
+    Raises:
+        UsageError: It is another run.
+    """
+    if (changed := (found != known).mean()) > 0.002:
+        raise UsageError(f"{row['cell']}: {changed:.1%} of the classes are not those of the plan's results")
 
 
 @torch.no_grad()
@@ -63,11 +79,9 @@ def sizes(
         labels: Rows of the plan.
     """
     results, places, gains, rows = Results(read_plan(plan).name), paths_by_name(root, "--root"), {}, []
-    for row in (row for row in results.rows if row["label"] in labels and (runs / row["cell"]).is_dir()):
-        targets, known = results.arrays[targets_name(row)], results.arrays[predicted_name(row)]
+    for row, targets, known in finished_runs(results, labels, runs):
         run, size = runs / row["cell"], int(row["size"])
-        if (changed := (predicted(run, places[row["dataset"]], size) != known).mean()) > 0.002:
-            raise UsageError(f"{run.name}: {changed:.1%} of the classes are not those of the plan's results")
+        check_answers(row, predicted(run, places[row["dataset"]], size), known)
         for other in pixels:
             found = predicted(run, places[row["dataset"]], other)
             gain = (found == targets).astype(float) - (known == targets)
