@@ -472,7 +472,7 @@ class TrainingCLI(LightningCLI):
 
     def learn_known_classes(self) -> None:
         """Let what was trained reject by features; the first process does it, when the others are done."""
-        if self.verb != "fit" or self.dry or not self.trainer.is_global_zero:
+        if self.verb != "fit" or self.dry or not self.trainer.is_global_zero or not self.datamodule.splits["val"]:
             return
         try:
             found = learn_known_classes(self.run_folder, self.datamodule, self.trainer.strategy.root_device)

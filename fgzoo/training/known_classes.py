@@ -44,8 +44,8 @@ def learn_known_classes(run: Path, data: FGVCDataModule, device: torch.device) -
             before = Calibration.read(stored)
             known[steps] = before if before.score == "cosine" else calibrate(load(path).to(device), data)
         found = known[steps] if stored is not None else None
-        if found is not None and stored != found.as_dict():
-            content["fgzoo"]["calibration"] = found.as_dict()
+        if found is not None and stored != (learnt := found.as_dict()):
+            content["fgzoo"]["calibration"] = learnt
             WholeCheckpoints().save_checkpoint(content, path)
     return found
 
