@@ -49,6 +49,7 @@ from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.files import user_path
 from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.methods.evaluation import tail_classes
 from fgzoo.methods.run_length import StopAfter, step_limit
 from fgzoo.training import resuming
 from fgzoo.training.arguments import RecipeFile, check_one_method, values_of, with_implied
@@ -447,14 +448,24 @@ class TrainingCLI(LightningCLI):
             f"{self._batch()} -> {goes}",
             highlight=False,
         )
-        if self.datamodule.dataset_name == "folder" and self.trainer.is_global_zero:
-            listing, splits = self.datamodule.listing, self.datamodule.splits
-            # Those of parts that were drawn; of others the listing has said it.
-            notes = list(dict.fromkeys([*listing.notes, *absent_classes(listing, splits["val"], splits["test"])]))
-            if copied := copied_files(splits):
-                notes.append(f"{len(copied)} validation or test images are files of another split, too: {first_five(copied)}")
-            for note in notes:
-                self.console.print(f"Note: {note}", highlight=False, markup=False)
+        for note in self._notes() if self.datamodule.dataset_name == "folder" and self.trainer.is_global_zero else []:
+            self.console.print(f"Note: {note}", highlight=False, markup=False)
+
+    def _notes(self) -> list[str]:
+        """What of one's own images is left out, has no score, is in two splits, or rare."""
+        data, given = self.datamodule, self.model.arguments
+        listing, splits, counts = data.listing, data.splits, data.class_counts
+        # Those of parts that were drawn; of others the listing has said it.
+        notes = list(dict.fromkeys([*listing.notes, *absent_classes(listing, splits["val"], splits["test"])]))
+        if copied := copied_files(splits):
+            notes.append(f"{len(copied)} validation or test images are files of another split, too: {first_five(copied)}")
+        evened = data.balance != "none" or given.class_weights != "none" or given.logit_adjustment
+        if tail_classes(counts) and min(counts) and not evened:
+            notes.append(
+                f"classes have {min(counts)} to {max(counts)} training images; of what lets rare ones be found, "
+                "--model.logit_adjustment 1 gave most where it was measured"
+            )
+        return notes
 
     def _length(self) -> str:
         """What ends the run: epochs, steps or time."""

@@ -66,6 +66,19 @@ def test_classes_that_drawing_leaves_without_a_held_out_image_are_named(tmp_path
         assert done.out.count(f"Note: {part} has no image of 1 of the 3 classes, which get no score there: class 2.") == 1
 
 
+def test_who_has_rare_classes_is_told_what_helps_unless_it_is_asked_for(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "photos", per_class=6, splits=("train",))
+    for extra in sorted((root / "train" / "class 2").iterdir())[2:]:
+        extra.unlink()
+    what = ("--config", "folder", "--model", "baseline", "--data.root", root, "--trainer.max_epochs", 1)
+    told = "Note: classes have 2 to 6 training images; of what lets rare ones be found, --model.logit_adjustment 1"
+    assert told in fgzoo("fit", *what, *NETWORK, *IMAGES, *MACHINE, "--output", "plain").out
+    for number, way in enumerate(("--model.logit_adjustment=1", "--model.class_weights=sqrt", "--data.balance=full")):
+        done = fgzoo("fit", *what, *NETWORK, *IMAGES, *MACHINE, way, "--output", f"evened{number}")
+        assert done.status == 0, done.err
+        assert "rare ones" not in done.out
+
+
 @pytest.fixture(scope="module")
 def parted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
     """A trained run beside its photos, and the names in its parts."""
