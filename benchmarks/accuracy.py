@@ -8,6 +8,7 @@ ones resumed. Any number of processes and machines may work on one plan at a tim
     python benchmarks/accuracy.py run full --root cub=PATH cars=PATH aircraft=PATH --devices 0 1 2 3
     python benchmarks/accuracy.py run smoke                                                     # minutes, nothing to download
     python benchmarks/accuracy.py collect cub50                                                 # what others finished meanwhile
+    python benchmarks/accuracy.py views cub50 --root cub=PATH                                   # the Baseline on more test views
     python benchmarks/accuracy.py table                                                         # or `make table`
     python benchmarks/accuracy.py table --check                                                 # are the tables up to date?
 """
@@ -21,15 +22,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import common
+import numpy as np
 from common import Row, hide_paths, say
 from costs import cost_of
-from plan import Cell, Plan, cells_of, read_plan
-from results import Results, add_finished
+from plan import BASELINE, Cell, Plan, cells_of, read_plan
+from results import Results, add_finished, check_answers, predicted_name, targets_name
 from runner import Machine, fit_arguments, paths_by_name, run_cells, scores_of
-from tables import pages
+from tables import VIEWS, pages
 
+from fgzoo import FGVCDataModule, load
+from fgzoo.checkpoints.run_folder import LAST
 from fgzoo.data.datamodule import usable_cores
 from fgzoo.errors import UsageError
+from fgzoo.prediction.inference import classify
 
 RUNS = Path("runs/accuracy")
 
@@ -97,6 +102,30 @@ def collect(plan: str, *, runs: Path = RUNS) -> int:
     return run(plan, jobs=0, runs=runs)
 
 
+def views(plan: str, *, root: Sequence[str] = (), runs: Path = RUNS) -> None:
+    """Test a plan's finished Baselines on more views of an image, for the tables.
+
+    Args:
+        plan: A plan that runs the test split.
+        root: Folders of data sets, NAME=PATH, or PATH where there is one.
+        runs: Where runs lie; those whose checkpoints are gone are left out.
+    """
+    results, places = Results(read_plan(plan).name), paths_by_name(root, "--root")
+    for row in (row for row in results.rows if row["label"] == BASELINE and (runs / row["cell"] / LAST).is_file()):
+        model = load(runs / row["cell"] / LAST)
+        images = FGVCDataModule(row["dataset"], places.get(row["dataset"], places.get("")))
+        images.setup("test")
+        paths = [record.path for record in images.splits["test"]]
+        for view in VIEWS:
+            predicted = classify([model], paths, top_k=1, tta=view.removeprefix("@") or "none")
+            found = np.array([model.card.class_names.index(one.classes[0]) for one in predicted], np.uint16)
+            if not view:
+                check_answers(row, found, results.arrays[predicted_name(row)])
+            results.arrays[predicted_name(row) + view] = found
+            say(f"{row['cell']}, {VIEWS[view]}: {(found == results.arrays[targets_name(row)]).mean():.4f}")
+    results.write()
+
+
 def table(*, check: bool = False) -> int:
     """Write the tables from the results.
 
@@ -124,7 +153,7 @@ def all_cells(plan: Plan, rows: Sequence[Row]) -> list[Cell]:
     return cells_of(plan, passes)
 
 
-VERBS = {"run": run, "collect": collect, "table": table}
+VERBS = {"run": run, "collect": collect, "views": views, "table": table}
 
 if __name__ == "__main__":
     sys.exit(common.main(VERBS))

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from common import Row, markdown_table, say, write_report
 from plan import read_plan
-from results import Results
+from results import Results, check_answers
 from runner import paths_by_name
-from sizes import check_answers, finished_runs, opened
+from sizes import finished_runs, opened
 from tables import mean_std, percentage_points, with_interval
 from torch import Tensor
 

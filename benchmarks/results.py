@@ -23,6 +23,7 @@ from plan import Cell, Plan, flattened
 from runner import command_of, scores_of
 
 from fgzoo.checkpoints.run_folder import CONFIG, METRICS, PROBABILITIES
+from fgzoo.errors import UsageError
 from fgzoo.files import atomic_write
 from fgzoo.recipes import read_config
 
@@ -134,6 +135,16 @@ def add_finished(plan: Plan, cells: Sequence[Cell], runs: Path) -> list[Row]:
 def predicted_name(row: Row) -> str:
     """Under which name the classes are kept that a run gave the images."""
     return f"predicted/{row['cell']}"
+
+
+def check_answers(row: Row, found: NDArray[Any], known: NDArray[Any]) -> None:
+    """Refuse a run that does not answer as the plan's results say; a few answers may differ by roundings.
+
+    Raises:
+        UsageError: It is another run.
+    """
+    if (changed := (found != known).mean()) > 0.002:
+        raise UsageError(f"{row['cell']}: {changed:.1%} of the classes are not those of the plan's results")
 
 
 def targets_name(row: Row) -> str:

@@ -20,10 +20,13 @@ import yaml
 
 from fgzoo.methods import find_method
 from fgzoo.training.messages import get_parameter_names
+from tests.builders import make_cub
 from tests.command import fgzoo
 from tests.scripts import BENCHMARKS, scripts
 
 NAMES = ("common", "plan", "costs", "runner", "results", "tables", "accuracy")
+#: What every training is given on the machine of the tests.
+MORE = "--data.num_workers 0 --trainer.accelerator cpu --trainer.precision 32-true"
 PLANS = [path.stem for path in sorted((BENCHMARKS / "plans").glob("*.yaml"))]
 PLAN = """
 title: A small plan
@@ -585,3 +588,31 @@ def test_the_smoke_plan_runs(bench: Any, tmp_path: Path, monkeypatch: pytest.Mon
     assert right.mean() == pytest.approx(float(row["top1"]))
     assert {"train/loss_local", "test/top1_local"} <= kept.epochs[0].keys()
     assert str(tmp_path) not in json.dumps([kept.rows, kept.epochs])
+
+
+@pytest.mark.timeout(900)
+def test_a_finished_baseline_is_tested_on_more_views(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.results, "FOLDER", tmp_path / "results")
+    plan, runs, root = tmp_path / "tiny.yaml", tmp_path / "runs", make_cub(tmp_path)
+    short = (
+        "--model.backbone test_efficientnet --model.pretrained false --data.image_size 64 --data.resize 72 --data.batch_size 3"
+    )
+    plan.write_text(
+        "title: Tiny\nfit: --config cub --model {method} --config small\ndatasets: {cub: 3}\n"
+        "rows: [{label: Baseline, method: baseline}]\n"
+        f"variants: [{{name: short, arguments: {short} --trainer.max_epochs 1, seeds: [0, 1]}}]\n"
+    )
+    where = ("--root", f"cub={root}", "--runs", str(runs))
+    assert accuracy(bench, "run", str(plan), "--only", "baseline-seed0", *where, "--threads", "1", "--more", MORE) == 0
+    before = bench.results.Results("tiny")
+    assert accuracy(bench, "views", str(plan), *where) == 0
+    after = bench.results.Results("tiny")
+    name = "predicted/baseline-seed0"
+    np.testing.assert_array_equal(after.arrays[name], before.arrays[name])
+    assert after.arrays.keys() - before.arrays.keys() == {f"{name}@flip", f"{name}@ten-crop"}
+    after.arrays[name] = (after.arrays[name] + 1) % 3
+    after.write()
+    assert accuracy(bench, "views", str(plan), *where) == 2
+    assert "baseline-seed0: " in capsys.readouterr().err
