@@ -25,6 +25,7 @@ import common
 import numpy as np
 from common import Row, hide_paths, say
 from costs import cost_of
+from filelock import FileLock
 from plan import BASELINE, Cell, Plan, cells_of, read_plan
 from results import Results, add_finished, check_answers, predicted_name, targets_name
 from runner import Machine, fit_arguments, paths_by_name, run_cells, scores_of
@@ -110,7 +111,7 @@ def views(plan: str, *, root: Sequence[str] = (), runs: Path = RUNS) -> None:
         root: Folders of data sets, NAME=PATH, or PATH where there is one.
         runs: Where runs lie; those whose checkpoints are gone are left out.
     """
-    results, places = Results(read_plan(plan).name), paths_by_name(root, "--root")
+    results, places, viewed = Results(read_plan(plan).name), paths_by_name(root, "--root"), {}
     for row in (row for row in results.rows if row["label"] == BASELINE and (runs / row["cell"] / LAST).is_file()):
         model = load(runs / row["cell"] / LAST)
         images = FGVCDataModule(row["dataset"], places.get(row["dataset"], places.get("")))
@@ -121,9 +122,13 @@ def views(plan: str, *, root: Sequence[str] = (), runs: Path = RUNS) -> None:
             found = np.array([model.card.class_names.index(one.classes[0]) for one in predicted], np.uint16)
             if not view:
                 check_answers(row, found, results.arrays[predicted_name(row)])
-            results.arrays[predicted_name(row) + view] = found
+            else:
+                viewed[predicted_name(row) + view] = found
             say(f"{row['cell']}, {VIEWS[view]}: {(found == results.arrays[targets_name(row)]).mean():.4f}")
-    results.write()
+    with FileLock(runs / ".collect.lock"):  # others may have brought in runs meanwhile
+        results = Results(read_plan(plan).name)
+        results.arrays |= viewed
+        results.write()
 
 
 def table(*, check: bool = False) -> int:
