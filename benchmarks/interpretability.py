@@ -138,7 +138,7 @@ class Judge:
         with torch.no_grad():
             classes = self.probabilities(images).argmax(dim=1)
         own, names = explanation.own_maps(self.model, images, classes)
-        own, cam = own.to(images.device), explanation.comparison(self.model, images, classes).to(images.device)
+        own, cam = own.to(images.device), explanation.answers(self.model, images, classes)[1].to(images.device)
         found = {FINAL: own[:, -1]} if len(names) == 1 else {FINAL: own[:, -1], "mean of the maps": own.mean(dim=1)}
         gaussian = metrics.centered_gaussian((own.shape[2], own.shape[3])).to(own.device).expand_as(own[:, 0])
         single = {f"{SINGLE}{name}": own[:, index] for index, name in enumerate(names)}
@@ -180,7 +180,7 @@ class Judge:
         groups = [layers[low:high] for low, high in itertools.pairwise(bounds)]
         for name, explain in (
             (FINAL, lambda: self.model.explain(images, classes)[:, -1]),
-            (CAM, lambda: explanation.comparison(self.model, images, classes)),
+            (CAM, lambda: explanation.answers(self.model, images, classes)[1]),
         ):
             correlations = metrics.cascading_randomization(explain, groups).cpu()
             for measure, group in zip(ranks, (0, -1), strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
 import time
@@ -16,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from fgzoo.checkpoints.loading import last_test
 from fgzoo.checkpoints.run_folder import new_folder
 from fgzoo.cli import main as fgzoo
 from fgzoo.data.datamodule import FGVCDataModule
@@ -96,9 +96,7 @@ def train(method: str, folder: Path, epochs: int | None, more: list[str] | None,
     arguments = [] if epochs is None else ["--trainer.max_epochs", epochs]
     run(["fit", "--config", f"birds/{method}", *arguments, *(more or []), "--output", folder], console)
     run(["test", "--ckpt_path", folder], console)
-    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        last = list(csv.DictReader(file))[-1]
-    metrics = {name: float(value) for name, value in last.items() if name.startswith("test/") and value}
+    metrics = {name: float(value) for name, value in (last_test(folder) or {}).items() if name.startswith("test/") and value}
     cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
     # On a CPU the clock on the wall also counts what other processes take.
     seconds = cost["cpu_seconds" if cost["device"] == "cpu" else "seconds"]

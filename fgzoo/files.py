@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import csv
 import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
@@ -93,6 +94,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise type(error)(error.errno, f"cannot be written ({error.strerror})", str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV in one move; names that are no text go in as they are."""
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -22,17 +23,24 @@ def find_browser() -> str | None:
     return named or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@contextlib.contextmanager
+def browsing(*arguments: str) -> Iterator[Any]:
+    """A browser with arguments of its own; without one the test is skipped."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
     program = find_browser()
     if program is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed, and FGZOO_BROWSER names none")
     with playwright.sync_playwright() as driver:
         # Chromium's own sandbox refuses to run as root; the page is ours.
-        running = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        running = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", *arguments])
         yield running
         running.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing() as running:
+        yield running
 
 
 class Reader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,16 @@ AIRCRAFT = (
     ("737-300", "Boeing 737", "Boeing"),
     ("A300B4", "A300", "Airbus"),
 )
+
+
+class Bomb:
+    """What makes a file, the canary, when it is unpickled."""
+
+    def __init__(self, canary: Path, make: Callable[[Path], None] = Path.touch) -> None:
+        self.canary, self.make = canary, make
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.make, (self.canary,)
 
 
 def picture(target: int, index: int = 0, width: int = 48, height: int = 40) -> Image.Image:

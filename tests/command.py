@@ -8,22 +8,30 @@ import io
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 
 from fgzoo.cli import main
 
 MACHINE = ("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--data.num_workers", "0")
 NETWORK = ("--model.backbone", "test_efficientnet", "--model.pretrained", "false")
 IMAGES = ("--data.image_size", "64", "--data.resize", "64", "--data.batch_size", "3")
+ON_CPU = ("--device", "cpu", "--num-workers", 0)
 
 
 class Result(NamedTuple):
     status: int
     out: str
     err: str
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def fgzoo(*arguments: object, cwd: Path | None = None) -> Result:
@@ -50,6 +58,25 @@ def fit(root: Path, *arguments: object, model: str = "baseline", epochs: int = 1
     """Train on a data set in CUB's format."""
     what = ("--config", "cub", "--model", model, "--data.root", root, "--trainer.max_epochs", epochs)
     return fgzoo("fit", *what, *NETWORK, *IMAGES, *MACHINE, *arguments, cwd=cwd)
+
+
+def resolved(*arguments: object) -> dict[str, Any]:
+    """What `fgzoo fit ARGUMENTS` would run."""
+    result = fgzoo("fit", *arguments, "--print_config")
+    assert result.status == 0, result.err
+    return yaml.safe_load(result.out)
+
+
+def predict(run: SimpleNamespace | Path, *arguments: object) -> Result:
+    return fgzoo("predict", run.run if isinstance(run, SimpleNamespace) else run, *arguments, *ON_CPU)
+
+
+def rows(table: Result | Path, status: int = 0) -> list[dict[str, str]]:
+    """The rows that a command printed, or those of a file."""
+    if isinstance(table, Result):
+        assert table.status == status, table.err
+    text = table.out if isinstance(table, Result) else table.read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(text)))
 
 
 @contextlib.contextmanager

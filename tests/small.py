@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from timm.models import build_model_with_cfg, register_model
 from timm.models.vgg import VGG
+from torch import Tensor, nn
 
 from fgzoo import create_model
 from fgzoo.data.card import DataCard
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.nn.output import MethodOutput
 
 #: What makes each method small enough for a test.
 SMALL: dict[str, dict[str, Any]] = {
@@ -41,6 +43,25 @@ register_model(tiny_vgg)
 NAMES = ["Cardinal", "Crow", "Gull", "Ovenbird"]
 #: No margin round the crop, as for the augmentation `paper`.
 CARD = DataCard("folder", NAMES, 64, 64, "squash", "bilinear", "pillow", "0" * 16)
+
+
+def seen_by(module: nn.Module) -> list[Tensor]:
+    """The first input of every later call of a module."""
+    found: list[Tensor] = []
+    module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].detach()))
+    return found
+
+
+def total(model: FineGrainedClassifier, output: MethodOutput, targets: Tensor) -> Tensor:
+    return torch.stack(list(model.loss(output, targets).values())).sum()
+
+
+def require_projections(*layers: Any) -> None:
+    """Each layer's weights are orthonormal along their shorter side."""
+    for layer in layers:
+        weight = layer.weight.flatten(1)
+        weight = weight if weight.shape[0] <= weight.shape[1] else weight.T
+        torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), rtol=0, atol=1e-5)
 
 
 def without_dropout(method: type[FineGrainedClassifier]) -> dict[str, float]:

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import lightning as L
 import numpy as np
 import pytest
-import yaml
 
 import fgzoo as package
 from fgzoo import FGVCDataModule, create_model, load
@@ -24,16 +23,9 @@ from fgzoo.errors import UntrainedError
 from fgzoo.methods import available, installed
 from fgzoo.recipes import list_recipes
 from tests.builders import make_cub
-from tests.command import MACHINE, fgzoo, fit, metrics
+from tests.command import MACHINE, fgzoo, fit, metrics, resolved
 
 RECIPES = sorted(list_recipes())
-
-
-def resolved(*arguments: object) -> dict:
-    """What `fgzoo fit ARGUMENTS` would run."""
-    result = fgzoo("fit", *arguments, "--print_config")
-    assert result.status == 0, result.err
-    return yaml.safe_load(result.out)
 
 
 @pytest.fixture(scope="module")

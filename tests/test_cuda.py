@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from fgzoo.methods import available, find_method
 from fgzoo.testing import example_batch
 from tests.builders import make_cub
-from tests.command import IMAGES, NETWORK, breaking_off, fgzoo, metrics, weights
+from tests.command import IMAGES, NETWORK, breaking_off, fgzoo, metrics, rows, weights
 from tests.small import SMALL, small, without_dropout
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -65,9 +63,7 @@ def test_a_run_takes_bf16_by_itself_and_answers_as_a_cpu_does(tmp_path: Path, na
     photos = sorted((root / "images").rglob("*.jpg"))
 
     def answers(device: str) -> list[dict[str, str]]:
-        result = fgzoo("predict", tmp_path / "run", *photos, "--device", device, "--output", "-", "--format", "csv")
-        assert result.status == 0, result.err
-        return list(csv.DictReader(io.StringIO(result.out)))
+        return rows(fgzoo("predict", tmp_path / "run", *photos, "--device", device, "--output", "-", "--format", "csv"))
 
     for ours, theirs in zip(answers("cuda"), answers("cpu"), strict=True):
         assert float(ours["probability_1"]) == pytest.approx(float(theirs["probability_1"]), abs=5e-3)

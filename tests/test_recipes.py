@@ -8,7 +8,6 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-import yaml
 
 from fgzoo import FGVCDataModule
 from fgzoo.errors import UsageError
@@ -17,7 +16,7 @@ from fgzoo.methods.rra import RRA
 from fgzoo.recipes import FOLDER, PRESETS, find_recipe, list_recipes, read_config, read_recipe, recipe_files
 from fgzoo.training.arguments import expand_presets, settings_of
 from fgzoo.training.messages import get_parameter_names
-from tests.command import fgzoo
+from tests.command import resolved
 
 DATASETS = ("aircraft", "birds", "cars", "cub", "folder")
 METHOD_RECIPES = [f"{dataset}/{method}" for dataset in DATASETS for method in BUILT_IN]
@@ -31,13 +30,6 @@ OPTIMISATION = {
 def settings(typed: str) -> dict:
     """What a command line comes to."""
     return settings_of(expand_presets(typed.split()))
-
-
-def resolved(typed: str) -> dict:
-    """What `fgzoo fit` makes of a command line."""
-    result = fgzoo("fit", *typed.split(), "--print_config")
-    assert result.status == 0, result.err
-    return yaml.safe_load(result.out)
 
 
 def assert_holds(config: dict, said: dict) -> None:
@@ -100,7 +92,7 @@ def test_every_recipe_says_what_it_gives() -> None:
 
 @pytest.mark.parametrize("name", ["cub/rra", "cub/wsdan", "birds/srbn", "birds/iagn"])
 def test_a_recipe_is_what_the_parser_makes_of_it(name: str) -> None:
-    assert_holds(resolved(f"--config {name}"), read_recipe(name))
+    assert_holds(resolved("--config", name), read_recipe(name))
 
 
 def test_a_recipe_is_of_its_data_and_its_method() -> None:
@@ -157,7 +149,7 @@ def test_a_file_of_ones_own_wins_over_a_packaged_name(tmp_path: Path, monkeypatc
     ],
 )
 def test_a_preset_brings_the_methods_part(typed: str) -> None:
-    model = resolved(typed)["model"]
+    model = resolved(*typed.split())["model"]
     assert import_path(model["class_path"]) is RRA
     assert (model["init_args"]["local"], model["init_args"]["local_scale"]) == (True, 1.0)
 
@@ -171,7 +163,7 @@ def test_a_preset_brings_the_methods_part(typed: str) -> None:
     ],
 )
 def test_a_parent_has_not_its_methods_part(typed: str) -> None:
-    init_args = resolved(typed)["model"]["init_args"]
+    init_args = resolved(*typed.split())["model"]["init_args"]
     assert (init_args["local"], init_args["local_scale"], init_args["lr_batch"]) == (False, 0.5, 32)
 
 
@@ -179,7 +171,7 @@ def test_a_parent_has_not_its_methods_part(typed: str) -> None:
     "typed", ["--model.stages 3 --config cub/iagn --config small", "--config cub/iagn -c small --model.stages=3"]
 )
 def test_what_is_typed_wins_over_every_part(typed: str) -> None:
-    init_args = resolved(typed)["model"]["init_args"]
+    init_args = resolved(*typed.split())["model"]["init_args"]
     assert (init_args["stages"], init_args["grids"], init_args["lr"]) == (3, [4, 2], 0.002)
 
 
@@ -187,9 +179,9 @@ def test_a_preset_meets_the_method_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     for model in ("fgzoo.methods.iagn.IAGN", "{class_path: IAGN, init_args: {temperature: 3.0}}"):
         file.write_text(f"data: {{name: cub}}\nmodel: {model}\n")
-        assert resolved(f"--config {file} --config small")["model"]["init_args"]["stages"] == 2
+        assert resolved("--config", file, "--config", "small")["model"]["init_args"]["stages"] == 2
     file.write_text("data: {name: cub}\nmodel: {class_path: IAGN, init_args: {stages: 3, grids: [8, 4, 2]}}\n")
-    assert resolved(f"--config small --config {file}")["model"]["init_args"]["stages"] == 3
+    assert resolved("--config", "small", "--config", file)["model"]["init_args"]["stages"] == 3
 
 
 def test_a_typed_value_that_looks_like_a_date_is_text() -> None:

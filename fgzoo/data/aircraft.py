@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fgzoo.data.download import Archive, prepare
+from fgzoo.data.download import Archive
 from fgzoo.data.lists import box_from_one, by_name, checked, read_box_list, read_lines, read_table
 from fgzoo.data.records import AircraftLevel, Listing, Record
 from fgzoo.errors import DataError, UsageError
@@ -62,19 +62,6 @@ def list_aircraft(root: Path, level: AircraftLevel = "variant") -> Listing:
 
     note = f"Labels of level {level}; the training split is the official training and validation lists together."
     return Listing("aircraft", tuple(class_names), split("trainval"), split("test"), notes=(note,))
-
-
-def prepare_aircraft(root: Path) -> None:
-    """Download and unpack the data set, unless it is there already.
-
-    Args:
-        root: Where `fgvc-aircraft-2013b/` shall lie; the archive (2.6 GB) is kept beside it.
-
-    Raises:
-        UsageError: The download failed; the message says how to supply the archive by hand.
-        DataError: The archive is not the official one.
-    """
-    prepare(root, ARCHIVE, ("variants.txt", "data/variants.txt", "fgvc-aircraft-2013b/data/variants.txt"))
 
 
 def _folder(root: Path) -> Path:

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fgzoo.allocator import keep_in_worker
+from fgzoo.data.download import locked
 from fgzoo.data.records import Record
 from fgzoo.errors import DataError, UsageError
 from fgzoo.files import atomic_write, user_path
@@ -42,8 +43,6 @@ FORMAT = 1
 #: Share of a file system's free space that a cache may take: a run on a full disk loses its checkpoints, and where the cache
 #: lies in /dev/shm, loader workers pass their batches through it.
 ROOM = 0.9
-#: Seconds to wait for another process before saying so.
-PATIENCE = 10.0
 
 _TOKEN = 16
 _GB = 1e9
@@ -191,7 +190,8 @@ class ImageCache:
             UsageError: There is not enough room, or the folder cannot be written.
         """
         records = list({record.name: record for record in records}.values())
-        with self._locked():
+        waiting = f"Waiting for another process that fills {self.path}"
+        with locked(self.path.parent, f"{self.path.stem}.lock", _WAYS_OUT, waiting):
             try:
                 manifest = self._current_manifest(records)
                 if manifest is None:
@@ -202,24 +202,6 @@ class ImageCache:
                 raise UsageError(f"data.cache: {self.path} cannot be written ({reason}); {_WAYS_OUT}") from error
             # Opened before workers are forked: they see the same file, whatever lies there later.
             self._manifest, self._pixels = manifest, self._map(manifest)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = FileLock(self.path.with_suffix(".lock"))
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=PATIENCE)
-            except Timeout:
-                said = f"Waiting for another process that fills {self.path}"
-                Console(stderr=True, soft_wrap=True).print(said, highlight=False, markup=False)
-                lock.acquire()
-        except OSError as error:
-            raise UsageError(f"data.cache: {self.path.parent} cannot be written ({error}); {_WAYS_OUT}") from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _clean_up(self) -> None:
         """Remove what is obsolete: the file about to be replaced, and what killed processes left half written."""

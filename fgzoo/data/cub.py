@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from fgzoo.data.download import Archive, prepare
+from fgzoo.data.download import Archive
 from fgzoo.data.lists import by_name, checked, read_box_list, read_rows, read_table, require_same_ids
 from fgzoo.data.records import Listing, Part, Record
 from fgzoo.errors import DataError
@@ -87,19 +87,6 @@ def list_cub(root: Path) -> Listing:
     notes = [NOTE] if is_cub(class_names) else []
     notes += [f"Classes of classes.txt that no image has are left out: {empty}."] if empty else []
     return Listing("cub", class_names, by_name(train), by_name(test), notes=tuple(notes))
-
-
-def prepare_cub(root: Path) -> None:
-    """Download and unpack the data set, unless it is there already.
-
-    Args:
-        root: Where `CUB_200_2011/` shall lie; the archive (1.1 GB) is kept beside it.
-
-    Raises:
-        UsageError: The download failed; the message says how to supply the archive by hand.
-        DataError: The archive is not the official one.
-    """
-    prepare(root, ARCHIVE, ("images.txt", "CUB_200_2011/images.txt"))
 
 
 def _folder(root: Path) -> Path:

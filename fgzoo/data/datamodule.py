@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from fgzoo.allocator import keep_in_worker
-from fgzoo.data import bird_drawing, images, synthetic
+from fgzoo.data import aircraft, bird_drawing, cub, images, synthetic
 from fgzoo.data.cache import CacheMode, ImageCache, disk_folder, pixel_versions
 from fgzoo.data.card import DataCard
 from fgzoo.data.dataset import RecordDataset, Sample, collate
+from fgzoo.data.download import prepare
+from fgzoo.data.folder import read_folder
 from fgzoo.data.images import DecoderName, active_decoder, decode
 from fgzoo.data.lists import first_five
 from fgzoo.data.records import AircraftLevel, Listing, Record
@@ -216,21 +218,13 @@ class FGVCDataModule(L.LightningDataModule):
         return self._with_test_part(self._readable(listing))
 
     def _read_lists(self, root: Path) -> Listing:
-        if self.dataset_name == "cub":
-            from fgzoo.data.cub import read_cub
-
-            return read_cub(root)
         if self.dataset_name == "cars":
-            from fgzoo.data.cars import read_cars
+            from fgzoo.data.cars import read_cars  # imports scipy
 
             return read_cars(root)
         if self.dataset_name == "aircraft":
-            from fgzoo.data.aircraft import read_aircraft
-
-            return read_aircraft(root, self.level)
-        from fgzoo.data.folder import read_folder
-
-        return read_folder(root, self.csv)
+            return aircraft.read_aircraft(root, self.level)
+        return cub.read_cub(root) if self.dataset_name == "cub" else read_folder(root, self.csv)
 
     def _readable(self, listing: Listing) -> Listing:
         """Where near-duplicates are looked for, and so every image is read: the data without what cannot be.
@@ -567,13 +561,9 @@ def fetch_dataset(name: DatasetName, root: Path) -> None:
         UsageError: It cannot be fetched; the message says what to do by hand.
     """
     if name == "cub":
-        from fgzoo.data.cub import prepare_cub
-
-        prepare_cub(root)
+        prepare(root, cub.ARCHIVE, ("images.txt", "CUB_200_2011/images.txt"))
     elif name == "aircraft":
-        from fgzoo.data.aircraft import prepare_aircraft
-
-        prepare_aircraft(root)
+        prepare(root, aircraft.ARCHIVE, ("variants.txt", "data/variants.txt", "fgvc-aircraft-2013b/data/variants.txt"))
     elif name == "cars":
         from fgzoo.data.cars import prepare_cars
 

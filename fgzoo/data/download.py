@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -36,6 +36,8 @@ ATTEMPTS = 5
 TIMEOUT = 30.0
 #: Seconds to wait before the second attempt; doubled for each further one.
 PAUSE = 1.0
+#: Seconds to wait for another process before saying so.
+PATIENCE = 10.0
 
 _CHUNK = 1 << 20
 _DAMAGED = (
@@ -205,13 +207,14 @@ def _download_archive(archive: Archive, target: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, name: str, otherwise: str = "choose another data folder") -> Iterator[None]:
+def locked(folder: Path, name: str, otherwise: str = "choose another data folder", waiting: str | None = None) -> Iterator[None]:
     """Keep other processes waiting.
 
     Args:
         folder: Folder of the lock; made where it does not exist.
         name: The lock's file.
         otherwise: What to do where the folder cannot be written, for the message.
+        waiting: What is said where another process has kept this one waiting for a while.
 
     Raises:
         UsageError: The folder cannot be written.
@@ -219,7 +222,11 @@ def locked(folder: Path, name: str, otherwise: str = "choose another data folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / name)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=-1 if waiting is None else PATIENCE)
+        except Timeout:
+            Console(stderr=True, soft_wrap=True).print(waiting, highlight=False, markup=False)
+            lock.acquire()
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error}); {otherwise}.") from error
     try:

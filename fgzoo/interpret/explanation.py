@@ -191,22 +191,17 @@ def own_shares(model: FineGrainedClassifier, images: Tensor, classes: Tensor, co
     return shares.detach().float().clamp(0, 1).cpu()
 
 
-def comparison(model: FineGrainedClassifier, images: Tensor, classes: Tensor) -> Tensor | None:
-    """Grad-CAM at the last level of the backbone that sees the whole image first.
+def answers(model: FineGrainedClassifier, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Logits, and Grad-CAM at the last level of the backbone that sees the whole image first, by one pass.
 
     Args:
         model: The model, in evaluation mode.
         images: (B, 3, H, W), normalised.
-        classes: (B,), the classes to explain.
+        classes: (B,), the classes to explain; by default each image's most probable one.
 
     Returns:
-        (B, H, W) in [0, 1], on the CPU; `None` where there is no backbone, or no gradient reaches it.
+        Logits (B, K), and (B, H, W) in [0, 1], on the CPU; `None` where there is no backbone, or no gradient reaches it.
     """
-    return answers(model, images, classes)[1]
-
-
-def answers(model: FineGrainedClassifier, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The logits, (B, K), and Grad-CAM as in [comparison][], by one pass; without classes of each image's most probable one."""
     found: list[Tensor] = []
 
     def scores(images: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def read_plain(path: Path, what: str) -> Any:
                 raise ValueError("it does not begin as what torch.save writes")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise nearly any type
-        if "Unsupported" in str(error) and "GLOBAL" in str(error):
+        if "unsupported" in str(error).lower() and "GLOBAL" in str(error):
             raise CheckpointError(
                 f"{what}: {path} cannot be read as tensors alone: it holds objects whose loading could run code, so it is refused"
             ) from error

@@ -28,6 +28,7 @@ from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
 from fgzoo.publish.hub import check_push, push_files
 from fgzoo.publish.model_card import Training, model_card
+from fgzoo.recipes import read_config
 from fgzoo.training.arguments import values_of
 from fgzoo.training.command import run as run_training
 
@@ -147,18 +148,13 @@ def _check_alike(run: Path, seeds: Sequence[Path]) -> None:
         model = without_files(config["model"]["init_args"])
         return data, (config["model"]["class_path"], model), config["trainer"]["max_epochs"]
 
-    first, *others = [_config(folder) for folder in (run, *seeds)]
+    first, *others = [read_config(folder / CONFIG) for folder in (run, *seeds)]
     used = [config["seed_everything"] for config in (first, *others)]
     if len(set(used)) < len(used):
         raise UsageError(f"publish: the runs' seeds are {', '.join(map(str, used))}; each must be another")
     for folder, config in zip(seeds, others, strict=True):
         if settings(config) != settings(first):
             raise UsageError(f"publish: {folder} is no further seed of {run}: its data, model or epochs differ")
-
-
-def _config(run: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    return content
 
 
 def _store_and_score(
@@ -174,7 +170,7 @@ def _store_and_score(
     ):
         setattr(named, attribute, handed_on(getattr(named, attribute)))
     save_safetensors(model, part, dtype)
-    config = _config(run)
+    config = read_config(run / CONFIG)
     config["model"]["init_args"] = handed_on(config["model"]["init_args"])
     (folder / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
     if (run / SPLIT).is_file():
@@ -259,7 +255,7 @@ def _command(run: Path) -> str:
 
 def _training(run: Path, dtype: str, before: dict[str, float] | None, confused: Sequence[tuple[str, str, int]]) -> Training:
     data, cost, environment = (json.loads((run / name).read_text(encoding="utf-8")) for name in (DATA, COST, ENVIRONMENT))
-    config = _config(run)
+    config = read_config(run / CONFIG)
     model = config["model"]["init_args"]
     settings = {
         "Seed": config["seed_everything"],

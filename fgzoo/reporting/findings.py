@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 from fgzoo.data.datamodule import usable_cores
 from fgzoo.data.duplicates import known_near_duplicates
 from fgzoo.data.records import Record
-from fgzoo.files import atomic_write
+from fgzoo.files import write_csv
 from fgzoo.reporting.photos import Photos
 from fgzoo.reporting.run import Run
 from fgzoo.reporting.scores import label_errors
@@ -115,7 +114,7 @@ def write_label_errors(path: Path, doubts: Sequence[DoubtfulLabel], names: Seque
         [one.path, one.part, names[one.label], names[one.likely], f"{one.label_share:.4f}", f"{one.likely_share:.4f}"]
         for one in doubts
     )
-    _write(path, header, rows)
+    write_csv(path, header, rows)
 
 
 def write_copies(path: Path, copies: Copies, names: Sequence[str]) -> None:
@@ -126,11 +125,4 @@ def write_copies(path: Path, copies: Copies, names: Sequence[str]) -> None:
         contents = {content: place for place, content in enumerate(dict.fromkeys(copy.content for copy in group), start=1)}
         said = ["yes" if flag else "no" for flag in (group.leaks, group.contradicts)]
         rows += [[number, copy.path, copy.part, names[copy.record.target], contents[copy.content], *said] for copy in group]
-    _write(path, header, rows)
-
-
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_csv(path, header, rows)

@@ -29,12 +29,10 @@ class Report(NamedTuple):
 
     Attributes:
         page: The page.
-        lists: The lists that were written: labels in doubt, near-duplicates.
         lines: What a person wants to know at once: accuracy with its interval, the most confused pairs, how long the lists are.
     """
 
     page: Path
-    lists: list[Path]
     lines: list[str]
 
 
@@ -77,13 +75,10 @@ def write_report(
     # What this report does not know, an older one's list shall not say.
     for name in (LABEL_ERRORS, NEAR_DUPLICATES):
         (output / name).unlink(missing_ok=True)
-    lists = []
     if doubts is not None:
         write_label_errors(output / LABEL_ERRORS, doubts, names)
-        lists.append(output / LABEL_ERRORS)
     if copies is not None:
         write_copies(output / NEAR_DUPLICATES, copies, names)
-        lists.append(output / NEAR_DUPLICATES)
     with atomic_write(output / PAGE) as part:
         part.write_text(page(found, photos, doubts, copies, mistakes), encoding="utf-8", errors="replace", newline="\n")
     lines = []
@@ -103,4 +98,4 @@ def write_report(
     ):
         if count:
             lines.append(f"{plural(count, 'group', 'groups')} of near-duplicates {what}: {output / NEAR_DUPLICATES}")
-    return Report(output / PAGE, lists, lines)
+    return Report(output / PAGE, lines)

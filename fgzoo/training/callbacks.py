@@ -156,7 +156,7 @@ class ImageScores(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make room for every image of the split, if this is the round that counts."""
-        if _scores_count(trainer):
+        if not trainer.sanity_checking:
             assert isinstance(pl_module, FineGrainedClassifier)
             self.records = trainer.datamodule.splits[_scored_split(trainer)]  # type: ignore[attr-defined]
             self.logits = torch.zeros(len(self.records), pl_module.num_classes, device=pl_module.device)
@@ -167,7 +167,7 @@ class ImageScores(Callback):
     ) -> None:
         """Put a batch where its images are in the split."""
         # A step of somebody's own may hand on nothing.
-        if _scores_count(trainer) and outputs is not None:
+        if not trainer.sanity_checking and outputs is not None:
             # What only fills a process up has no place.
             counts = outputs["targets"] != IGNORED
             index = outputs["index"][counts]
@@ -176,7 +176,7 @@ class ImageScores(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Calibrate the model, or write the split's file."""
-        if not _scores_count(trainer):
+        if trainer.sanity_checking:
             return
         assert isinstance(pl_module, FineGrainedClassifier)
         # Each image has been in one of the processes, and is zero in the others.
@@ -211,11 +211,6 @@ class ImageScores(Callback):
 
 def _scored_split(trainer: L.Trainer) -> str:
     return "test" if trainer.state.fn == TrainerFn.TESTING else "val"
-
-
-def _scores_count(trainer: L.Trainer) -> bool:
-    """Whether this round of scoring is of weights that have learnt, and not a check of whether validation works."""
-    return not trainer.sanity_checking
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from scipy.sparse import coo_array, issparse, sparray
 from torch import Tensor
 
 from fgzoo.checkpoints.run_folder import CALIBRATION
-from fgzoo.files import atomic_write, write_json
+from fgzoo.files import atomic_write, write_csv, write_json
 from fgzoo.prediction.rejection import REJECTED, Calibration
 from fgzoo.reporting.scores import confused_pairs
 
@@ -56,14 +55,14 @@ def write_report(
     rows = per_class(counts, class_names)
     if len(class_names) <= DENSE_CLASSES:
         named = [[name, *row] for name, row in zip(class_names, counts.toarray(), strict=True)]
-        _write_rows(matrix, ["true \\ predicted", *class_names], named)
+        write_csv(matrix, ["true \\ predicted", *class_names], named)
     else:
         entries = zip(*counts.coords, counts.data, strict=True)
-        _write_rows(matrix, ["true", "predicted", "images"], [[class_names[t], class_names[p], n] for t, p, n in entries])
+        write_csv(matrix, ["true", "predicted", "images"], [[class_names[t], class_names[p], n] for t, p, n in entries])
     trained = [""] * len(rows) if class_counts is None else class_counts
     with_trained = [[*row, count] for row, count in zip(rows, trained, strict=True)]
-    _write_rows(classes, ["class", "images", "recall", "precision", "f1", "training images"], with_trained)
-    _write_rows(pairs, ["true", "predicted", "images"], most_confused(counts, class_names))
+    write_csv(classes, ["class", "images", "recall", "precision", "f1", "training images"], with_trained)
+    write_csv(pairs, ["true", "predicted", "images"], most_confused(counts, class_names))
     return paths + _draw(folder, split, counts, rows)
 
 
@@ -158,13 +157,6 @@ def _sparse(counts: Counts) -> coo_array:
     entries.sum_duplicates()
     entries.eliminate_zeros()
     return entries
-
-
-def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def _draw_confusion(counts: coo_array, class_names: Sequence[str], split: str) -> Figure:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 import sys
@@ -15,7 +14,7 @@ import torch
 import fgzoo as package
 from fgzoo.checkpoints.loading import class_dependent, load, load_weights, read_checkpoint
 from fgzoo.errors import CheckpointError
-from tests.builders import make_cub
+from tests.builders import Bomb, make_cub
 from tests.command import fgzoo, fit, weights
 from tests.small import small
 
@@ -171,12 +170,7 @@ def test_a_truncated_checkpoint_is_damaged(trained: SimpleNamespace, tmp_path: P
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, write: Callable[[Any, Path], Any]) -> None:
     canary = tmp_path / "canary"
-
-    class Bomb:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.mkdir, (str(canary),)
-
-    write({"fgzoo": {}, "state_dict": Bomb()}, tmp_path / "bomb.ckpt")
+    write({"fgzoo": {}, "state_dict": Bomb(canary)}, tmp_path / "bomb.ckpt")
     result = fgzoo("test", "--ckpt_path", "bomb.ckpt")
     assert result.status == 2
     assert "bomb.ckpt" in result.err

@@ -52,7 +52,6 @@ def test_each_is_as_good_as_its_entry_says(name: str) -> None:
     model, count = load(name), 60
     records = BIRDS.listing().test[:count]  # five of each class
     answers = model.predict([BIRDS.read(record) for record in records], top_k=1)
-    assert model.card is not None
     hits = [answer.classes[0] == model.card.class_names[record.target] for answer, record in zip(answers, records, strict=True)]
     claimed = PACKAGED[name].metrics["top1"]["value"]
     # Three standard errors of a sample of this size.
@@ -121,7 +120,6 @@ def test_explain_answers_at_once() -> None:
 def test_a_checkout_has_its_checkpoints_and_their_cards(name: str) -> None:
     entry = IN_REPOSITORY[name]
     model = load(name)
-    assert model.card is not None
     assert (len(model.card.class_names), model.card.image_size) == (entry.classes, entry.image_size)
     card = (REPOSITORY / entry.sources[0]).with_suffix(".md").read_text()
     assert entry.sha256 in card

@@ -23,7 +23,7 @@ from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.baseline import Baseline
 from fgzoo.prediction.rejection import Calibration
 from fgzoo.testing import evaluation_mode, example_batch
-from tests.builders import make_cub
+from tests.builders import Bomb, make_cub
 from tests.command import MACHINE, fgzoo, fit, weights
 from tests.small import small
 
@@ -245,12 +245,7 @@ def test_a_class_that_there_is_not_is_named_with_its_file(saved: Path) -> None:
 
 def test_a_pickle_by_that_name_is_not_run(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-
-    class Bomb:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.mkdir, (str(canary),)
-
-    (tmp_path / "bomb.safetensors").write_bytes(pickle.dumps(Bomb()))
+    (tmp_path / "bomb.safetensors").write_bytes(pickle.dumps(Bomb(canary)))
     with pytest.raises(CheckpointError, match=r"bomb\.safetensors"):
         load(tmp_path / "bomb.safetensors")
     assert not canary.exists()

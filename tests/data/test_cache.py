@@ -61,9 +61,7 @@ def files(folder: Path, suffix: str = ".pixels") -> list[str]:
 
 
 def photo(data: FGVCDataModule, index: int = 0) -> Path:
-    path = data.splits["train"][index].path
-    assert path is not None
-    return path
+    return data.splits["train"][index].path
 
 
 def trains_as_without_a_cache(root: Path | None, **settings: Any) -> bool:
@@ -284,7 +282,7 @@ def test_of_two_processes_one_fills_and_the_other_says_that_it_waits(
         return decode(path, decoder, **more)
 
     monkeypatch.setattr("fgzoo.data.datamodule.decode", slowly)
-    monkeypatch.setattr(image_cache, "PATIENCE", 0.05)
+    monkeypatch.setattr("fgzoo.data.download.PATIENCE", 0.05)
     context = multiprocessing.get_context("fork")
     start = context.Barrier(2)
 
@@ -320,7 +318,6 @@ def test_a_run_after_one_that_was_killed_while_filling(root: Path, caches: Path,
     process = multiprocessing.get_context("fork").Process(target=fill, daemon=True)
     process.start()
     until(lambda: caches.is_dir() and any(path.stat().st_size for path in caches.glob("*.part")))
-    assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert (files(caches), len(files(caches, ".part"))) == ([], 1)

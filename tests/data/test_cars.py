@@ -9,7 +9,7 @@ import pytest
 from fgzoo.data.cars import prepare_cars, read_cars
 from fgzoo.data.verify import Counts, verify
 from fgzoo.errors import DataError, UsageError
-from tests.builders import CARS, cell, make_cars, save_mat, struct
+from tests.builders import CARS, Bomb, cell, make_cars, save_mat, struct
 
 FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "fname", "class")
 
@@ -108,19 +108,11 @@ def test_what_is_no_number_names_the_annotation(row: tuple[object, ...], tmp_pat
         read_cars(tmp_path)
 
 
-class Canary:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.path,)
-
-
 @pytest.mark.parametrize("content", ["empty", "text", "pickle"])
 def test_file_that_is_no_matlab_file_is_named(content: str, tmp_path: Path) -> None:
     path = make_cars(tmp_path) / "devkit" / "cars_meta.mat"
     canary = tmp_path / "canary"
-    path.write_bytes({"empty": b"", "text": b"<html>" * 99, "pickle": pickle.dumps(Canary(canary)) + bytes(200)}[content])
+    path.write_bytes({"empty": b"", "text": b"<html>" * 99, "pickle": pickle.dumps(Bomb(canary)) + bytes(200)}[content])
     with pytest.raises(DataError, match=r"cars_meta\.mat is no readable MATLAB file"):
         read_cars(tmp_path)
     assert not canary.exists()

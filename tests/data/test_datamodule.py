@@ -220,7 +220,6 @@ def damaged(cub: Path, tmp_path: Path) -> Path:
     root = Path(shutil.copytree(cub, tmp_path / "damaged"))
     for index in (0, 1):
         path = module(root).splits["train"][index].path
-        assert path is not None
         path.write_bytes(path.read_bytes()[:100])
     return root
 
@@ -250,7 +249,6 @@ def test_skipping_warns_once_for_each_image_with_a_count(damaged: Path) -> None:
 def test_evaluation_never_skips(cub: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(cub, tmp_path / "data"))
     path = module(root).splits["test"][3].path
-    assert path is not None
     path.write_text("no picture")
     with pytest.raises(DataError, match="test image 3"):
         list(module(root, on_error="skip").test_dataloader())

@@ -19,7 +19,6 @@ TWINS = SyntheticBirds(Birds(classes=2, train_per_class=60, test_per_class=0)).l
 
 
 def bird(index: int) -> Image.Image:
-    assert TWINS.read is not None
     return Image.fromarray(TWINS.read(TWINS.train[index]).permute(1, 2, 0).numpy())
 
 

@@ -111,10 +111,20 @@ def test_splits_without_class_folders_are_not_taken_for_classes(tmp_path: Path) 
         read_folder(photos(tmp_path, "train", "test"))
 
 
-def test_a_split_without_class_folders_is_left_out_with_a_word(tmp_path: Path) -> None:
-    listing = read_folder(photos(tmp_path, "train/crow", "train/wren", "test"))
-    assert counts(listing) == (4, 0, 0)
-    assert listing.notes == ("Images left out because they lie in no class folder: 2 in test/.",)
+@pytest.mark.parametrize(
+    ("folders", "split", "place"),
+    [
+        (("train/crow", "train/wren", "test"), (4, 0, 0), "test/"),
+        (("train/crow", "train/wren", "test/crow", "test/wren", "images to predict"), (4, 0, 4), "images to predict/"),
+        (("crow", "wren", ""), (4, 0, 0), "the folder itself"),
+    ],
+)
+def test_images_in_no_class_folder_are_left_out_with_a_word(
+    folders: tuple[str, ...], split: tuple[int, int, int], place: str, tmp_path: Path
+) -> None:
+    listing = read_folder(photos(tmp_path, *folders))
+    assert counts(listing) == split
+    assert listing.notes == (f"Images left out because they lie in no class folder: 2 in {place}.",)
 
 
 def test_tables_beside_one_folder_of_images_are_named(tmp_path: Path) -> None:
@@ -122,12 +132,6 @@ def test_tables_beside_one_folder_of_images_are_named(tmp_path: Path) -> None:
         (photos(tmp_path, "images") / name).touch()
     with pytest.raises(DataError, match=r"no class folders\. .*fgzoo fit FILE\.csv\), such as test\.csv, train\.csv there"):
         read_folder(tmp_path)
-
-
-def test_what_lies_beside_splits_is_left_out_with_a_word(tmp_path: Path) -> None:
-    listing = read_folder(photos(tmp_path, "train/crow", "train/wren", "test/crow", "test/wren", "images to predict"))
-    assert counts(listing) == (4, 0, 4)
-    assert listing.notes == ("Images left out because they lie in no class folder: 2 in images to predict/.",)
 
 
 def test_splits_within_classes_are_read(tmp_path: Path) -> None:
@@ -192,13 +196,6 @@ def test_a_class_in_other_splits_has_the_same_name_at_any_depth(tmp_path: Path) 
 def test_a_family_called_train_is_no_split(tmp_path: Path) -> None:
     listing = read_folder(photos(tmp_path, "train/steam", "train/diesel", "car/suv", "car/sedan"))
     assert listing.class_names == ("diesel", "sedan", "steam", "suv")
-
-
-def test_images_beside_class_folders_are_left_out_with_a_word(tmp_path: Path) -> None:
-    save(make_folder(tmp_path, splits=()) / "overview.png")
-    listing = read_folder(tmp_path)
-    assert counts(listing) == (12, 0, 0)
-    assert listing.notes == ("Images left out because they lie in no class folder: 1 in the folder itself.",)
 
 
 def test_a_class_of_pictures_that_need_a_package_is_named(tmp_path: Path) -> None:

@@ -60,7 +60,6 @@ def birds() -> list[tuple[Tensor, Tensor]]:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packaged baseline's backbone, as a file of pretrained weights."""
     model = fgzoo.load("baseline_birds")
-    assert isinstance(model.network.backbone, Backbone)
     path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
     save_file({name: value.float().contiguous() for name, value in model.network.backbone.model.state_dict().items()}, path)
     return path

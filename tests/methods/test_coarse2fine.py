@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,9 +17,10 @@ from fgzoo.errors import UsageError
 from fgzoo.methods.coarse2fine import Coarse2Fine, Coarse2FineNetwork, Pass
 from fgzoo.nn import attention_boxes, attention_drop, crop_boxes, keyed_uniform, normalize_map
 from fgzoo.nn.attention_pooling import draw_map, map_similarity
-from fgzoo.nn.output import MethodOutput
 from fgzoo.recipes import list_recipes
 from fgzoo.testing import evaluation_mode, example_batch
+from tests.small import seen_by, total
+from tests.training.toys import trainer
 
 #: Stage 1 here is a coarse and a fine pass and nothing else, unless a test says otherwise.
 SMALL: dict[str, Any] = {"num_maps": 4, "decoder_widths": (8, 4), "fine": "mask", "keep_views": False}
@@ -37,13 +39,6 @@ def network(model: Coarse2Fine) -> Coarse2FineNetwork:
     return model.network
 
 
-def seen_by(module: nn.Module) -> list[Tensor]:
-    """The first input of every later call of a module."""
-    found: list[Tensor] = []
-    module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-    return found
-
-
 def given_by(module: nn.Module) -> list[Tensor]:
     """The output of every later call of a module."""
     found: list[Tensor] = []
@@ -51,12 +46,7 @@ def given_by(module: nn.Module) -> list[Tensor]:
     return found
 
 
-def total(model: Coarse2Fine, output: MethodOutput, targets: Tensor) -> Tensor:
-    return torch.stack(list(model.loss(output, targets).values())).sum()
-
-
 def mask_of_ones(net: Coarse2FineNetwork) -> None:
-    assert net.decoder is not None
     nn.init.zeros_(net.decoder.last.weight)
     nn.init.constant_(net.decoder.last.bias, 1e4)  # type: ignore[arg-type]
 
@@ -72,7 +62,6 @@ def test_gradient_of_the_fine_loss_reaches_the_decoder_and_unless_detached_the_c
     images, targets, keys = example_batch()
     loss = F.cross_entropy(model(images, targets, keys).heads["fine"], targets)
     decoder = network(model).decoder
-    assert decoder is not None
     assert len(maps) == 2
     of_maps, of_decoder = torch.autograd.grad(loss, (maps[0], decoder.last.weight), allow_unused=True)
     assert of_decoder.abs().max() > 0
@@ -114,7 +103,6 @@ def test_with_a_mask_of_ones_fine_equals_coarse(fine: str) -> None:
 def test_decoder_reads_the_mean_attended_maps() -> None:
     model = evaluation_mode(make())
     net, images = network(model), example_batch()[0]
-    assert net.decoder is not None
     attended = seen_by(net.decoder)
     with torch.no_grad():
         model(images)
@@ -126,7 +114,6 @@ def test_decoder_reads_the_mean_attended_maps() -> None:
 def test_fine_pass_sees_the_image_times_the_mask() -> None:
     model = evaluation_mode(make())
     net, images = network(model), example_batch((96, 64))[0]
-    assert net.decoder is not None
     inputs, masks = seen_by(net.backbone), given_by(net.decoder)
     with torch.no_grad():
         model(images)
@@ -137,9 +124,7 @@ def test_fine_pass_sees_the_image_times_the_mask() -> None:
 def test_penalty_is_the_masks_mean_or_the_boxs_area() -> None:
     images, targets, keys = example_batch()
     model = make().train()
-    net = network(model)
-    assert net.decoder is not None
-    masks = given_by(net.decoder)
+    masks = given_by(network(model).decoder)
     torch.testing.assert_close(model(images, targets, keys).extra["mask"], masks[0].mean())
     model = make(fine="crop").train()
     mask_of_ones(network(model))
@@ -158,7 +143,6 @@ def test_loss_of_stage_1_is_the_mean_cross_entropy_and_eta_times_the_mask() -> N
 def test_attention_of_stage_1_ends_with_the_mask() -> None:
     model = evaluation_mode(make())
     net, images = network(model), example_batch((96, 66))[0]
-    assert net.decoder is not None
     masks = given_by(net.decoder)
     with torch.no_grad():
         attention = model(images).attention
@@ -208,9 +192,7 @@ def test_stage_0_is_the_parent() -> None:
 @pytest.mark.parametrize(("training", "weight"), [(True, 0.0), (False, 1.0)])
 def test_stage_0_does_not_run_the_decoder_where_it_learns_nothing(training: bool, weight: float) -> None:
     model = make(stage=0, region_weight=weight).train(training)
-    decoder = network(model).decoder
-    assert decoder is not None
-    calls = seen_by(decoder)
+    calls = seen_by(network(model).decoder)
     model(*example_batch())
     assert not calls
 
@@ -218,7 +200,6 @@ def test_stage_0_does_not_run_the_decoder_where_it_learns_nothing(training: bool
 def test_stage_0_teaches_the_decoder_the_box_round_the_mean_map() -> None:
     model = make(stage=0, region_weight=0.5, region_theta=0.9).train()
     net = network(model)
-    assert net.decoder is not None
     maps, masks = given_by(net.attention), given_by(net.decoder)
     images, targets, keys = example_batch((96, 64))
     terms = model.loss(model(images, targets, keys), targets)
@@ -424,13 +405,12 @@ def test_stages_and_their_rates() -> None:
 
 
 @pytest.mark.parametrize("learns", [True, False])
-def test_one_fit_goes_through_both_stages(learns: bool) -> None:
+def test_one_fit_goes_through_both_stages(learns: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
     loader = DataLoader([(pixels[i], i % 5, i) for i in range(8)], batch_size=4)  # type: ignore[arg-type]
     model = make(optimizer="adamw", lr=1e-3, region_weight=float(learns))
     decoder = network(model).decoder
-    assert decoder is not None
     history: list[tuple[int, bool, bool]] = []
     last = [decoder.last.weight.detach().clone(), network(model).centers.centers.clone()]
 
@@ -441,11 +421,7 @@ def test_one_fit_goes_through_both_stages(learns: bool) -> None:
             history.append((network(model).stage, moved, centred))
             last[:] = now
 
-    trainer = L.Trainer(
-        max_epochs=3, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Watch()],
-    )  # fmt: skip
-    trainer.fit(model, loader)
+    trainer(tmp_path, callbacks=[Watch()]).fit(model, loader)
     # stage, whether the decoder moved, whether the centres moved
     assert history == [(0, learns, True), (0, learns, True), (1, True, False)]
 

@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,8 @@ from fgzoo.interpret import metrics
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn import jigsaw_order, keyed_uniform
 from fgzoo.testing import evaluation_mode, example_batch
+from tests.small import seen_by, total
+from tests.training.toys import trainer
 
 CLASSES = 5
 
@@ -39,22 +40,9 @@ def batch(count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     return images.double(), targets, keys
 
 
-def seen_by(module: nn.Module) -> list[Tensor]:
-    """The first input of every later call of a module."""
-    found: list[Tensor] = []
-    module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].detach()))
-    return found
-
-
-def total(model: FineGrainedClassifier, output: Any, targets: Tensor) -> Tensor:
-    return torch.stack(list(model.loss(output, targets).values())).sum()
-
-
 def require_equal_gradients(ours: nn.Module, theirs: nn.Module) -> None:
     """Each parameter's gradient, relative to its largest entry; 1e-12 was measured."""
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert mine.grad is not None, name
-        assert other.grad is not None, name
         assert (mine.grad - other.grad).abs().max() <= 1e-10 * max(other.grad.abs().max(), 1e-3), name
 
 
@@ -111,15 +99,12 @@ def test_a_batch_of_pmg_takes_the_published_steps(tmp_path: Path) -> None:
     usual = {"lr": 0.002, "momentum": 0.9, "weight_decay": 0.0, "schedule": "constant", "feature_size": 16}
     model, net = make("pmg", **usual)
     images, targets, keys = batch()
-    trainer = L.Trainer(
-        max_epochs=1, precision="64-true", accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-    )  # fmt: skip
-    trainer.fit(model.train(), DataLoader(list(zip(images, targets.tolist(), range(4), strict=True)), batch_size=4))  # type: ignore[arg-type]
+    runner = trainer(tmp_path, max_epochs=1, precision="64-true")
+    runner.fit(model.train(), DataLoader(list(zip(images, targets.tolist(), range(4), strict=True)), batch_size=4))  # type: ignore[arg-type]
     backbone = set(net.backbone.parameters())
     groups = [{"params": list(backbone), "lr": 0.0002}, {"params": [p for p in net.parameters() if p not in backbone]}]
     losses = pmg_batch(net.train(), images, targets, keys, torch.optim.SGD(groups, lr=0.002, momentum=0.9))
-    found = [trainer.callback_metrics[f"train/loss_{name}"].item() for name in ("stage1", "stage2", "stage3", "fused")]
+    found = [runner.callback_metrics[f"train/loss_{name}"].item() for name in ("stage1", "stage2", "stage3", "fused")]
     assert found == pytest.approx(losses, rel=0, abs=1e-13)
     torch.testing.assert_close(dict(model.network.named_parameters()), dict(net.named_parameters()), rtol=0, atol=1e-13)
 

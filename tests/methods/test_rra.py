@@ -17,6 +17,8 @@ from fgzoo.errors import DataError, UsageError
 from fgzoo.methods.rra import RRA, GlobalStream, LocalStream, RRANetwork, read_boxes
 from fgzoo.nn import crop_boxes, normalize_map, paste_boxes
 from fgzoo.testing import CHECKS, evaluation_mode, example_batch
+from tests.builders import Bomb
+from tests.small import require_projections
 
 SMALL: dict[str, Any] = {"hidden_size": 24, "global_width": 16, "steps": 4}
 
@@ -69,9 +71,6 @@ def test_local_stream_follows_the_equations() -> None:
     stream = local_stream().double()
     features = torch.randn(3, 7, 2, 4, dtype=torch.double)
     pooled = features.sum(dim=(2, 3)) / 8
-    assert isinstance(stream.project, torch.nn.Linear)
-    assert stream.recursion is not None
-    assert stream.attention is not None
     hidden = stream.recursion(pooled @ stream.project.weight.T + stream.project.bias, 5)
     energy = hidden @ stream.attention.score.weight[0] + stream.attention.score.bias
     weights = energy.exp() / energy.exp().sum(dim=1, keepdim=True)
@@ -84,7 +83,6 @@ def test_states_may_be_normalised_before_they_are_classified() -> None:
     torch.manual_seed(0)
     stream = local_stream(normalize_states=True).double()
     features = torch.randn(3, 7, 2, 4, dtype=torch.double)
-    assert stream.attention is not None
     context = stream.attention(stream.unroll(features).states)[0]
     centred = context - context.mean(dim=1, keepdim=True)
     normal = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
@@ -94,9 +92,6 @@ def test_states_may_be_normalised_before_they_are_classified() -> None:
 def test_a_path_round_the_recursion_adds_x_to_what_the_classifier_reads() -> None:
     model = make(residual=True)
     stream = network(model).local_stream
-    assert stream is not None
-    assert stream.recursion is not None
-    assert stream.attention is not None
     features = torch.randn(3, network(model).local_backbone.levels[-1].channels, 2, 4)  # type: ignore[union-attr]
     x = stream.project(features.mean((2, 3)))
     context, _ = stream.attention(stream.recursion(x, stream.steps))
@@ -105,18 +100,13 @@ def test_a_path_round_the_recursion_adds_x_to_what_the_classifier_reads() -> Non
 
 def test_without_recursion_there_is_no_path_round_it() -> None:
     stream = network(make(residual=True, recursion=False)).local_stream
-    assert stream is not None
     features = torch.randn(3, stream.project.in_features, 2, 4)  # type: ignore[arg-type]
     torch.testing.assert_close(stream(features), stream.classifier(stream.project(features.mean((2, 3)))))
 
 
 def test_added_layers_can_begin_as_projections() -> None:
     net = network(make(init="orthogonal", hidden_size=24, global_width=40))
-    assert net.local_stream is not None
-    for layer in (net.global_stream.added[0], net.global_stream.added[2], net.local_stream.project):
-        weight = layer.weight.flatten(1)
-        weight = weight if weight.shape[0] <= weight.shape[1] else weight.T
-        torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), rtol=0, atol=1e-5)
+    require_projections(net.global_stream.added[0], net.global_stream.added[2], net.local_stream.project)
 
 
 def test_paper_width_needs_no_projection() -> None:
@@ -153,16 +143,12 @@ def test_the_paper_network_has_the_papers_shapes() -> None:
         model = RRA(200, pretrained=False)
     net = network(model)
     assert net.global_backbone.levels[-1] == (512, 32)
-    assert net.local_backbone is not None
     assert net.local_backbone.levels[-1] == (512, 16)
-    assert net.local_stream is not None
-    assert net.local_stream.recursion is not None
     assert [tuple(cell.weight_hh.shape) for cell in net.local_stream.recursion.cells] == [(2048, 512)] * 2
 
 
 def test_streams_do_not_share_weights() -> None:
     net = network(make())
-    assert net.local_backbone is not None
     mine = {id(parameter) for parameter in net.global_backbone.parameters()}
     assert not mine & {id(parameter) for parameter in net.local_backbone.parameters()}
 
@@ -173,15 +159,12 @@ def test_streams_do_not_share_weights() -> None:
 def refocusing(**arguments: Any) -> RRA:
     """One whose steps look at different places of maps of many locations, as after training."""
     model = make(refocus=True, local_stride=4, **arguments)
-    stream = network(model).local_stream
-    assert stream is not None
-    learn_to_look(stream)
+    learn_to_look(network(model).local_stream)
     return model
 
 
 def learn_to_look(stream: LocalStream) -> None:
     """Give the attention other weights than the zeros it begins with."""
-    assert stream.refocus is not None
     for name, parameter in stream.refocus.named_parameters():
         torch.nn.init.normal_(parameter, std=30 if name == "hidden.weight" else 1)
 
@@ -190,8 +173,6 @@ def literal_steps(
     stream: LocalStream, features: torch.Tensor, step: int | None = None, read: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """States (T, N, hidden) and attention (T, N, h, w) by the equations; one step may read other features than it looks at."""
-    assert stream.refocus is not None
-    assert stream.recursion is not None
     h = c = [features.new_zeros(len(features), stream.recursion.hidden_size)] * 2
     states, alphas = [], []
     for t in range(stream.steps):
@@ -233,20 +214,14 @@ def test_refocusing_begins_as_the_paper_and_learns(states: dict[str, Any]) -> No
     output = model(images)
     torch.testing.assert_close(output.logits, paper(images).logits, rtol=1e-5, atol=1e-6)
     model.loss(output, targets)["local"].backward()
-    stream = network(model).local_stream
-    assert stream is not None
-    assert stream.refocus is not None
-    assert stream.refocus.score.weight.grad is not None
-    assert stream.refocus.score.weight.grad.abs().max() > 0
+    assert network(model).local_stream.refocus.score.weight.grad.abs().max() > 0
 
 
 def test_steps_look_at_different_places() -> None:
     model = evaluation_mode(refocusing())
     net, images = network(model), example_batch((96, 64))[0]
     with torch.no_grad():
-        assert net.local_stream is not None
         alpha = net.local_stream.unroll(net.patch_features(images, net.boxes(images, images, None))).alpha
-    assert alpha is not None
     torch.testing.assert_close(alpha.sum(dim=(2, 3)), torch.ones(16, 4))
     assert ((alpha[:, -1] - alpha[:, 0]).abs().sum(dim=(1, 2)) > 0.1).all()
     maps = model.explain(images)
@@ -255,7 +230,6 @@ def test_steps_look_at_different_places() -> None:
 
 def test_refocusing_is_one_graph_and_can_be_exported() -> None:
     stream = network(evaluation_mode(refocusing())).local_stream
-    assert stream is not None
     features = torch.randn(3, 24, 4, 5)
     with torch.no_grad():
         torch._dynamo.reset()
@@ -294,7 +268,6 @@ def test_testing_takes_the_first_patches_and_averages_them() -> None:
     with torch.no_grad():
         boxes = net.boxes(images, net.global_backbone(images)[-1], None)
         assert boxes.shape == (4, 3, 4)
-        assert net.local_stream is not None
         each = [net.local_stream(net.patch_features(images, boxes[:, k : k + 1])) for k in range(3)]
         torch.testing.assert_close(model(images).heads["local"], torch.stack(each).mean(0), rtol=1e-4, atol=1e-5)
 
@@ -426,12 +399,7 @@ def test_unreadable_box_file_is_named(tmp_path: Path, content: bytes | None) -> 
 
 def test_box_file_with_code_is_not_executed(tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / "boxes.npz"
-
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[Path]]:
-            return Path.touch, (canary,)
-
-    np.savez(path, **{"a.jpg": np.array([Evil()], dtype=object)})  # type: ignore[arg-type]
+    np.savez(path, **{"a.jpg": np.array([Bomb(canary)], dtype=object)})  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"boxes\.npz"):
         read_boxes(path, ["a.jpg"], 1)
     assert not canary.exists()
@@ -462,8 +430,6 @@ def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: st
 
 def plain_grad_cam(net: RRANetwork, patches: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
     """Grad-CAM by differentiating the logit with respect to the last map itself, position by position."""
-    assert net.local_backbone is not None
-    assert net.local_stream is not None
     features = net.local_backbone(patches)[-1].detach().requires_grad_()
     logits = net.local_stream.classify(net.local_stream.unroll(features).states)[:, step]
     gradient = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), features)[0]
@@ -473,8 +439,6 @@ def plain_grad_cam(net: RRANetwork, patches: torch.Tensor, targets: torch.Tensor
 
 def literal_refocused_map(net: RRANetwork, patches: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
     """What every location gives to the logit at this step: its features times the gradient that reaches them through x_t."""
-    assert net.local_backbone is not None
-    assert net.local_stream is not None
     features = net.local_backbone(patches)[-1].detach()
     read = features.clone().requires_grad_()
     states, _ = literal_steps(net.local_stream, features, step, read)
@@ -494,7 +458,6 @@ def test_explain_equals_literal_maps_pasted_and_weighted(
     with torch.no_grad():
         boxes = net.boxes(images, net.global_backbone(images)[-1], None)
         patches = crop_boxes(images, boxes, (48, 32))
-        assert net.local_stream is not None
         probability = net.local_stream(net.patch_features(images, boxes)).softmax(1)
     repeated = targets.repeat_interleave(4)
     weights = probability.gather(1, repeated[:, None]).view(4, 4)
@@ -518,8 +481,6 @@ def test_head_gradients_equal_the_grad_cam_library() -> None:
             self.net, self.last = net, torch.nn.Identity()
 
         def forward(self, batch: torch.Tensor) -> torch.Tensor:
-            assert net.local_backbone is not None
-            assert net.local_stream is not None
             features = self.last(net.local_backbone(batch)[-1])
             return net.local_stream.classifier(net.local_stream.unroll(features).states)[:, 2]
 

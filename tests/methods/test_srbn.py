@@ -10,16 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
-import tests.small  # noqa: F401 - registers tiny_vgg
 from fgzoo.errors import UsageError
 from fgzoo.methods.srbn import SRBN, BilinearReadout, SRBNNetwork
 from fgzoo.nn import normalize_map
 from fgzoo.nn.bilinear import bilinear_pool, power_normalize
 from fgzoo.nn.randomness import keyed_uniform
-from fgzoo.nn.spatial_lstm import CausalAttention
 from fgzoo.testing import evaluation_mode, example_batch
+from tests.small import require_projections, total  # and registers tiny_vgg
+from tests.training.toys import loader, trainer
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "rank": 24, "projection": 12, "attention_size": 8}
 #: The LSTM's readout alone.
@@ -51,10 +50,6 @@ def network(model: SRBN) -> SRBNNetwork:
 def test_the_whole_follows_the_equations() -> None:
     model = evaluation_mode(make(scale=3.0))
     net, images = network(model), example_batch((96, 64))[0]
-    assert net.local is not None
-    assert isinstance(net.attention, CausalAttention)
-    assert net.spatial_lstm is not None
-    assert net.bilinear is not None
     (second,) = net.deeper
     nn.init.normal_(net.attention.location, std=3.0)
     with torch.no_grad():
@@ -82,10 +77,6 @@ def test_attention_begins_as_the_parent_reads_the_map() -> None:
 def test_attention_over_the_whole_map_follows_the_equations() -> None:
     model = evaluation_mode(make(**STATIC, scale=3.0))
     net, images = network(model), example_batch((96, 64))[0]
-    assert net.local is not None
-    assert net.attention is not None
-    assert net.spatial_lstm is not None
-    assert net.bilinear is not None
     with torch.no_grad():
         a, b = net.streams(images)
         x = 3.0 * power_normalize(net.local.features(a, b))
@@ -112,9 +103,6 @@ def test_the_evidence_is_for_the_class_that_both_readouts_predict() -> None:
 def test_the_readout_of_the_scan_alone_follows_the_equations() -> None:
     model = evaluation_mode(make(**STATIC, **HIDDEN, scale=3.0))
     net, images = network(model), example_batch((96, 64))[0]
-    assert net.local is not None
-    assert net.attention is not None
-    assert net.spatial_lstm is not None
     with torch.no_grad():
         a, b = net.streams(images)
         x = 3.0 * power_normalize(net.local.features(a, b))
@@ -141,7 +129,6 @@ def test_the_head_of_the_scan_may_read_the_streams_beside_its_states() -> None:
 def test_the_evidence_tells_of_all_that_both_heads_read_of_the_streams(attention: str) -> None:
     model = evaluation_mode(make(residual=True, hidden_weight=2.0, attention=attention))
     net, images = network(model), example_batch((96, 64))[0]
-    assert net.bilinear is not None
     with torch.no_grad():
         a, b = net.streams(images)
         output = model(images)
@@ -159,10 +146,6 @@ def test_the_evidence_tells_of_all_that_both_heads_read_of_the_streams(attention
 def test_local_features_and_states_may_be_batch_normalised() -> None:
     model = evaluation_mode(make(**STATIC, scale=3.0, batch_norm=True))
     net, images = network(model), example_batch((96, 64))[0]
-    assert net.local is not None
-    assert net.attention is not None
-    assert net.spatial_lstm is not None
-    assert net.bilinear is not None
     norms = net.batch_norm, net.readout.norm
     assert all(isinstance(norm, torch.nn.BatchNorm2d) for norm in norms)
     for seed, norm in enumerate(norms):
@@ -189,9 +172,6 @@ def test_local_features_and_states_may_be_batch_normalised() -> None:
 def test_the_recurrent_form_reads_the_scan_before() -> None:
     model = make(**HIDDEN, attention="recurrent", layers=1, glimpses=3, dropout=0.0).train()
     net, (images, targets, keys) = network(model), example_batch()
-    assert net.local is not None
-    assert net.attention is not None
-    assert net.spatial_lstm is not None
     output = model(images, targets, keys)
     a, b = net.streams(images)
     x = 10.0 * net.local(a, b)
@@ -199,7 +179,6 @@ def test_the_recurrent_form_reads_the_scan_before() -> None:
     for _ in range(3):
         alphas.append(net.attention(x, hidden))
         hidden = net.spatial_lstm(alphas[-1][0].numel() * alphas[-1][:, None] * x)
-    assert hidden is not None
     logits = net.readout.classifier((alphas[-1][:, None] * hidden).sum(dim=(2, 3)))
     torch.testing.assert_close(output.logits, logits)
     penalty = (1 - torch.stack(alphas).sum(dim=0)).square().sum(dim=(1, 2)).mean()
@@ -211,8 +190,6 @@ def test_the_recurrent_form_reads_the_scan_before() -> None:
 def test_without_attention_the_hidden_states_are_averaged() -> None:
     model = evaluation_mode(make(**HIDDEN, attention="none", layers=1))
     net, images = network(model), example_batch()[0]
-    assert net.local is not None
-    assert net.spatial_lstm is not None
     with torch.no_grad():
         hidden = net.spatial_lstm(10.0 * net.local(*net.streams(images)))
         output = model(images)
@@ -242,8 +219,6 @@ def pairs(a: torch.Tensor, b: torch.Tensor) -> Any:
 def test_attention_alone_weighs_the_bilinear_vector() -> None:
     model = evaluation_mode(make(attention="static", spatial_lstm=False))
     net, images = network(model), example_batch()[0]
-    assert net.local is not None
-    assert net.attention is not None
     with torch.no_grad():
         a, b = net.streams(images)
         alpha = net.attention(10.0 * net.local(a, b))
@@ -273,7 +248,6 @@ def test_shuffled_cells_are_scanned_in_another_order_and_shown_where_they_are() 
     net = network(evaluation_mode(make(shuffle=True, content=True)))
     plain = network(evaluation_mode(make(content=True)))
     for model in (net, plain):
-        assert isinstance(model.attention, CausalAttention)
         torch.manual_seed(1)
         nn.init.normal_(model.attention.location, std=3.0)
     with torch.no_grad():
@@ -281,8 +255,6 @@ def test_shuffled_cells_are_scanned_in_another_order_and_shown_where_they_are() 
         x = net.local_features(a, b)
         order = keyed_uniform(torch.zeros(4, 3, dtype=torch.long), 24, salt=30).argsort(dim=1)
         shuffled = torch.stack([image.flatten(1)[:, places].view_as(image) for image, places in zip(x, order, strict=True)])
-        assert net.spatial_lstm is not None
-        assert isinstance(net.attention, CausalAttention)
         states, alpha, _ = net.spatial_lstm.attend(shuffled, net.attention)
         states = net.deeper[0](states)
         found = net.focus(a, b)
@@ -299,8 +271,6 @@ def test_training_draws_an_order_for_every_image_and_testing_has_one() -> None:
     with torch.no_grad():
         a, b = (stream[:1].expand(4, -1, -1, -1) for stream in net.eval().streams(images))
         testing, training = net.focus(a, b, keys), net.train().focus(a, b, keys)
-    assert testing.hidden is not None
-    assert training.hidden is not None
     assert torch.allclose(testing.hidden[0], testing.hidden[3])
     assert not torch.allclose(training.hidden[0], training.hidden[3])
 
@@ -350,7 +320,6 @@ def test_the_paper_like_network_reads_vgg16_and_resnet34_at_stride_16() -> None:
     assert (net.backbone.name, net.second_backbone.name) == ("vgg16", "resnet34")
     assert net.backbone.levels[-1] == (512, 16)
     assert net.second_backbone.levels[-1] == (256, 16)
-    assert net.local is not None
     assert tuple(net.local.p.weight.shape) == (512, 2048)
 
 
@@ -419,8 +388,6 @@ def test_weight_files_reach_their_streams(tmp_path: Path) -> None:
 
 def test_wide_streams_are_narrowed_to_the_largest_bilinear_size() -> None:
     readout = network(make(**PARENT, bilinear_size=48 * 20)).readout
-    assert isinstance(readout, BilinearReadout)
-    assert isinstance(readout.narrow_first, torch.nn.Conv2d)
     assert tuple(readout.narrow_first.weight.shape) == (20, 256, 1, 1)
     assert isinstance(readout.narrow_second, torch.nn.Identity)
     assert readout.classifier.in_features == 48 * 20
@@ -532,7 +499,7 @@ def test_zero_and_extreme_features_give_finite_values_and_gradients(variant: dic
     net.second_backbone.register_forward_hook(lambda m, x, levels: [value + 0 * level for level in levels])
     with torch.autocast("cpu", torch.bfloat16):
         output = model(images, targets, keys)
-        torch.stack(list(model.loss(output, targets).values())).sum().backward()
+        total(model, output, targets).backward()
     assert torch.isfinite(output.logits).all()
     assert torch.isfinite(output.attention).all()
     assert all(parameter.grad is not None and torch.isfinite(parameter.grad).all() for parameter in model.parameters())
@@ -561,15 +528,6 @@ def test_a_batch_of_one_oblong_image_trains(variant: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------- the two steps
 
 
-class Noise(Dataset[tuple[torch.Tensor, int, int]]):
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        generator = torch.Generator().manual_seed(index)
-        return torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8), index % 5, index
-
-
 class Snapshots(L.Callback):
     """The weights at the start of each epoch, and at the end."""
 
@@ -589,11 +547,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], pre
 
 def test_the_first_step_trains_the_new_layers_alone(tmp_path: Path) -> None:
     model, snapshots = make(new_share=0.5, schedule="constant"), Snapshots()
-    trainer = L.Trainer(
-        max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[snapshots],
-    )  # fmt: skip
-    trainer.fit(model, DataLoader(Noise(), batch_size=4))
+    trainer(tmp_path, max_epochs=2, callbacks=[snapshots]).fit(model, loader(batch_size=4))
     start, between, end = snapshots.taken
     for prefix in ("backbone.", "second_backbone."):
         assert not changed(start, between, prefix)
@@ -627,13 +581,7 @@ def test_shares_and_rates_of_the_steps() -> None:
 
 def test_layers_between_streams_and_classifiers_can_begin_as_projections() -> None:
     net = network(make(init="orthogonal", bilinear_size=4096))
-    assert net.local is not None
-    assert net.bilinear is not None
-    assert isinstance(net.bilinear.narrow_first, nn.Conv2d)
-    for layer in (net.local.u, net.local.v, net.local.p, net.bilinear.narrow_first):
-        weight = layer.weight.flatten(1)
-        weight = weight if weight.shape[0] <= weight.shape[1] else weight.T
-        torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), rtol=0, atol=1e-5)
+    require_projections(net.local.u, net.local.v, net.local.p, net.bilinear.narrow_first)
 
 
 def test_gradients_through_the_root_are_those_of_published_code() -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -22,6 +21,7 @@ from fgzoo.nn import Backbone
 from fgzoo.nn.low_rank import LowRankLinear
 from tests.families import FAMILIES
 from tests.small import CARD, small
+from tests.training.toys import trainer
 
 DINOV3 = FAMILIES["dinov3"]
 
@@ -35,12 +35,9 @@ def trained(method: str, folder: Path, backbone: str = DINOV3, **arguments: Any)
     """A model that took one step, and the names of what moved."""
     model = small(method, backbone=backbone, lr=0.1, backbone_lr_factor=1.0, **arguments).train()
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
-    trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder,
-    )  # fmt: skip
-    trainer.fit(model, batches())
-    trainer.save_checkpoint(folder / "last.ckpt")
+    runner = trainer(folder, max_epochs=1)
+    runner.fit(model, batches())
+    runner.save_checkpoint(folder / "last.ckpt")
     moved = {name for name, value in model.network.state_dict().items() if not torch.equal(value, before[name])}
     return model.eval(), moved
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import tests.small  # noqa: F401 - registers tiny_vgg
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.nn import Backbone
 from fgzoo.nn.birds_resnet import WEIGHTS
+from tests.builders import Bomb
 
 FAMILIES = ("test_resnet", "tiny_vgg", "test_efficientnet", "test_convnext", "test_vit")
 
@@ -106,14 +109,10 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
         Backbone("test_resnet", weights=path)
 
 
-def test_weights_with_code_are_not_executed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [Path.touch, os.mkdir])  # torch knows the first as no tensor, the second as forbidden
+def test_weights_with_code_are_not_executed(make: Callable[[Path], None], tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / "evil.pth"
-
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[Path]]:
-            return Path.touch, (canary,)
-
-    torch.save({"weight": Evil()}, path)
+    torch.save({"weight": Bomb(canary, make)}, path)
     with pytest.raises(CheckpointError, match=r"evil\.pth cannot be read as tensors alone"):
         Backbone("test_resnet", weights=path)
     assert not canary.exists()

@@ -15,7 +15,6 @@ from fgzoo.nn.local_attention import LocalAttention, attend, coverage_penalty
 def test_attention_follows_the_equations(again: bool) -> None:
     torch.manual_seed(0)
     block = LocalAttention(5, 4, hidden_size=3).double()
-    assert block.hidden is not None
     x, hidden = torch.randn(2, 5, 3, 4, dtype=torch.double), torch.randn(2, 3, 3, 4, dtype=torch.double)
     alpha = block(x, hidden if again else None)
     for n in range(2):

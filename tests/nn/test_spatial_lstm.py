@@ -126,10 +126,7 @@ def test_attention_begins_uniform_and_learns() -> None:
     torch.testing.assert_close(last, torch.full_like(last, 1 / 12))
     loss: Tensor = (states * torch.randn_like(states)).sum()
     loss.backward()
-    assert attention.content is not None
-    assert all(
-        weight.grad is not None and weight.grad.abs().sum() > 0 for weight in (attention.location, attention.content[2].weight)
-    )
+    assert all(weight.grad.abs().sum() > 0 for weight in (attention.location, attention.content[2].weight))
 
 
 def assert_same_gradients(ours: Tensor, literal: Tensor, inputs: tuple[Tensor, ...]) -> None:
@@ -147,7 +144,6 @@ def test_a_cell_sees_what_lies_above_and_left_of_it_and_nothing_else() -> None:
     block = make()
     maps = torch.randn(1, 3, 4, 5, dtype=torch.double, requires_grad=True)
     block(maps)[0, :, 2, 3].sum().backward()
-    assert maps.grad is not None
     seen = maps.grad[0].abs().sum(dim=0) > 0
     expected = torch.zeros(4, 5, dtype=torch.bool)
     expected[:3, :4] = True
@@ -182,7 +178,6 @@ def test_recursion_is_in_single_precision_under_autocast() -> None:
     block.zero_grad(set_to_none=True)
     block(maps).sum().backward()
     for name, parameter in block.named_parameters():
-        assert parameter.grad is not None
         torch.testing.assert_close(lowered[name], parameter.grad, rtol=0.05, atol=0.05 * float(parameter.grad.abs().max()))
 
 
@@ -196,7 +191,6 @@ def test_zero_and_extreme_maps_give_finite_values_and_gradients(precision: torch
             hidden = block.attend(maps, attention).states
         hidden.sum().backward()
         assert torch.isfinite(hidden).all()
-        assert maps.grad is not None
         assert torch.isfinite(maps.grad).all()
 
 

@@ -20,16 +20,10 @@ from fgzoo.prediction import files
 from fgzoo.prediction.inference import Prediction
 from tests import command
 from tests.builders import save
-from tests.command import fgzoo
+from tests.command import ON_CPU, fgzoo
 
-ON_CPU = ("--device", "cpu", "--num-workers", 0)
 #: A process that imports torch, perhaps on a core that others use.
 PATIENCE = 240
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -40,7 +34,7 @@ def test_a_dash_gives_rows_and_nothing_else_on_a_terminal_too(
         save(tmp_path / f"{index}.jpg", index)
     typed = ("predict", trained.run, "0.jpg", "1.jpg", "2.jpg", "--output")
     assert fgzoo(*typed, f"p.{form}", *ON_CPU).status == 0
-    monkeypatch.setattr(command, "io", SimpleNamespace(StringIO=Terminal))
+    monkeypatch.setattr(command, "io", SimpleNamespace(StringIO=command.Terminal))
     result = fgzoo(*typed, "-", "--format", form, *ON_CPU)
     assert (result.status, result.out) == (0, (tmp_path / f"p.{form}").read_text())
     assert not (tmp_path / "-").exists()
@@ -95,7 +89,6 @@ def process(run: Path, images: int, **streams: Any) -> subprocess.Popen[str]:
 def test_a_reader_that_leaves_ends_it_quietly(trained: SimpleNamespace, tmp_path: Path) -> None:
     save(tmp_path / "photo.jpg")
     with process(trained.run, 3000, stdout=subprocess.PIPE) as running:
-        assert running.stdout is not None
         assert running.stdout.readline().startswith("path,class,accepted,class_1")
         running.stdout.close()
         _, err = running.communicate(timeout=PATIENCE)
@@ -120,7 +113,6 @@ def test_a_listing_that_nobody_reads_ends_quietly(typed: str) -> None:
 def test_an_interruption_leaves_whole_rows_on_standard_output(trained: SimpleNamespace, tmp_path: Path) -> None:
     save(tmp_path / "photo.jpg")
     with process(trained.run, 3000, stdout=subprocess.PIPE) as running:
-        assert running.stdout is not None
         head = [running.stdout.readline() for _ in range(3)]
         running.send_signal(signal.SIGINT)
         rest, err = running.communicate(timeout=PATIENCE)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from fgzoo.prediction.inference import classify
 from fgzoo.prediction.rejection import Calibration, ClassMeans
 from tests import command
 from tests.builders import encode, picture
-from tests.command import Result, fgzoo
+from tests.command import predict, rows
 from tests.small import small
 
 
@@ -74,15 +72,6 @@ def without(bare: FineGrainedClassifier, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def predict(*arguments: object) -> Result:
-    return fgzoo("predict", *arguments, "--device", "cpu", "--num-workers", 0)
-
-
-def rows(result: Result) -> list[dict[str, str]]:
-    assert result.status == 0, result.err
-    return list(csv.DictReader(io.StringIO(result.out)))
-
-
 def rejected(found: list[Any]) -> list[bool]:
     return [one["class"] == "unknown" if isinstance(one, dict) else one.label == "unknown" for one in found]
 
@@ -123,7 +112,6 @@ def test_at_another_size_images_are_resized_in_proportion_and_nothing_is_unknown
 ) -> None:
     found = predict(checkpoint, *photos, "--size", 96)
     assert "temperature and thresholds hold at the checkpoint's own size" in found.err
-    assert bare.card is not None
     larger = small(card=replace(bare.card, image_size=96, resize=round(96 / bare.card.image_size * bare.card.resize)))
     expected = [max(one.probabilities) for one in larger.predict(photos)]
     assert [float(row["probability_1"]) for row in rows(found)] == pytest.approx(expected, abs=1e-5)
@@ -164,7 +152,6 @@ def test_energy_decides_where_it_is_the_score(model: FineGrainedClassifier, phot
     other = small()
     energies = [float(logits.logsumexp(0)) for logits in logits_of(other, photos)]
     middle = sorted(energies)[2] + 1e-4
-    assert model.calibration is not None
     other.calibration = replace(model.calibration, score="energy", thresholds=(middle, middle, middle))
     assert [one.accepted for one in other.predict(photos)] == [energy >= middle for energy in energies]
 
@@ -172,8 +159,7 @@ def test_energy_decides_where_it_is_the_score(model: FineGrainedClassifier, phot
 def test_a_terminal_shows_unknown(
     checkpoint: Path, photos: list[Path], scores: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    terminal = type("Terminal", (io.StringIO,), {"isatty": lambda self: True})
-    monkeypatch.setattr(command, "io", SimpleNamespace(StringIO=terminal))
+    monkeypatch.setattr(command, "io", SimpleNamespace(StringIO=command.Terminal))
     monkeypatch.setenv("COLUMNS", "200")
     shown = predict(checkpoint, *photos).out
     assert ["unknown" in line for line in shown.splitlines()[1:]] == lowest(scores, 2)

@@ -59,7 +59,7 @@ def plant(root: Path) -> Reported:
     altered[1].write_bytes(encode(Image.open(altered[0]).resize((60, 47)), quality=60))
     contradiction = root / "train" / NAMES[2] / "7.png", root / "train" / NAMES[3] / "again.png"
     shutil.copyfile(*contradiction)
-    return Reported(Path(), root, Report(Path(), [], []), mislabelled, copies, altered, contradiction)
+    return Reported(Path(), root, Report(Path(), []), mislabelled, copies, altered, contradiction)
 
 
 @pytest.fixture(scope="session")

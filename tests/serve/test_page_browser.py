@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fgzoo.serve.server import Server
-from tests.browser import find_browser
+from tests.browser import browsing
 from tests.builders import save
 from tests.serve.test_server import doubting, serving
 from tests.small import small
@@ -33,15 +33,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-    program = find_browser()
-    if program is None:
-        pytest.skip("no browser is installed, and FGZOO_BROWSER names none")
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage", *CAMERA]
-        running = driver.chromium.launch(executable_path=program, args=arguments)
+    with browsing(*CAMERA) as running:
         yield running
-        running.close()
 
 
 @pytest.fixture

@@ -200,7 +200,6 @@ def test_the_verb_says_where_it_is_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fgzoo", "serve", "mine.safetensors", "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     address = process.stdout.readline()
     assert address.startswith("http://127.0.0.1:")
     process.send_signal(signal.SIGINT)

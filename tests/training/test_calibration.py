@@ -43,7 +43,6 @@ def test_checkpoints_hold_what_their_weights_say_of_the_held_out_images(calibrat
         features, logits = model.features(model.normalize(images)), model(model.normalize(images)).logits
     cosines = torch.nn.functional.cosine_similarity(features[:, None], torch.stack(means), dim=2).amax(dim=1)
     expected = Calibration.fit(logits, targets)
-    assert model.calibration is not None
     assert model.calibration.score == "cosine"
     assert torch.allclose(model.calibration.scores(logits, features), cosines, atol=1e-3)
     assert (model.calibration.images, expected.images) == (6, 6)
@@ -54,7 +53,6 @@ def test_checkpoints_hold_what_their_weights_say_of_the_held_out_images(calibrat
 
 def test_the_run_says_it_in_a_file_and_a_line(calibrated: SimpleNamespace) -> None:
     found = load(calibrated.run).calibration
-    assert found is not None
     said = json.loads((calibrated.run / "calibration.json").read_text())
     assert {name: said[name] for name in ("score", "images")} == {"score": "cosine", "images": 6}
     assert said["thresholds"] == list(found.thresholds)
