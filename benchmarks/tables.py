@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -28,7 +28,7 @@ VIEWS = {"": "1", "@flip": "2 (flip)", "@ten-crop": "10 (ten-crop)"}
 #: Columns that are averaged over runs: what the tables call them, and digits.
 MEANS = {
     "passes": ("passes a training image", 1), "train_gmac": ("GMAC a training image, forward", 2),
-    "test_gmac": ("GMAC a test image", 2), "parameters": ("parameters, M", 1), "train_seconds": ("training, s", 0),
+    "test_gmac": ("GMAC a test image", 2), "parameters": ("parameters, M", 1),
 }  # fmt: skip
 #: The columns that README shows.
 README_COLUMNS = ("what", "runs", "top-1 %", "to Baseline", "to parent", "passes a training image")
@@ -160,8 +160,11 @@ class Block(NamedTuple):
         by_label = {group.label: group for group in self.groups}
         others = [group for group in self.groups if group not in self.baselines]
         needed = {(group.backbone, group.epochs) for group in others}
+        # Time and memory are those of the machine that most runs are of.
+        usual = Counter(run["hardware"] for group in self.groups for run in group.runs.values()).most_common(1)[0][0]
         rows = []
         for group in self.groups:
+            timed = group._replace(runs={key: run for key, run in group.runs.items() if run["hardware"] == usual})
             to_baseline = to_parent = ""
             if group in others:
                 base, parent = self.baseline_for(group, group.epochs), by_label.get(parents.get(group.label, ""))
@@ -177,7 +180,8 @@ class Block(NamedTuple):
                 "tail %": mean_std(group.values("tail")),
                 "NLL": mean_std(group.values("nll"), 1, 3), "ECE %": mean_std(group.values("ece")),
                 **{name: f"{statistics.mean(group.values(key)):.{digits}f}" for key, (name, digits) in MEANS.items()},
-                "peak memory, GiB": f"{max(group.values('peak_gib')):.1f}" if group.values("peak_gib") else "-",
+                "training, s": f"{statistics.mean(timed.values('train_seconds')):.0f}" if timed.runs else "-",
+                "peak memory, GiB": f"{max(timed.values('peak_gib')):.1f}" if timed.values("peak_gib") else "-",
                 "precision": ", ".join(dict.fromkeys(run["precision"] for run in group.runs.values())),
             })  # fmt: skip
         columns = [name for name in wanted or rows[0] if any(row[name] not in ("", "-") for row in rows)]
@@ -298,6 +302,9 @@ LEGEND = (
 )
 
 
+OF_ONE_MACHINE = "; they, and memory, are of the machine that most runs are of"
+
+
 def plan_page(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
     """All tables of a plan as Markdown."""
     machines = {f"{row['hardware']}, {row['threads']} thread(s) a run, torch {row['torch']}" for row in rows}
@@ -305,7 +312,8 @@ def plan_page(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
         f"# {plan.title}",
         plan.notes.strip(),
         LEGEND,
-        f"{'; '.join(sorted(machines))}. Seconds where other work ran on the machine are an upper bound.",
+        f"{'; '.join(sorted(machines))}. Seconds where other work ran on the machine are an upper bound"
+        f"{OF_ONE_MACHINE if len({row['hardware'] for row in rows}) > 1 else ''}.",
         f"`python benchmarks/accuracy.py run {plan.name}` makes the runs, `make table` this page. Every run's command, "
         f"settings and environment: `{plan.name}.csv`; its epochs: `{plan.name}_epochs.csv`.",
     ]

@@ -484,6 +484,16 @@ def test_tables_pair_methods_with_baseline_and_parent(bench: Any, finished: Path
     assert "[" not in line_of(report(bench, finished, arrays={}), "| RRA |")
 
 
+def test_seconds_are_those_of_one_machine(bench: Any, finished: Path) -> None:
+    rows = [
+        row | ({"hardware": "another", "train_seconds": "9999"} if row["cell"] == "rra-seed1" else {})
+        for row in results(bench, finished).rows
+    ]
+    assert line_of(report(bench, finished, rows), "| RRA |").split(" | ")[-3] == "10"
+    alone = [row for row in rows if row["cell"] != "rra-seed0"]
+    assert line_of(report(bench, finished, alone), "| RRA |").split(" | ")[-3] == "-"
+
+
 def test_probabilities_are_averaged_and_stand_beside_the_same_seeds_alone(bench: Any, finished: Path) -> None:
     kept = results(bench, finished)
     fewer = [row for row in kept.rows if (row["label"], row["seed"]) != ("RRA", "1")]
