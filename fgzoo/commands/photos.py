@@ -16,7 +16,7 @@ from fgzoo.data.layouts import find
 from fgzoo.prediction.rejection import REJECTED, Calibration
 from fgzoo.recipes import recipe_files
 from fgzoo.reporting.report import write_report
-from fgzoo.training.arguments import settings_of, values_of
+from fgzoo.training.arguments import expand_presets, settings_of, values_of
 from fgzoo.training.command import TrainingCLI, run
 
 #: What trains where no method is named, and why: benchmarks/results/accuracy/converged.md. SRBN stands higher there, by one seed.
@@ -87,6 +87,9 @@ def choose(photos: str, arguments: Sequence[str], gpu: bool) -> tuple[list[str],
         if not gpu:
             chosen += ["--config", "small"]
             reasons.append("Preset: small, since there is no GPU: a small backbone whose lowest levels stay as they are.")
+        elif recipe in recipe_files():
+            epochs = settings_of(expand_presets(chosen))["trainer"]["max_epochs"]
+            reasons.append(f"Recipe: {recipe}, the method's own of {epochs} epochs, since there is a GPU (--config small is shorter).")
     own = [word for name, value in layout.arguments.items() for word in (f"--data.{name}", str(value))]
     return [*chosen, *own], reasons
 

@@ -58,6 +58,14 @@ def test_method_and_preset_are_chosen_where_none_is_named(
     assert chosen[chosen.index("--data.root") + 1] == root
 
 
+def test_a_gpu_gets_the_full_recipe_and_is_told_so(trained: SimpleNamespace) -> None:
+    root = str(trained.folder / "my photos")
+    said = "Recipe: folder/rra, the method's own of 90 epochs, since there is a GPU (--config small is shorter)."
+    assert said in choose(root, [], True)[1]
+    for typed, gpu in (([], False), (["--config", "small"], True), (["--model", "mypkg.Peak"], True)):
+        assert "Recipe:" not in " ".join(choose(root, typed, gpu)[1])
+
+
 def test_an_official_data_set_has_its_own_recipe_and_split(tmp_path: Path) -> None:
     chosen, said = choose(str(make_cub(tmp_path)), [], True)
     assert chosen == ["--config", "cub/rra", "--data.root", str(tmp_path / "CUB_200_2011")]
