@@ -89,7 +89,7 @@ def choose(photos: str, arguments: Sequence[str], gpu: bool) -> tuple[list[str],
             reasons.append("Preset: small, since there is no GPU: a small backbone whose lowest levels stay as they are.")
         elif recipe in recipe_files():
             epochs = settings_of(expand_presets(chosen))["trainer"]["max_epochs"]
-            reasons.append(f"Recipe: {recipe}, the method's own of {epochs} epochs, since there is a GPU (--config small is shorter).")
+            reasons.append(f"Recipe: {recipe}, the method's own of {epochs} epochs, as there is a GPU (shorter: --config small).")
     own = [word for name, value in layout.arguments.items() for word in (f"--data.{name}", str(value))]
     return [*chosen, *own], reasons
 

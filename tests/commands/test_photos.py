@@ -60,7 +60,7 @@ def test_method_and_preset_are_chosen_where_none_is_named(
 
 def test_a_gpu_gets_the_full_recipe_and_is_told_so(trained: SimpleNamespace) -> None:
     root = str(trained.folder / "my photos")
-    said = "Recipe: folder/rra, the method's own of 90 epochs, since there is a GPU (--config small is shorter)."
+    said = "Recipe: folder/rra, the method's own of 90 epochs, as there is a GPU (shorter: --config small)."
     assert said in choose(root, [], True)[1]
     for typed, gpu in (([], False), (["--config", "small"], True), (["--model", "mypkg.Peak"], True)):
         assert "Recipe:" not in " ".join(choose(root, typed, gpu)[1])
