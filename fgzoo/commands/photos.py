@@ -19,7 +19,8 @@ from fgzoo.reporting.report import write_report
 from fgzoo.training.arguments import expand_presets, settings_of, values_of
 from fgzoo.training.command import TrainingCLI, run
 
-#: What trains where no method is named, and why: benchmarks/results/accuracy/converged.md. SRBN stands higher there, by one seed.
+#: What trains where no method is named, and why: benchmarks/results/accuracy/converged.md. SRBN, Coarse2Fine and WS-DAN stand as
+#: high there; RRA takes the least time of them, and is above plain fine-tuning where what decides is smallest (traits.md), too.
 METHOD, WHY = "rra", "which stands above plain fine-tuning of as much time on folds of birds and cars"
 
 
