@@ -111,7 +111,8 @@ def views(plan: str, *, root: Sequence[str] = (), runs: Path = RUNS) -> None:
         root: Folders of data sets, NAME=PATH, or PATH where there is one.
         runs: Where runs lie; those whose checkpoints are gone are left out.
     """
-    results, places, viewed = Results(read_plan(plan).name), paths_by_name(root, "--root"), {}
+    name, places, viewed = read_plan(plan).name, paths_by_name(root, "--root"), {}
+    results = Results(name)
     for row in (row for row in results.rows if row["label"] == BASELINE and (runs / row["cell"] / LAST).is_file()):
         model = load(runs / row["cell"] / LAST)
         images = FGVCDataModule(row["dataset"], places.get(row["dataset"], places.get("")))
@@ -126,7 +127,7 @@ def views(plan: str, *, root: Sequence[str] = (), runs: Path = RUNS) -> None:
                 viewed[predicted_name(row) + view] = found
             say(f"{row['cell']}, {VIEWS[view]}: {(found == results.arrays[targets_name(row)]).mean():.4f}")
     with FileLock(runs / ".collect.lock"):  # others may have brought in runs meanwhile
-        results = Results(read_plan(plan).name)
+        results = Results(name)
         results.arrays |= viewed
         results.write()
 

@@ -129,10 +129,12 @@ def test_a_checkout_has_its_checkpoints_and_their_cards(name: str) -> None:
     assert ("**A subset**" in card) == (entry.classes < 200)
 
 
-def test_the_four_methods_are_at_most_sixty_megabytes() -> None:
-    four = [entry for entry in IN_REPOSITORY.values() if entry.method in ("rra", "iagn", "coarse2fine", "srbn")]
+def test_the_four_methods_are_at_most_sixty_megabytes_and_others_small() -> None:
+    methods = ("rra", "iagn", "coarse2fine", "srbn")
+    four = [entry.size for entry in IN_REPOSITORY.values() if entry.method in methods]
     assert len(four) == 4
-    assert sum(entry.size for entry in four) <= 60_000_000
+    assert sum(four) <= 60_000_000
+    assert all(entry.size <= 5_000_000 for entry in IN_REPOSITORY.values() if entry.method not in methods)
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "checkpoints").glob("*.onnx")), ids=lambda path: path.stem)
