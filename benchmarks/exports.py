@@ -21,9 +21,10 @@ from common import Row
 
 from fgzoo.checkpoints.loading import load
 from fgzoo.checkpoints.run_folder import resolve
+from fgzoo.export import Format
 from fgzoo.export.graph import description, evaluation_network, onnx_bytes, onnx_file, openvino_files, outputs_of, trace
 from fgzoo.export.parity import Run, prepared, read
-from fgzoo.export.quantization import quantization_images, quantized, thinned
+from fgzoo.export.quantization import INT8_BATCH, quantization_images, quantized, thinned
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction.inference import required_card
 
@@ -97,8 +98,9 @@ def files(
     for bits, bytes_ in (("", content), (", int8", quantized(content, calibration))):
         for name, write, suffix in (("onnxruntime", onnx_file, ".onnx"), ("OpenVINO", openvino_files, ".xml")):
             what, path = f"{name}{bits}", folder / f"{name}{len(bits)}{suffix}"
-            write(bytes_, about, path)
-            runs[what] = read(path, "onnx" if suffix == ".onnx" else "openvino")
+            form: Format = "onnx" if suffix == ".onnx" else "openvino"
+            write(bytes_, about | {"batch": INT8_BATCH[form] if bits else None}, path)
+            runs[what] = read(path, form)
             sizes[what] = sum(file.stat().st_size for file in folder.glob(f"{path.stem}.*"))
     return runs, sizes
 

@@ -37,7 +37,7 @@ from fgzoo.export.graph import (
     trace,
 )
 from fgzoo.export.parity import Parity, Run, compare, comparison_images, prepared, read
-from fgzoo.export.quantization import QuantizationImages, check_loss, measure, quantized
+from fgzoo.export.quantization import INT8_BATCH, QuantizationImages, check_loss, measure, quantized
 from fgzoo.files import user_path
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction.inference import ImageLike, listed, required_card
@@ -141,6 +141,7 @@ def _quantize(
 ) -> None:
     """Put an eight-bit file in the place of a float one, `run`, and what it costs into its description."""
     eight = quantized(content, prepared(model, images.calibration))
+    about["batch"] = INT8_BATCH[form]
     _write(eight, about, path, form)
     loss = measure(run, read(path, form), prepared(model, images.measured), images.targets, images.kind)
     check_loss(loss, force)

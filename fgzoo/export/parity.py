@@ -108,10 +108,11 @@ def _openvino_run(path: Path) -> Run:
     how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
     model = core.compile_model(path, "CPU", how)
     names = [output.any_name for output in model.outputs]
+    batch = model.input().partial_shape[0]
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        found = model(images.numpy())
-        return {name: torch.from_numpy(found[name]) for name in names}
+        found = [model(part.numpy()) for part in images.split(batch.get_length() if batch.is_static else len(images))]
+        return {name: torch.cat([torch.from_numpy(answers[name]) for answers in found]) for name in names}
 
     return run
 

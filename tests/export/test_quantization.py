@@ -9,15 +9,26 @@ from types import SimpleNamespace
 import onnx
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgzoo import load
 from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import ExportError, UsageError
 from fgzoo.export.exporting import export
+from fgzoo.export.graph import NamedOutputs, onnx_bytes, onnx_file, openvino_files, outputs_of, trace
 from fgzoo.export.parity import probes, read
-from fgzoo.export.quantization import Loss, QuantizationImages, check_loss, measure, quantization_images, thinned
+from fgzoo.export.quantization import (
+    INT8_BATCH,
+    Loss,
+    QuantizationImages,
+    check_loss,
+    measure,
+    quantization_images,
+    quantized,
+    thinned,
+)
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.nn.output import MethodOutput
 from tests.builders import make_folder, picture
 from tests.command import fgzoo
 from tests.small import NAMES, small
@@ -60,8 +71,39 @@ def test_openvino_takes_the_same_eight_bits(model: FineGrainedClassifier, images
     export(model, tmp_path / "float.xml", "openvino")
     about, _ = export(model, tmp_path / "int8.xml", "openvino", quantization=images, force=True)
     assert about["int8"]["after"] >= 0.75
+    assert about["batch"] == 1
     sizes = [(tmp_path / f"{name}.bin").stat().st_size for name in ("int8", "float")]
     assert sizes[0] < 0.6 * sizes[1]
+
+
+class TwoReaders(nn.Module):
+    """Features behind both logits and a map: OpenVINO gets them wrong in eight bits when the batch is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second = nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16)
+        self.features = nn.Sequential(first, nn.ReLU6(), second, nn.ReLU6(), nn.Conv2d(16, 32, 1), nn.ReLU6())
+        self.classifier = nn.Linear(32, 4)
+
+    def forward(self, images: Tensor) -> MethodOutput:
+        features = self.features(images)
+        logits = self.classifier(features.mean(dim=(2, 3)))
+        weight = self.classifier.weight[logits.argmax(dim=1)]
+        return MethodOutput(logits, {}, (weight[:, :, None, None] * features).sum(dim=1, keepdim=True))
+
+
+def test_openvino_computes_eight_bits_as_onnxruntime_does(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    program = trace(NamedOutputs(TwoReaders().eval()), 32)
+    about = {"method": "two readers", "outputs": outputs_of(program), "batch": INT8_BATCH["openvino"]}
+    content = quantized(onnx_bytes(program, about), [probes(8, 32, seed=0)])
+    onnx_file(content, about, tmp_path / "a.onnx")
+    openvino_files(content, about, tmp_path / "a.xml")
+    images = probes(5, 32, seed=1)
+    found, wanted = read(tmp_path / "a.xml", "openvino")(images), read(tmp_path / "a.onnx", "onnx")(images)
+    for name, answer in wanted.items():
+        torch.testing.assert_close(found[name], answer, atol=1e-3, rtol=0)
 
 
 def answering(*classes: int) -> Tensor:
