@@ -234,17 +234,25 @@ class Block(NamedTuple):
 
     def averaged(self) -> str:
         """What the averaged probabilities of all compared groups reach, in runs of which they are known."""
-        hits = {}
-        for seed, run in self.compared[0].runs.items() if len(self.compared) == len(self.plan.compare) > 1 else ():
-            names = [f"probabilities/{group.runs.get(seed, {}).get('cell')}" for group in self.compared]
-            if all(name in self.arrays for name in names):
-                predicted = np.mean([self.arrays[name] for name in names], axis=0, dtype=np.float32).argmax(axis=1)
-                hits[seed] = float((predicted == self.arrays[targets_name(run)]).mean())
-        if not hits:
+        if len(self.compared) != len(self.plan.compare) or len(self.compared) < 2:
             return ""
+        runs, arrays = {}, dict(self.arrays)
+        for seed, run in self.compared[0].runs.items():
+            names = [f"probabilities/{group.runs.get(seed, {}).get('cell')}" for group in self.compared]
+            if all(name in arrays for name in names):
+                predicted = np.mean([arrays[name] for name in names], axis=0, dtype=np.float32).argmax(axis=1)
+                right = float((predicted == arrays[targets_name(run)]).mean())
+                runs[seed] = run | {"cell": f"{run['cell']}, averaged", "top1": right}
+                arrays[predicted_name(runs[seed])] = predicted
+        if not runs:
+            return ""
+        together = self.compared[0]._replace(runs=runs)
+        base = self.baseline_for(together, together.epochs)
+        gained = "" if base is None else f", {difference(together, base, arrays)} to {base.label}"
         # Of the seeds that were averaged alone: some members may have more.
-        alone = ", ".join(f"{group.label} {mean_std(group.of(hits).values('top1'))}" for group in self.compared)
-        return f"Probabilities of {', '.join(self.plan.compare)} averaged: {mean_std(list(hits.values()))} % ({alone})."
+        alone = ", ".join(f"{group.label} {mean_std(group.of(runs).values('top1'))}" for group in self.compared)
+        labels = ", ".join(self.plan.compare)
+        return f"Probabilities of {labels} averaged: {mean_std(together.values('top1'))} %{gained} ({alone})."
 
 
 def blocks_of(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> list[Block]:

@@ -501,7 +501,10 @@ def test_probabilities_are_averaged_and_stand_beside_the_same_seeds_alone(bench:
     right = (sum(members).argmax(axis=1) == kept.arrays["targets/" + "f" * 16]).mean()
     parent = next(row for row in kept.rows if row["cell"] == "rras-parent-seed0")
     line = line_of(report(bench, finished, fewer), "Probabilities of RRA's parent, RRA averaged")
-    assert f"averaged: {100 * right:.1f} % (RRA's parent {100 * float(parent['top1']):.1f}, RRA " in line
+    baseline = next(row for row in kept.rows if row["cell"] == "baseline-seed0")
+    gained = f"{100 * (right - float(baseline['top1'])):+z.1f} ["
+    assert f"averaged: {100 * right:.1f} %, {gained}" in line
+    assert f"] to Baseline (RRA's parent {100 * float(parent['top1']):.1f}, RRA " in line
 
 
 def test_differences_are_averaged_over_data_sets_that_have_the_row(bench: Any, finished: Path) -> None:
