@@ -45,6 +45,7 @@ class Experiment:
     label: str = ""
     arguments: str = ""
     parent: str = ""  # label of the experiment that it is also compared with
+    parent_epochs: int = 0  # in which the parent trains as long as this one, to be compared with, too; 0: that is not run
     variants: tuple[str, ...] = ()  # names of those under which it runs; by default all
     teachers: tuple[str, ...] = ()  # labels of experiments whose runs of the same data, seed and fold it learns from
 
@@ -105,6 +106,8 @@ def _checked(plan: Plan) -> Plan:
                 raise UsageError(f"{key}: there is no '{name}', only {', '.join(known)}")
     for row in rows:
         find_method(row.method)
+        if row.parent_epochs and not row.parent:
+            raise UsageError(f"parent_epochs: {row.label} has no parent")
         if row.teachers and "--model.teacher_weight" not in row.arguments:
             raise UsageError(f"teachers: {row.label} needs --model.teacher_weight, which tells its command from others")
     return replace(plan, rows=rows)
@@ -161,7 +164,8 @@ def cells_of(plan: Plan, passes: Callable[[Cell], float]) -> list[Cell]:
     for variant in plan.variants:
         for dataset in variant.datasets or plan.datasets:
             rows = [row for row in plan.rows if not row.variants or variant.name in row.variants]
-            for experiment in [*rows, *_longer_baselines(plan, variant, dataset, rows, passes)]:
+            longer = [*_longer_baselines(plan, variant, dataset, rows, passes), *longer_parents(rows).values()]
+            for experiment in [*rows, *longer]:
                 for cell in _runs(plan, variant, dataset, experiment):
                     cells.setdefault(cell.command, cell)
                     if commands.setdefault(cell.name, cell.command) != cell.command:
@@ -230,6 +234,20 @@ def _longer_baselines(
                 typed = f"{arguments} --trainer.max_epochs {epochs}".strip()
                 found[cell.backbone, epochs] = Experiment(base.method, f"{label}, {epochs} epochs", typed)
     return list(found.values())
+
+
+def longer_parents(rows: Sequence[Experiment]) -> dict[str, Experiment]:
+    """The parents that train as long as a row, by that row's label."""
+    by_label = {row.label: row for row in rows}
+    return {
+        row.label: Experiment(
+            by_label[row.parent].method,
+            f"{row.parent}, {row.parent_epochs} epochs",
+            f"{by_label[row.parent].arguments} --trainer.max_epochs {row.parent_epochs}".strip(),
+        )
+        for row in rows
+        if row.parent_epochs and row.parent in by_label
+    }
 
 
 def epochs_of_equal_passes(epochs: int, passes: float) -> int:

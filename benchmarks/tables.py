@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from common import Row, markdown_table
 from numpy.typing import NDArray
-from plan import BASELINE, Plan, epochs_of_equal_passes, plan_names, read_plan
+from plan import BASELINE, Plan, epochs_of_equal_passes, longer_parents, plan_names, read_plan
 from results import Arrays, Results, predicted_name, targets_name
 
 from fgzoo.errors import UsageError
@@ -158,7 +158,8 @@ class Block(NamedTuple):
         """All groups beside the baseline of as many epochs and beside their parent, with the wanted columns or all."""
         parents = {row.label: row.parent for row in self.plan.rows}
         by_label = {group.label: group for group in self.groups}
-        others = [group for group in self.groups if group not in self.baselines]
+        elsewhere = {parent.label for parent in longer_parents(self.plan.rows).values()}
+        others = [group for group in self.groups if group not in self.baselines and group.label not in elsewhere]
         needed = {(group.backbone, group.epochs) for group in others}
         # Time and memory are those of the machine that most runs are of.
         usual = Counter(run["hardware"] for group in self.groups for run in group.runs.values()).most_common(1)[0][0]
@@ -170,7 +171,7 @@ class Block(NamedTuple):
                 base, parent = self.baseline_for(group, group.epochs), by_label.get(parents.get(group.label, ""))
                 to_baseline = "" if base is None else difference(group, base, self.arrays)
                 to_parent = "" if parent is None else difference(group, parent, self.arrays)
-            elif group.label != BASELINE and (group.backbone, group.epochs) not in needed:
+            elif group.label in elsewhere or (group.label != BASELINE and (group.backbone, group.epochs) not in needed):
                 continue
             rows.append({
                 "what": group.label, "model": f"`{group.method} {group.arguments}".strip() + "`",
@@ -200,6 +201,21 @@ class Block(NamedTuple):
                 "what": group.label, "runs": len(mine.runs), "top-1 %": mean_std(mine.values("top1")), "epochs": group.epochs,
                 "passes an image in all": f"{group.epochs * passes:.0f}", "Baseline's epochs": base.epochs,
                 "Baseline's top-1 %": mean_std(theirs.values("top1")), "difference": difference(mine, theirs, self.arrays),
+            })  # fmt: skip
+        return markdown_table(rows)
+
+    def equal_time(self) -> str:
+        """Groups beside their parent that trained as long, both of the seeds that they share."""
+        by_label, rows = {group.label: group for group in self.groups}, []
+        for label, longer in longer_parents(self.plan.rows).items():
+            group, parent = by_label.get(label), by_label.get(longer.label)
+            if group is None or parent is None or not group.runs.keys() & parent.runs.keys():
+                continue
+            mine, theirs = paired(group, parent)
+            rows.append({
+                "what": label, "runs": len(mine.runs), "top-1 %": mean_std(mine.values("top1")), "epochs": group.epochs,
+                "its parent": longer.label, "the parent's top-1 %": mean_std(theirs.values("top1")),
+                "difference": difference(mine, theirs, self.arrays),
             })  # fmt: skip
         return markdown_table(rows)
 
@@ -330,6 +346,7 @@ def plan_page(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
         sections = {
             f"## {block.dataset}, {block.variant}": block.equal_epochs(),
             "### Equal passes": block.equal_passes(),
+            "### Parents that train as long": block.equal_time(),
             f"### More views of a test image\n\n{MORE_VIEWS}": block.views(),
             "### Together": "\n\n".join(filter(None, [block.agreement(), block.averaged()])),
         }

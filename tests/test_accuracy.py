@@ -149,6 +149,7 @@ def finished(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
+        ("method: rra-parent}", "method: rra-parent, parent_epochs: 6}", "parent_epochs: RRA's parent has no parent"),
         ("method: rra-parent", "method: rrra", "no method 'rrra'; did you mean 'rra'?"),
         ("parent: RRA's parent", "parnt: RRA's parent", "'parnt' is not accepted"),
         ("parent: RRA's parent", "parent: RRAs parent", "parent: there is no 'RRAs parent', only Baseline"),
@@ -530,6 +531,22 @@ def test_what_had_equal_passes_stands_beside_the_same_seeds_alone(bench: Any, fi
     )
     line = line_of(report(bench, finished, fewer, {}).partition("### Equal passes")[2], "| RRA |")
     assert line == f"| RRA | 1 | {100 * mine:.1f} | 4 | 8 | 8 | {100 * theirs:.1f} | {100 * (mine - theirs):+.1f} |"
+
+
+def test_a_parent_that_trains_as_long_stands_beside_the_same_seeds_alone(bench: Any, finished: Path, tmp_path: Path) -> None:
+    plan_file = tmp_path / "small_plan.yaml"
+    plan_file.write_text(PLAN.replace("parent: RRA's parent}", "parent: RRA's parent, parent_epochs: 6}"))
+    longer = [cell for cell in cells_of(bench, plan_file) if cell.experiment.label == "RRA's parent, 6 epochs"]
+    assert [(cell.epochs, cell.experiment.method, cell.seed) for cell in longer] == [(6, "rra-parent", 0), (6, "rra-parent", 1)]
+    kept = results(bench, finished)
+    known = {row["cell"]: row for row in kept.rows}
+    rows = [*kept.rows, known["baseline-seed0"] | {"cell": longer[0].name, "label": "RRA's parent, 6 epochs", "epochs": "6"}]
+    text: str = bench.tables.plan_page(bench.plan.read_plan(str(plan_file)), rows, {})
+    mine, theirs = (float(known[name]["top1"]) for name in ("rra-seed0", "baseline-seed0"))
+    where, _, part = text.partition("### Parents that train as long")
+    shown = f"| RRA | 1 | {100 * mine:.1f} | 4 | RRA's parent, 6 epochs | {100 * theirs:.1f} | {100 * (mine - theirs):+z.1f} |"
+    assert line_of(part, "| RRA |") == shown
+    assert "6 epochs" not in where
 
 
 def test_the_table_of_views_pairs_methods_with_each(bench: Any, finished: Path) -> None:
