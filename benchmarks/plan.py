@@ -67,7 +67,7 @@ class Plan:
     notes: str = ""  # what must stand beside the numbers
     compare: tuple[str, ...] = ()  # labels of those that are averaged, and that have the baseline run as long, and as many passes
     folds: int = 0  # into how many the training split is divided, to validate on; 0: the test split is run once
-    readme: int = 0  # README shows the measured plan of the lowest number; 0: never this one
+    readme: int = 0  # the place among the plans that README shows; 0: not shown
     name: str = ""  # the file's, without its ending
 
 

@@ -357,7 +357,7 @@ def plan_page(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
 
 
 def readme_part(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
-    """README's table: the plan's rows as they are set today, in its first variant."""
+    """README's tables, one a data set: the plan's rows as they are set today, in its first variant."""
     # A row of earlier settings may have the label of today's.
     current = {(row.label, row.method, row.arguments) for row in plan.rows}
     blocks = [
@@ -365,11 +365,11 @@ def readme_part(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
         for block in blocks_of(plan, rows, arrays)
     ]
     page = f"[what this is, more tables, every run](benchmarks/results/accuracy/{plan.name}.md)"
-    if len(plan.datasets) > 1 and not plan.compare:
-        return f"{plan.title}; differences in points, with 95 % intervals: {page}.\n\n{over_datasets(blocks)}"
-    block = next(block for block in blocks if block.groups)
-    title = f"{plan.title}, {block.variant}; differences in points, with 95 % intervals: {page}."
-    return f"{title}\n\n{block.equal_epochs(README_COLUMNS)}"
+    tables = []
+    for block in (block for block in blocks if block.groups and block.variant == plan.variants[0].name):
+        title = ", ".join([plan.title, *([block.dataset] if len(plan.datasets) > 1 else []), block.variant])
+        tables.append(f"{title}; differences in points, with 95 % intervals: {page}.\n\n{block.equal_epochs(README_COLUMNS)}")
+    return "\n\n".join(tables)
 
 
 def pages() -> dict[Path, str]:
@@ -382,7 +382,7 @@ def pages() -> dict[Path, str]:
             plan = read_plan(name)
             texts[results.page] = plan_page(plan, results.rows, results.arrays)
             parts |= {plan.readme: readme_part(plan, results.rows, results.arrays)} if plan.readme else {}
-    part = parts[min(parts)] if parts else "No accuracy has been measured yet."
+    part = "\n\n".join(parts[place] for place in sorted(parts)) or "No accuracy has been measured yet."
     between = re.compile(f"(?<={BEGIN}\n).*(?=\n{END})", re.DOTALL)
     texts[README], found = between.subn(lambda _: part, README.read_text(encoding="utf-8"))
     if found != 1:
