@@ -99,7 +99,7 @@ def files(
         for name, write, suffix in (("onnxruntime", onnx_file, ".onnx"), ("OpenVINO", openvino_files, ".xml")):
             what, path = f"{name}{bits}", folder / f"{name}{len(bits)}{suffix}"
             form: Format = "onnx" if suffix == ".onnx" else "openvino"
-            write(bytes_, about | {"batch": INT8_BATCH[form] if bits else None}, path)
+            write(bytes_, about | ({"batch": INT8_BATCH[form]} if bits and form in INT8_BATCH else {}), path)
             runs[what] = read(path, form)
             sizes[what] = sum(file.stat().st_size for file in folder.glob(f"{path.stem}.*"))
     return runs, sizes

@@ -141,7 +141,8 @@ def _quantize(
 ) -> None:
     """Put an eight-bit file in the place of a float one, `run`, and what it costs into its description."""
     eight = quantized(content, prepared(model, images.calibration))
-    about["batch"] = INT8_BATCH[form]
+    if form in INT8_BATCH:
+        about["batch"] = INT8_BATCH[form]
     _write(eight, about, path, form)
     loss = measure(run, read(path, form), prepared(model, images.measured), images.targets, images.kind)
     check_loss(loss, force)

@@ -51,7 +51,7 @@ def description(model: FineGrainedClassifier, name: str) -> dict[str, Any]:
         of that side; `shortest`: the shorter side, the other in proportion, rounded down), the central `crop`, division by 255,
         minus `mean`, divided by `std`, channels first. An image whose output `known` is below the `threshold` is unknown: that is
         its `score`, see [fgzoo.prediction.rejection][]. Where nothing was held out there is no such output, and `temperature`,
-        `score` and `threshold` are null. `batch` is the only size of a batch that the file takes, null where it takes any.
+        `score` and `threshold` are null. `batch`, where it is there, is the only size of a batch that the file takes.
     """
     card = required_card(model, "export")
     content: dict[str, Any] = {}
@@ -77,7 +77,6 @@ def description(model: FineGrainedClassifier, name: str) -> dict[str, Any]:
         "score": None if calibration is None else calibration.score,
         "threshold": None if calibration is None else calibration.threshold(),
         "input": "images, (batch, 3, image_size, image_size) float32, RGB: (pixel / 255 - mean) / std",
-        "batch": None,
         "fgzoo": __version__,
         "torch": torch.__version__,
         "opset": None,
@@ -216,13 +215,13 @@ def openvino_files(content: bytes, about: dict[str, Any], path: Path) -> None:
 
     Args:
         content: The ONNX file.
-        about: The description, which goes into the runtime information under the key of ONNX's metadata; its `batch` is fixed.
+        about: The description, which goes into the runtime information under the key of ONNX's metadata; where it has a `batch`, that is fixed.
         path: The `.xml`; the weights' `.bin` comes beside it.
     """
     import openvino
 
     model = openvino.Core().read_model(content)
-    if about["batch"] is not None:
+    if "batch" in about:
         model.reshape([about["batch"], *model.input().partial_shape[1:]])
     model.set_rt_info(json.dumps(about, ensure_ascii=False), ONNX_KEY)
     openvino.save_model(model, path, compress_to_fp16=False)
