@@ -215,7 +215,8 @@ def openvino_files(content: bytes, about: dict[str, Any], path: Path) -> None:
 
     Args:
         content: The ONNX file.
-        about: The description, which goes into the runtime information under the key of ONNX's metadata; where it has a `batch`, that is fixed.
+        about: The description, which goes into the runtime information under the key of ONNX's metadata; its `batch`, if it has
+            one, is fixed.
         path: The `.xml`; the weights' `.bin` comes beside it.
     """
     import openvino
