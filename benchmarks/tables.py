@@ -248,6 +248,19 @@ class Block(NamedTuple):
             rows.append({"predict the same class": f"{one.label} and {two.label}", "% of test images": same})
         return markdown_table(rows)
 
+    def mean_difference(self) -> str:
+        """How far all compared groups together are above the baseline on average, in the runs that all of them have."""
+        base = self.baseline_for(self.compared[0], self.compared[0].epochs) if self.compared else None
+        if base is None or len(self.compared) != len(self.plan.compare) or len(self.compared) < 2:
+            return ""
+        *members, base = paired(*self.compared, base)
+        gains = [gain(member, base, self.arrays) for member in members] if base.runs else [None]
+        known = [gained for gained in gains if gained is not None]
+        if len(known) < len(members):
+            return ""
+        shown = percentage_points(*with_interval([np.mean(known, axis=0)]))
+        return f"Mean of the differences of {', '.join(self.plan.compare)} to {base.label}: {shown}."
+
     def averaged(self) -> str:
         """What the averaged probabilities of all compared groups reach, in runs of which they are known."""
         if len(self.compared) != len(self.plan.compare) or len(self.compared) < 2:
@@ -348,7 +361,7 @@ def plan_page(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
             "### Equal passes": block.equal_passes(),
             "### Parents that train as long": block.equal_time(),
             f"### More views of a test image\n\n{MORE_VIEWS}": block.views(),
-            "### Together": "\n\n".join(filter(None, [block.agreement(), block.averaged()])),
+            "### Together": "\n\n".join(filter(None, [block.agreement(), block.mean_difference(), block.averaged()])),
         }
         text += [f"{title}\n\n{section}" for title, section in sections.items() if section]
     overall = over_datasets(blocks)

@@ -508,6 +508,17 @@ def test_probabilities_are_averaged_and_stand_beside_the_same_seeds_alone(bench:
     assert f"] to Baseline (RRA's parent {100 * float(parent['top1']):.1f}, RRA " in line
 
 
+def test_the_mean_difference_is_that_of_all_compared_rows(bench: Any, finished: Path) -> None:
+    kept = results(bench, finished)
+    top1 = {row["cell"]: float(row["top1"]) for row in kept.rows}
+    wanted = np.mean(
+        [top1[f"{name}-seed{seed}"] - top1[f"baseline-seed{seed}"] for name in ("rra", "rras-parent") for seed in (0, 1)]
+    )
+    start = "Mean of the differences of RRA's parent, RRA to Baseline: "
+    assert line_of(report(bench, finished), start).startswith(f"{start}{100 * wanted:+z.1f} [")
+    assert start not in report(bench, finished, arrays={})
+
+
 def test_differences_are_averaged_over_data_sets_that_have_the_row(bench: Any, finished: Path) -> None:
     rows = [row for row in results(bench, finished).rows if row["epochs"] == "4"]
     assert "Over the data sets" not in report(bench, finished, rows)
