@@ -130,6 +130,15 @@ def mean_std(values: Sequence[float], factor: float = 100.0, digits: int = 1) ->
     return f"{shown} ± {factor * statistics.stdev(values):.{digits}f}" if len(values) > 1 else shown
 
 
+def mean_seconds(group: Group, on_cpu: bool) -> str:
+    """How long runs train, by the clock or in CPU seconds, which pauses do not lengthen; of all epochs where one was resumed."""
+    seconds = group.values("train_seconds")
+    if on_cpu:
+        runs = group.runs.values()
+        seconds = [float(run["cost.cpu_seconds"]) * float(run["epochs"]) / float(run["cost.epochs"]) for run in runs]
+    return f"{statistics.mean(seconds):.0f}" if seconds else "-"
+
+
 class Block(NamedTuple):
     """Groups that may be compared, of one data set under one variant, and the tables made of them, empty without any rows."""
 
@@ -163,6 +172,8 @@ class Block(NamedTuple):
         needed = {(group.backbone, group.epochs) for group in others}
         # Time and memory are those of the machine that most runs are of.
         usual = Counter(run["hardware"] for group in self.groups for run in group.runs.values()).most_common(1)[0][0]
+        at_usual = [run for group in self.groups for run in group.runs.values() if run["hardware"] == usual]
+        on_cpu = all(run.get("cost.device") == "cpu" and run.get("cost.cpu_seconds") for run in at_usual)
         rows = []
         for group in self.groups:
             timed = group._replace(runs={key: run for key, run in group.runs.items() if run["hardware"] == usual})
@@ -181,7 +192,7 @@ class Block(NamedTuple):
                 "tail %": mean_std(group.values("tail")),
                 "NLL": mean_std(group.values("nll"), 1, 3), "ECE %": mean_std(group.values("ece")),
                 **{name: f"{statistics.mean(group.values(key)):.{digits}f}" for key, (name, digits) in MEANS.items()},
-                "training, s": f"{statistics.mean(timed.values('train_seconds')):.0f}" if timed.runs else "-",
+                "training, CPU s" if on_cpu else "training, s": mean_seconds(timed, on_cpu),
                 "peak memory, GiB": f"{max(timed.values('peak_gib')):.1f}" if timed.values("peak_gib") else "-",
                 "precision": ", ".join(dict.fromkeys(run["precision"] for run in group.runs.values())),
             })  # fmt: skip

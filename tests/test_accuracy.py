@@ -495,6 +495,15 @@ def test_seconds_are_those_of_one_machine(bench: Any, finished: Path) -> None:
     assert line_of(report(bench, finished, alone), "| RRA |").split(" | ")[-3] == "-"
 
 
+def test_seconds_are_the_cpus_where_all_runs_know_them(bench: Any, finished: Path) -> None:
+    spent = {"cost.device": "cpu", "cost.cpu_seconds": "3.0", "cost.epochs": "2"}  # resumed after two of four epochs
+    rows = [row | spent for row in results(bench, finished).rows]
+    text = report(bench, finished, rows)
+    column = line_of(text, "| what |").split(" | ").index("training, CPU s")
+    assert line_of(text, "| RRA |").split(" | ")[column] == "6"
+    assert "training, s" in report(bench, finished, [*rows[:-1], rows[-1] | {"cost.cpu_seconds": ""}])
+
+
 def test_probabilities_are_averaged_and_stand_beside_the_same_seeds_alone(bench: Any, finished: Path) -> None:
     kept = results(bench, finished)
     fewer = [row for row in kept.rows if (row["label"], row["seed"]) != ("RRA", "1")]
