@@ -21,12 +21,16 @@ from common import Row
 
 from fgzoo.checkpoints.loading import load
 from fgzoo.checkpoints.run_folder import resolve
-from fgzoo.export import Format
-from fgzoo.export.graph import description, evaluation_network, onnx_bytes, onnx_file, openvino_files, outputs_of, trace
+from fgzoo.export import SUFFIXES, Format
+from fgzoo.export.exporting import write
+from fgzoo.export.graph import description, evaluation_network, onnx_bytes, outputs_of, trace
 from fgzoo.export.parity import Run, prepared, read
-from fgzoo.export.quantization import INT8_BATCH, quantization_images, quantized, thinned
+from fgzoo.export.quantization import INT8_LIMITS, quantization_images, quantized, thinned
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction.inference import required_card
+
+#: What reads which format.
+RUNTIMES: dict[str, Format] = {"onnxruntime": "onnx", "OpenVINO": "openvino"}
 
 
 def exports(
@@ -96,10 +100,9 @@ def files(
     content = onnx_bytes(program, about)
     runs, sizes = {"torch": network}, {}
     for bits, bytes_ in (("", content), (", int8", quantized(content, calibration))):
-        for name, write, suffix in (("onnxruntime", onnx_file, ".onnx"), ("OpenVINO", openvino_files, ".xml")):
-            what, path = f"{name}{bits}", folder / f"{name}{len(bits)}{suffix}"
-            form: Format = "onnx" if suffix == ".onnx" else "openvino"
-            write(bytes_, about | ({"batch": INT8_BATCH[form]} if bits and form in INT8_BATCH else {}), path)
+        for name, form in RUNTIMES.items():
+            what, path = f"{name}{bits}", folder / f"{name}{len(bits)}{SUFFIXES[form]}"
+            write(bytes_, about | (INT8_LIMITS[form] if bits else {}), path, form)
             runs[what] = read(path, form)
             sizes[what] = sum(file.stat().st_size for file in folder.glob(f"{path.stem}.*"))
     return runs, sizes

@@ -226,28 +226,26 @@ def _longer_baselines(
     found: dict[tuple[str, int], Experiment] = {}
     for row in (row for row in rows if row.label in plan.compare):
         cell = _runs(plan, variant, dataset, row)[0]
-        label, arguments = base.label, base.arguments
+        its = base
         if cell.backbone != usual.backbone:
-            label, arguments = f"{label}, {cell.backbone}", f"{arguments} --model.backbone {cell.backbone}"
+            arguments = f"{base.arguments} --model.backbone {cell.backbone}"
+            its = replace(base, label=f"{base.label}, {cell.backbone}", arguments=arguments)
         for epochs in (cell.epochs, epochs_of_equal_passes(cell.epochs, passes(cell))):
             if (cell.backbone, epochs) != (usual.backbone, usual.epochs):
-                typed = f"{arguments} --trainer.max_epochs {epochs}".strip()
-                found[cell.backbone, epochs] = Experiment(base.method, f"{label}, {epochs} epochs", typed)
+                found[cell.backbone, epochs] = _longer(its, epochs)
     return list(found.values())
 
 
 def longer_parents(rows: Sequence[Experiment]) -> dict[str, Experiment]:
     """The parents that train as long as a row, by that row's label."""
     by_label = {row.label: row for row in rows}
-    return {
-        row.label: Experiment(
-            by_label[row.parent].method,
-            f"{row.parent}, {row.parent_epochs} epochs",
-            f"{by_label[row.parent].arguments} --trainer.max_epochs {row.parent_epochs}".strip(),
-        )
-        for row in rows
-        if row.parent_epochs and row.parent in by_label
-    }
+    wanted = [row for row in rows if row.parent_epochs and row.parent in by_label]
+    return {row.label: _longer(by_label[row.parent], row.parent_epochs) for row in wanted}
+
+
+def _longer(row: Experiment, epochs: int) -> Experiment:
+    """A row as it trains for so many epochs, compared with nothing."""
+    return Experiment(row.method, f"{row.label}, {epochs} epochs", f"{row.arguments} --trainer.max_epochs {epochs}".strip())
 
 
 def epochs_of_equal_passes(epochs: int, passes: float) -> int:

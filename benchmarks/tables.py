@@ -135,7 +135,7 @@ def mean_seconds(group: Group, on_cpu: bool) -> str:
     seconds = group.values("train_seconds")
     if on_cpu:
         runs = group.runs.values()
-        seconds = [float(run["cost.cpu_seconds"]) * float(run["epochs"]) / float(run["cost.epochs"]) for run in runs]
+        seconds = [float(run["cost.cpu_seconds"]) * float(run["epochs"]) / max(1.0, float(run["cost.epochs"])) for run in runs]
     return f"{statistics.mean(seconds):.0f}" if seconds else "-"
 
 
@@ -157,6 +157,11 @@ class Block(NamedTuple):
     def compared(self) -> list[Group]:
         """The groups beside which the baseline has longer runs."""
         return [group for group in self.groups if group.label in self.plan.compare]
+
+    @property
+    def has_all_compared(self) -> bool:
+        """Whether there are several groups to compare, and all of them are there."""
+        return len(self.compared) == len(self.plan.compare) > 1
 
     def baseline_for(self, group: Group, epochs: int) -> Group | None:
         """The baseline with a group's backbone that ran for so many epochs."""
@@ -261,8 +266,8 @@ class Block(NamedTuple):
 
     def mean_difference(self) -> str:
         """How far all compared groups together are above the baseline on average, in the runs that all of them have."""
-        base = self.baseline_for(self.compared[0], self.compared[0].epochs) if self.compared else None
-        if base is None or len(self.compared) != len(self.plan.compare) or len(self.compared) < 2:
+        base = self.baseline_for(self.compared[0], self.compared[0].epochs) if self.has_all_compared else None
+        if base is None:
             return ""
         *members, base = paired(*self.compared, base)
         gains = [gain(member, base, self.arrays) for member in members] if base.runs else [None]
@@ -274,7 +279,7 @@ class Block(NamedTuple):
 
     def averaged(self) -> str:
         """What the averaged probabilities of all compared groups reach, in runs of which they are known."""
-        if len(self.compared) != len(self.plan.compare) or len(self.compared) < 2:
+        if not self.has_all_compared:
             return ""
         runs, arrays = {}, dict(self.arrays)
         for seed, run in self.compared[0].runs.items():

@@ -37,7 +37,7 @@ from fgzoo.export.graph import (
     trace,
 )
 from fgzoo.export.parity import Parity, Run, compare, comparison_images, prepared, read
-from fgzoo.export.quantization import INT8_BATCH, QuantizationImages, check_loss, measure, quantized
+from fgzoo.export.quantization import INT8_LIMITS, QuantizationImages, check_loss, measure, quantized
 from fgzoo.files import user_path
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction.inference import ImageLike, listed, required_card
@@ -108,7 +108,7 @@ def export(
         try:
             with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
                 made = Path(folder, path.name)
-                _write(content, about, made, form)
+                write(content, about, made, form)
                 run = read(made, form)
                 parity = [output for kind, those in shown.items() for output in compare(network, run, those, kind)]
                 if quantization is not None:
@@ -122,7 +122,8 @@ def export(
     return about, parity
 
 
-def _write(content: bytes, about: dict[str, Any], path: Path, form: Format) -> None:
+def write(content: bytes, about: dict[str, Any], path: Path, form: Format) -> None:
+    """A file of what was made of a network, with its description; `content` is a program's (torch.export) or an ONNX file's."""
     if form == "torch-export":
         path.write_bytes(content)
     else:
@@ -141,13 +142,12 @@ def _quantize(
 ) -> None:
     """Put an eight-bit file in the place of a float one, `run`, and what it costs into its description."""
     eight = quantized(content, prepared(model, images.calibration))
-    if form in INT8_BATCH:
-        about["batch"] = INT8_BATCH[form]
-    _write(eight, about, path, form)
+    about |= INT8_LIMITS[form]
+    write(eight, about, path, form)
     loss = measure(run, read(path, form), prepared(model, images.measured), images.targets, images.kind)
     check_loss(loss, force)
     about["int8"] = loss._asdict()
-    _write(eight, about, path, form)
+    write(eight, about, path, form)
 
 
 def summary(outputs: Sequence[Parity]) -> str:

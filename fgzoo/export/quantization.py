@@ -34,9 +34,9 @@ T = TypeVar("T")
 CALIBRATION, MEASURED = 128, 2000
 #: What is computed in eight bits: products with weights, and what lies between them.
 WEIGHTED, BETWEEN = ("Conv", "Gemm", "MatMul"), ("Add", "Clip", "Relu", "MaxPool", "GlobalAveragePool")
-#: The batch of a quantised file, in formats that take no other. Where it is free, OpenVINO (2026.4, AVX-512) gets features wrong
-#: that logits and a map are both computed from, in networks with anything in eight bits; onnxruntime reads the same file rightly.
-INT8_BATCH: dict[Format, int] = {"openvino": 1}
+#: What a quantised file's description says besides. Where the batch is free, OpenVINO (2026.4, AVX-512) gets features wrong that
+#: logits and a map are both computed from, in networks with anything in eight bits; onnxruntime reads the same file rightly.
+INT8_LIMITS: dict[Format, dict[str, int]] = {"onnx": {}, "openvino": {"batch": 1}}
 #: The loss of accuracy, as a share of the images, above which a file is refused.
 LARGEST_LOSS = 0.01
 

@@ -18,7 +18,7 @@ from fgzoo.export.exporting import export
 from fgzoo.export.graph import NamedOutputs, onnx_bytes, onnx_file, openvino_files, outputs_of, trace
 from fgzoo.export.parity import probes, read
 from fgzoo.export.quantization import (
-    INT8_BATCH,
+    INT8_LIMITS,
     Loss,
     QuantizationImages,
     check_loss,
@@ -96,7 +96,7 @@ def test_openvino_computes_eight_bits_as_onnxruntime_does(tmp_path: Path) -> Non
     pytest.importorskip("openvino")
     torch.manual_seed(0)
     program = trace(NamedOutputs(TwoReaders().eval()), 32)
-    about = {"method": "two readers", "outputs": outputs_of(program), "batch": INT8_BATCH["openvino"]}
+    about = {"method": "two readers", "outputs": outputs_of(program)} | INT8_LIMITS["openvino"]
     content = quantized(onnx_bytes(program, about), [probes(8, 32, seed=0)])
     onnx_file(content, about, tmp_path / "a.onnx")
     openvino_files(content, about, tmp_path / "a.xml")
