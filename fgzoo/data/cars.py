@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fgzoo.data.folder import read_folder
+from fgzoo.data.folder import list_folder
 from fgzoo.data.lists import box_from_one, by_name, checked, first_five
 from fgzoo.data.matlab import read_matlab
 from fgzoo.data.records import Listing, Record
@@ -66,7 +66,7 @@ def list_cars(root: Path) -> Listing:
             return _single_list(folder)
         if (folder / "train").is_dir() and (folder / "test").is_dir():
             note = "Read from class folders: there are no boxes, and names and order of classes are the folders'."
-            listing = read_folder(folder)
+            listing = list_folder(folder)
             if absent := listing.lacking(listing.test):
                 raise DataError(
                     f"{folder / 'test'}: {len(absent)} classes of train do not occur in test: {first_five(absent)}. This copy of "

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from fgzoo.data.lists import checked, first_five
+from fgzoo.data.lists import checked, consistent, first_five
 from fgzoo.data.records import Listing, Record
 from fgzoo.data.tables import read_image_table
 from fgzoo.data.tree import ARCHIVES, TABLES, Labelled, Split, natural_order, read_class_folders, table_within
@@ -17,7 +17,16 @@ from fgzoo.errors import DataError
 
 
 def read_folder(root: Path, csv: Path | None = None) -> Listing:
-    """Read class folders, or a table, and check that the splits fit together.
+    """As [list_folder][], with every image there.
+
+    Raises:
+        DataError: As there; or images are missing.
+    """
+    return checked(list_folder(root, csv), root)
+
+
+def list_folder(root: Path, csv: Path | None = None) -> Listing:
+    """Read class folders, or a table, and check that the splits fit together; images of a table need not exist.
 
     Args:
         root: The folder, see [read_class_folders][fgzoo.data.tree.read_class_folders]; or a table itself.
@@ -30,7 +39,7 @@ def read_folder(root: Path, csv: Path | None = None) -> Listing:
         same on every machine.
 
     Raises:
-        DataError: As the two readers; or a split has a class that training lacks, there is one class only, or images are missing.
+        DataError: As the two readers; or a split has a class that training lacks, or there is one class only.
     """
     if root.is_file():
         if csv is not None:
@@ -60,9 +69,8 @@ def read_folder(root: Path, csv: Path | None = None) -> Listing:
 
     parts = {split: tuple(record(label, path) for label, path in splits.get(split, ())) for split in get_args(Split)}
     listing = Listing("folder", class_names, parts["train"], parts["test"], parts["val"], notes=notes)
-    return checked(
-        replace(listing, notes=(*notes, *_alike_classes(class_names), *absent_classes(listing, listing.val, listing.test))), root
-    )
+    more = (*_alike_classes(class_names), *absent_classes(listing, listing.val, listing.test))
+    return consistent(replace(listing, notes=(*notes, *more)), root)
 
 
 def _alike_classes(class_names: Sequence[str]) -> list[str]:

@@ -69,6 +69,7 @@ def find(path: str | Path, given: Mapping[str, Any] = MappingProxyType({})) -> L
     csv, folds, split_file = (given.get(name) for name in ("csv", "folds", "split_file"))
     listing = FGVCDataModule("folder", root, num_workers=0, csv=csv and str(csv)).listing
     arguments: dict[str, Any] = {"root": str(root)}
+    together = given.get("group_duplicates") in (None, True)
     apart, rest = [], listing.train
     if split_file:
         apart.append(f"parts are those of {split_file}")
@@ -83,15 +84,15 @@ def find(path: str | Path, given: Mapping[str, Any] = MappingProxyType({})) -> L
             fraction = typed if isinstance(typed, int | float) else usual
             if own or not fraction:
                 continue
-            arguments |= {name: fraction, "group_duplicates": True}
+            arguments[name] = fraction
             rest, held_out = stratified_holdout(rest, fraction, seed=0)
             few = listing.lacking(held_out)
             none = f", except of {len(few)} classes with too few images ({first_five(few)})" if few else ""
             apart.append(f"{100 * fraction:g}% {what}{none}")
         if folds:
-            arguments["group_duplicates"] = True
             apart.append(f"fold {given.get('fold', 0)} of {folds} of the training images for validation")
-        if "group_duplicates" in arguments and given.get("group_duplicates", True):
+        if apart and together:
+            arguments["group_duplicates"] = True
             apart.append("near-duplicates stay together")
     parts = {"training": listing.train, "validation": listing.val, "test": listing.test}
     sizes = ", ".join(f"{len(records)} {part}" for part, records in parts.items() if records)

@@ -192,7 +192,21 @@ def checked(listing: Listing, root: Path) -> Listing:
         root: Its folder, for the messages.
 
     Raises:
-        DataError: Fewer than two classes, a class without a training image, an image listed twice, or images missing.
+        DataError: As [consistent][] raises it; or images are missing.
+    """
+    if missing := missing_images(consistent(listing, root)):
+        raise DataError(
+            f"{root}: {len(missing)} of {len(listing.records)} listed images are missing: {first_five(missing)}. "
+            "Restore them or remove them from the lists."
+        )
+    return listing
+
+
+def consistent(listing: Listing, root: Path) -> Listing:
+    """The checks of [checked][] that need the lists alone.
+
+    Raises:
+        DataError: Fewer than two classes, a class without a training image, or an image listed twice.
     """
     names = listing.class_names
     if len(names) < 2:
@@ -206,11 +220,6 @@ def checked(listing: Listing, root: Path) -> Listing:
     counts = Counter(record.name for record in listing.records)
     if repeated := [name for name, count in counts.items() if count > 1]:
         raise DataError(f"{root}: {len(repeated)} images are listed more than once: {first_five(repeated)}. Keep one each.")
-    if missing := missing_images(listing):
-        raise DataError(
-            f"{root}: {len(missing)} of {len(counts)} listed images are missing: {first_five(missing)}. "
-            "Restore them or remove them from the lists."
-        )
     return listing
 
 

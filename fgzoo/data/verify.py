@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fgzoo.data.aircraft import list_aircraft
 from fgzoo.data.cars import list_cars
 from fgzoo.data.cub import list_cub
-from fgzoo.data.folder import read_folder
+from fgzoo.data.folder import list_folder
 from fgzoo.data.images import decode
 from fgzoo.data.lists import copied_files, first_five, missing_images
 from fgzoo.data.records import Listing
@@ -40,7 +40,7 @@ _LISTS: dict[str, Callable[[Path], Listing]] = {
     "cub": list_cub,
     "cars": list_cars,
     "aircraft": list_aircraft,
-    "folder": read_folder,
+    "folder": list_folder,
 }
 
 

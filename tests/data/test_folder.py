@@ -196,6 +196,14 @@ def test_verify_knows_no_official_size(tmp_path: Path) -> None:
     assert report.passed
 
 
+def test_verify_reports_what_a_table_names_and_is_not_there(tmp_path: Path) -> None:
+    make_csv(tmp_path, "images/nowhere.jpg,bird 1,train").rename(tmp_path / "images" / "list.csv")
+    (tmp_path / "images" / "class 0" / "image0.jpg").unlink()
+    report = verify("folder", tmp_path / "images" / "list.csv")
+    assert report.missing == ("images/class 0/image0.jpg", "images/nowhere.jpg")
+    assert not report.passed
+
+
 def test_verify_finds_files_that_are_in_two_splits(tmp_path: Path) -> None:
     root = make_folder(tmp_path)
     shutil.copy(root / "train/class 0/image0.jpg", root / "test/class 0/copy.jpg")

@@ -65,6 +65,13 @@ def test_what_is_typed_is_what_is_said(given: dict[str, Any], said: str, tmp_pat
     assert not parts & set(found.arguments)
 
 
+@pytest.mark.parametrize("parts", [{}, {"folds": 4, "fold": 1}])
+def test_near_duplicates_that_may_be_parted_stay_so(parts: dict[str, int], tmp_path: Path) -> None:
+    found = find(make_folder(tmp_path, splits=()), {"group_duplicates": False, **parts})
+    assert "group_duplicates" not in found.arguments
+    assert "near-duplicates" not in found.sentence
+
+
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
