@@ -23,6 +23,7 @@ from fgzoo.prediction.inference import (
     check_reading,
     listed,
     most_probable,
+    naming_lack_of_memory,
     required_card,
     views_transform,
 )
@@ -111,7 +112,8 @@ def _explanations(
     model: FineGrainedClassifier, views: list[Tensor], errors: list[str | None], top_k: int, target: int | None
 ) -> Iterator[Explanation]:
     """The explanations of one batch; views: none, or one tensor (G, 1, 3, H, W)."""
-    good = iter(_batch(model, views[0][:, 0], top_k, target) if views else [])
+    with naming_lack_of_memory("explain", len(errors)):
+        good = iter(_batch(model, views[0][:, 0], top_k, target) if views else [])
     for error in errors:
         yield next(good) if error is None else Explanation(error=error)
 

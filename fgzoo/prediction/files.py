@@ -23,7 +23,7 @@ from rich.text import Text
 
 from fgzoo.data.images import picture_suffixes
 from fgzoo.data.tree import LITTER, find_images, natural_order
-from fgzoo.errors import UsageError
+from fgzoo.errors import TrainingError, UsageError
 from fgzoo.files import atomic_write, user_path
 from fgzoo.prediction import Form
 from fgzoo.prediction.inference import BatchValues, Prediction
@@ -205,7 +205,7 @@ def _write_jsonl(output: Path | None, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _write_lines(output: Path | None, header: str, rows: Iterable[str], errors: str) -> None:
-    """Write lines, each in one piece; the rows that are written when Ctrl-C, or a signal, ends it stay."""
+    """Write lines, each in one piece; the rows that are written when Ctrl-C, a signal, or want of memory ends it stay."""
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors=errors)
@@ -214,20 +214,20 @@ def _write_lines(output: Path | None, header: str, rows: Iterable[str], errors: 
             sys.stdout.flush()
         return
     done = 0
-    interruption: KeyboardInterrupt | None = None
+    end: KeyboardInterrupt | TrainingError | None = None
     with atomic_write(output) as part, part.open("w", encoding="utf-8", errors=errors, newline="") as file:
         file.write(header)
         try:
             for row in rows:
                 file.write(row)
                 done += 1
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, TrainingError) as error:
             if not done:
                 raise
-            interruption = error
-    if interruption is not None:
-        interruption.args = (f"{output} holds the {done} rows that were done",)
-        raise interruption
+            end = error
+    if end is not None:
+        end.args = ("; ".join([*map(str, end.args), f"{output} holds the {done} rows that were done"]),)
+        raise end
 
 
 def _record(path: Path, prediction: Prediction) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -273,7 +273,25 @@ def compute(
             continue
         by_preparation = dict(zip(prepare, views, strict=True))
         seen = [by_preparation[preparation] for preparation in preparations]
-        yield BatchValues(_mean(models, seen, quantity, mirrored=tta in ("flip", "ten-crop"), precision=precision), errors)
+        with naming_lack_of_memory("predict", len(views[0])):
+            values = _mean(models, seen, quantity, mirrored=tta in ("flip", "ten-crop"), precision=precision)
+        yield BatchValues(values, errors)
+
+
+@contextmanager
+def naming_lack_of_memory(verb: str, images: int) -> Iterator[None]:
+    """Say what helps where a batch of so many images does not fit into memory.
+
+    Raises:
+        TrainingError: It does not; in the verb's name.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise TrainingError(f"{verb}: no memory left for {images} images at a time; lower --batch-size ({said})") from error
 
 
 @torch.inference_mode()

@@ -82,7 +82,9 @@ class ClassMeans:
         if known != found:
             raise CheckpointError(f"checkpoint: it holds class means of {known} features, and the network has {found}")
         directions = self.directions.to(features.device)
-        return (F.normalize(features.float(), dim=1) @ F.normalize(directions, dim=1).T).amax(dim=1)
+        # In single precision, as the threshold was found, whatever the network computes in.
+        with torch.autocast(features.device.type, enabled=False):
+            return (F.normalize(features.float(), dim=1) @ F.normalize(directions, dim=1).T).amax(dim=1)
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,14 @@ def test_cosine() -> None:
         assert score == pytest.approx(expected, abs=1e-3)  # means are kept in half precision
 
 
+def test_a_cosine_is_as_exact_in_mixed_precision() -> None:
+    features, targets = clusters(60, 6)
+    means = ClassMeans.fit(features, targets, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = means.cosine(features)
+    assert torch.equal(mixed, means.cosine(features))
+
+
 def test_a_class_without_an_image_has_no_direction() -> None:
     features, targets = clusters(60, 6)
     found = ClassMeans.fit(features, 2 * targets, 6)

@@ -15,12 +15,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from fgzoo.methods.baseline import Baseline
 from fgzoo.prediction import files
 from fgzoo.prediction.inference import Prediction
 from tests import command
 from tests.builders import save
-from tests.command import ON_CPU, fgzoo
+from tests.command import ON_CPU, fgzoo, rows
 
 #: A process that imports torch, perhaps on a core that others use.
 PATIENCE = 240
@@ -122,6 +124,30 @@ def test_an_interruption_leaves_whole_rows_on_standard_output(trained: SimpleNam
     assert 3 <= len(rows) < 3001
     assert {len(row) for row in rows} == {len(rows[0])}
     assert rest == "" or rest.endswith("\n")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nMore"), RuntimeError("can't allocate memory")])
+def test_a_batch_that_fits_no_memory_leaves_the_rows_before_it(
+    trained: SimpleNamespace, error: RuntimeError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, passed = Baseline.forward, []
+
+    def full(*given: Any) -> Any:
+        passed.append(given)
+        if len(passed) == 2:
+            raise error
+        return whole(*given)
+
+    monkeypatch.setattr(Baseline, "forward", full)
+    for index in range(5):
+        save(tmp_path / f"{index}.jpg", index)
+    result = fgzoo("predict", trained.run, tmp_path, "--batch-size", 2, "--output", "p.csv", *ON_CPU)
+    assert result.status == 1
+    said = str(error).splitlines()[0]
+    expected = f"fgzoo: predict: no memory left for 2 images at a time; lower --batch-size ({said}); p.csv holds the 2 rows"
+    assert expected in result.err
+    assert len(rows(Path("p.csv"))) == 2
+    assert fgzoo("explain", trained.run, "0.jpg", "--output", "looked", *ON_CPU).status == 0
 
 
 @pytest.mark.parametrize(
