@@ -56,7 +56,9 @@ class RunRecord(Callback):
         self.folder = folder
         self.config = config
         self.started = self.computed = 0.0
-        self.first_epoch = 0
+        self.device = torch.device("cpu")
+        #: The state of the checkpoint that a resumed run goes on from.
+        self.before: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_memory_gib": None}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write what is known before the first step."""
@@ -80,11 +82,10 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self.started, self.computed = time.perf_counter(), cpu_seconds()
+        self.started, self.computed, self.device = time.perf_counter(), cpu_seconds(), trainer.strategy.root_device
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop the rows of metrics.csv that a resumed run does again (its step is not known any earlier)."""
-        self.first_epoch = trainer.current_epoch
         for logger in run_loggers(trainer):
             logger.forget_from(trainer.global_step)
 
@@ -105,14 +106,10 @@ class RunRecord(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what training cost, and report on the validation split, where there is one."""
         if trainer.is_global_zero:
-            device = trainer.strategy.root_device  # by now Lightning has moved the model from a GPU
-            peak = peak_memory(device)
             cost = {
-                "seconds": round(time.perf_counter() - self.started, 1),
-                "cpu_seconds": round(cpu_seconds() - self.computed, 1),
-                "epochs": trainer.current_epoch - self.first_epoch,
-                "peak_memory_gib": None if peak is None else round(peak / 2**30, 3),
-                "device": str(device),
+                **self.state_dict(),
+                "epochs": trainer.current_epoch,
+                "device": str(self.device),
                 "processes": trainer.world_size,
                 "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
             }
@@ -120,6 +117,20 @@ class RunRecord(Callback):
         data = getattr(trainer, "datamodule", None)
         if data is not None and data.splits["val"]:
             self._report(trainer, pl_module, "val")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training has cost so far."""
+        peak = peak_memory(self.device)
+        peaks = [self.before["peak_memory_gib"], None if peak is None else round(peak / 2**30, 3)]
+        return {
+            "seconds": round(self.before["seconds"] + time.perf_counter() - self.started, 1),
+            "cpu_seconds": round(self.before["cpu_seconds"] + cpu_seconds() - self.computed, 1),
+            "peak_memory_gib": max((gib for gib in peaks if gib is not None), default=None),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What the run that goes on had cost."""
+        self.before = state_dict
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report on the test split."""

@@ -314,6 +314,8 @@ def test_clipping_bounds_the_gradient_that_is_applied(root: Path) -> None:
 def test_the_cost_names_the_device_that_trained_wherever_the_model_is_by_then(tmp_path: Path) -> None:
     on_a_gpu = SimpleNamespace(root_device=torch.device("meta"))
     trainer = SimpleNamespace(is_global_zero=True, strategy=on_a_gpu, current_epoch=2, world_size=1)
-    RunRecord(tmp_path, None).on_fit_end(trainer, small())  # type: ignore[arg-type]
+    record = RunRecord(tmp_path, None)
+    record.on_fit_start(trainer, small())  # type: ignore[arg-type]
+    record.on_fit_end(trainer, small())  # type: ignore[arg-type]
     cost = json.loads((tmp_path / "cost.json").read_text())
     assert (cost["device"], cost["epochs"]) == ("meta", 2)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +48,22 @@ def test_an_interrupted_run_keeps_its_finished_epochs(runs: SimpleNamespace) -> 
 def test_a_resumed_run_needs_nothing_but_its_folder(runs: SimpleNamespace) -> None:
     assert runs.resumed.status == 0, runs.resumed.err
     assert f"{runs.broken} holds" in runs.resumed.out
+
+
+def test_a_resumed_run_cost_what_both_parts_of_it_did(runs: SimpleNamespace, tmp_path: Path) -> None:
+    assert json.loads((runs.broken / "cost.json").read_text())["epochs"] == EPOCHS
+    run = shutil.copytree(runs.whole, tmp_path / "run")
+    last = run / "checkpoints" / "last.ckpt"
+    content = torch.load(last)
+    spent = content["callbacks"]["RunRecord"]
+    assert 0 < spent["seconds"] <= json.loads((run / "cost.json").read_text())["seconds"]
+    spent |= {"seconds": 1000.0, "cpu_seconds": 2000.0, "peak_memory_gib": 3000.0}
+    torch.save(content, last)
+    assert fgzoo("fit", "--resume", run, "--trainer.max_epochs", EPOCHS + 1).status == 0
+    cost = json.loads((run / "cost.json").read_text())
+    assert (cost["epochs"], cost["peak_memory_gib"]) == (EPOCHS + 1, 3000)
+    assert 1000 < cost["seconds"] < 1100
+    assert 2000 < cost["cpu_seconds"] < 2100
 
 
 def test_a_resumed_run_has_every_row_once(runs: SimpleNamespace) -> None:
