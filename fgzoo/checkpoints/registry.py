@@ -41,7 +41,7 @@ class ZooEntry:
         classes: Number of classes.
         image_size: Side of the network's input in pixels.
         metrics: By name (`top1`, `nll` ...): this file's `value`, the number of `seeds`, and over several seeds `mean` and `std`.
-        recipe: Names of the packaged recipes that trained it, and of files of one's own (`mine.yaml`).
+        recipe: Names of the packaged recipes that trained it, and of files of one's own (`mine.yaml`); empty where none did.
         size: Length of the file in bytes.
         sha256: Its hash.
         sources: Where it lies, see zoo.yaml.
@@ -219,7 +219,7 @@ def _complaint(key: str, value: Any) -> str | None:
         if not isinstance(value, list) or not value:
             return "is no list of at least one source"
         return next((complaint for source in value if (complaint := _source_complaint(source))), None)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not (value.strip() or key == "recipe"):
         return "is no text"
     if key == "name" and not _NAME.fullmatch(value):
         return "must consist of a-z, 0-9, '.', '_' and '-'"

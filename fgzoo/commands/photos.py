@@ -17,7 +17,7 @@ from fgzoo.prediction.rejection import REJECTED, Calibration
 from fgzoo.recipes import recipe_files
 from fgzoo.reporting.report import write_report
 from fgzoo.training.arguments import expand_presets, settings_of, values_of
-from fgzoo.training.command import TrainingCLI, run
+from fgzoo.training.command import TrainingCLI, run, score_alone
 
 #: What trains where no method is named, and why: benchmarks/results/accuracy/converged.md. SRBN, Coarse2Fine and WS-DAN stand as
 #: high there; RRA takes the least time of them, and is above plain fine-tuning where what decides is smallest (traits.md), too.
@@ -60,7 +60,7 @@ def finish(trained: TrainingCLI) -> None:
     if not trained.datamodule.splits["test"]:
         console.print("Not tested: there is no test image.")
     elif not last_test(folder):
-        run("test", ["--ckpt_path", str(folder), "--trainer.devices", "1", "--trainer.num_nodes", "1"], closing=False)
+        score_alone(folder, trust)
     report = write_report(folder, device=trained.trainer.strategy.root_device, trust=trust)
     console.print()
     for line in (*report.lines, *last_words(folder, load(folder / LAST, trust).calibration, report.page)):

@@ -20,6 +20,7 @@ def publish_run(
     licence: str | None = None,
     source: Sequence[str] = (),
     push: str | None = None,
+    trust: list[str] = [],  # noqa: B006 - it is read only
 ) -> int:
     """Turn a tested run into a checkpoint that others load by name.
 
@@ -37,13 +38,14 @@ def publish_run(
         source: Where the file will be found; without it on the hub if it is pushed, else where it is written.
         push: OWNER/NAME, a repository of the Hugging Face hub that gets file and card, for hf://OWNER/NAME; one that is there
             keeps its visibility.
+        trust: A package whose classes the runs' checkpoints may name (repeatable).
 
     Returns:
         The exit status.
     """
     from fgzoo.publish.publishing import publish
 
-    made = publish(run, name, output, registry, seeds, dtype, licence, source, push)
+    made = publish(run, name, output, registry, seeds, dtype, licence, source, push, trust)
     top1 = made.entry.metrics["top1"]["value"]
     Console(soft_wrap=True).print(
         f"{made.file}: {made.entry.size / 1e6:.2f} MB, top-1 {100 * top1:.1f} %. Card: {made.card}. Entry in {made.registry}"

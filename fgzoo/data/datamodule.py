@@ -311,6 +311,16 @@ class FGVCDataModule(L.LightningDataModule):
         there = {record.name for record in self.listing.records}
         return [name for name, split in self._parts.items() if split in splits and name not in there]
 
+    def matches(self, card: DataCard) -> bool:
+        """Whether these are the images that weights were trained with, or, where a split file names more of them, what is left.
+
+        Args:
+            card: What the weights remember of their data.
+        """
+        if self.gone(*get_args(Split)):
+            return self.class_names == card.class_names
+        return self.listing.fingerprint() == card.fingerprint
+
     def check_whole(self) -> None:
         """Refuse to train on less than the split file names.
 

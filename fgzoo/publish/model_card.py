@@ -105,7 +105,7 @@ def model_card(
     file = hub.file if hub else f"{entry.name}{SUFFIX}"
     data = LIKE_CUB if entry.dataset == "cub" and not is_cub(card.class_names) else entry.dataset
     sections = [
-        f"{hub_header(entry, data)}\n# {entry.name}",
+        f"{hub_header(entry, data, is_subset(data, training.images))}\n# {entry.name}",
         f"{entry.method} with {entry.backbone}, {entry.classes} classes of `{entry.dataset}`, {entry.image_size} pixels.",
         _use(f"hf://{hub.repository}" if hub else entry.name),
         _data(entry, data, card, training),
@@ -120,7 +120,17 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def hub_header(entry: ZooEntry, data: str) -> str:
+def is_subset(data: str, images: Mapping[str, int]) -> bool:
+    """Whether the official data set has more training or test images; how many classes it has depends on their level."""
+    official = OFFICIAL.get(data)
+    return official is not None and (_trained_on(images) < official.train or images["test"] < official.test)
+
+
+def _trained_on(images: Mapping[str, int]) -> int:
+    return sum(number for split, number in images.items() if split != "test")
+
+
+def hub_header(entry: ZooEntry, data: str, subset: bool) -> str:
     """What the hub reads of a card: YAML between two lines of dashes, its results in the form of a model-index."""
     known = entry.licence.lower()
     licence = {"license": known} if known in HUB_LICENCES else {"license": "other", "license_name": known.replace(" ", "-")}
@@ -128,9 +138,8 @@ def hub_header(entry: ZooEntry, data: str) -> str:
         {"type": HUB_METRICS[name], "name": METRIC_TITLES[name][0].removesuffix(", %"), "value": numbers["value"]}
         for name, numbers in entry.metrics.items()
     ]
-    official = OFFICIAL.get(data)
     # A subset's scores must not stand among those of the whole.
-    part = f", {entry.classes} of {official.classes} classes" if official and entry.classes < official.classes else ""
+    part = f", a subset of {entry.classes} classes" if subset else ""
     task = "image-classification"
     result = {
         "task": {"type": task},
@@ -168,13 +177,12 @@ def _data(entry: ZooEntry, data: str, card: DataCard, training: Training) -> str
 
 def _subset(entry: ZooEntry, data: str, images: Mapping[str, int]) -> list[str]:
     """What must be said where the official data set has more images."""
-    official = OFFICIAL.get(data)
-    train, test = sum(number for split, number in images.items() if split != "test"), images["test"]
-    if official is None or (train >= official.train and test >= official.test):
+    if not is_subset(data, images):
         return []
+    official = OFFICIAL[data]
     return [
-        f"**A subset** of the official data set: {entry.classes} of {official.classes} classes, {train:,} of {official.train:,} "
-        f"training and {test:,} of {official.test:,} test images. Its scores cannot be compared with published ones."
+        f"**A subset** of the official data set: {entry.classes} classes, {_trained_on(images):,} of {official.train:,} training "
+        f"and {images['test']:,} of {official.test:,} test images. Its scores cannot be compared with published ones."
     ]
 
 
@@ -185,7 +193,7 @@ def _recipe(entry: ZooEntry, training: Training) -> str:
     settings = "; ".join(f"{name} {value}" for name, value in training.settings.items())
     memory = training.cost["peak_memory_gib"]
     return (
-        f"## Recipe\n\n```sh\n{training.command}\n```\n\nPackaged recipe: {entry.recipe}. {settings}.\n\n"
+        f"## Recipe\n\n```sh\n{training.command}\n```\n\nRecipe: {entry.recipe or 'none but this command'}. {settings}.\n\n"
         f"fgzoo {training.environment['fgzoo']} (revision {training.environment['git']}), {versions}; {hardware}; "
         f"{training.cost['seconds']:.0f} s{'' if memory is None else f', {memory:.1f} GiB'}; "
         f"{training.cost['parameters'] / 1e6:.2f} M parameters."

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -17,7 +18,7 @@ import yaml
 from fgzoo.checkpoints.download import CHECKOUT, PACKAGE
 from fgzoo.checkpoints.hub import SCHEME
 from fgzoo.checkpoints.loading import last_test, load
-from fgzoo.checkpoints.registry import METRIC_NAMES, SUFFIX, ZooEntry, add_entry, check_entry, check_name
+from fgzoo.checkpoints.registry import METRIC_NAMES, REGISTRY, SUFFIX, ZooEntry, add_entry, check_entry, check_name, read_registry
 from fgzoo.checkpoints.run_folder import CONFIG, COST, LAST, METRICS, SPLIT
 from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import CheckpointError, UsageError
@@ -28,9 +29,9 @@ from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
 from fgzoo.publish.hub import check_push, push_files
 from fgzoo.publish.model_card import Training, model_card
-from fgzoo.recipes import read_config
-from fgzoo.training.arguments import values_of
-from fgzoo.training.command import run as run_training
+from fgzoo.recipes import read_config, recipe_files
+from fgzoo.training.arguments import DEFAULT_RECIPE, values_of
+from fgzoo.training.command import score_alone
 
 #: Where a run keeps its data's counts and notes, and its versions and hardware.
 DATA, ENVIRONMENT = "data.json", "environment.json"
@@ -62,6 +63,7 @@ def publish(
     licence: str | None = None,
     sources: Sequence[str] = (),
     push: str | None = None,
+    trust: Sequence[str] = (),
 ) -> Published:
     """Turn a tested run into `NAME.safetensors`, `NAME.md` and an entry of a registry; the file is scored before it is kept.
 
@@ -75,47 +77,61 @@ def publish(
         licence: Of the weights. Only for the synthetic birds there is a default.
         sources: Where the file will be found, see zoo.yaml; by default on the hub if it is pushed, else where it lies now.
         push: A repository of the Hugging Face hub, OWNER/NAME, that gets file and card in one commit; made where there is none.
+        trust: Packages whose classes the runs' checkpoints may name.
 
     Returns:
         Where everything is.
 
     Raises:
-        UsageError: The run has not been tested, the seeds' settings differ, the licence is missing, or nothing can be pushed as
-            there is no token.
-        CheckpointError: The file cannot be written, does not score as its run did, or the hub refuses it.
+        UsageError: The run has not been tested, the seeds' settings differ, the licence is missing, the zoo has a checkpoint of
+            the name, or nothing can be pushed as there is no token.
+        CheckpointError: The registry is damaged, the file cannot be written, does not score as its run did, or the hub refuses
+            it.
     """
-    check_name(name)
+    registry = registry or output / "zoo.yaml"
+    _check_free(name, registry)
     hub = None if push is None else check_push(push)
     recorded = [_recorded(folder) for folder in (run, *seeds)]
     _check_alike(run, seeds)
-    model = load(run / LAST)
+    model = load(run / LAST, trust)
+    _forget_places(model)
     assert model.card is not None
     if licence is None and model.card.dataset != "birds":
         raise UsageError("publish: --licence is missing: under what terms may these weights be used? (e.g. CC-BY-NC-4.0)")
+    file, page = output / f"{name}{SUFFIX}", output / f"{name}.md"
+    places = list(sources) or [_place_of(file) if hub is None else f"{SCHEME}{hub.repository}/{hub.file}"]
+    entry = _entry(model, run, name, recorded, licence or "Apache-2.0", places)
+    check_entry(entry)  # before minutes of scoring
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output, prefix=".publish-") as temporary:
-        scored, confused, part = _store_and_score(model, run, name, Path(temporary), dtype)
+        scored, confused, part = _store_and_score(model, run, name, Path(temporary), dtype, trust)
         change = scored["top1"] - recorded[0]["top1"]
         if abs(change) > TOLERANCE:
             raise CheckpointError(
                 f"publish: {name}{SUFFIX} ({dtype}) has {100 * scored['top1']:.2f} % top-1 where {run} recorded "
                 f"{100 * recorded[0]['top1']:.2f} %; the weights or the data have changed since, or {dtype} is too coarse"
             )
-        file = output / f"{name}{SUFFIX}"
-        places = list(sources) or [_place_of(file) if hub is None else f"{SCHEME}{hub.repository}/{hub.file}"]
-        entry = _entry(model, run, part, name, scored, recorded, licence or "Apache-2.0", places)
+        metrics, size, digest = _metrics(scored, recorded), part.stat().st_size, file_hash(part, "sha256")
+        entry = replace(entry, metrics=metrics, size=size, sha256=digest)
         check_entry(entry)
         before = recorded[0] if dtype == "float16" else None
-        page = output / f"{name}.md"
         written = Path(temporary, page.name)
         training = _training(run, dtype, before, confused)
         text = model_card(entry, model.card, training, hub, model.calibration)
         written.write_text(text, encoding="utf-8")
         part.replace(file)
         written.replace(page)
-    registry = registry or output / "zoo.yaml"
     add_entry(registry, entry)
     return Published(file, page, registry, entry, None if hub is None else push_files(hub, file, page))
+
+
+def _check_free(name: str, registry: Path) -> None:
+    """Refuse a name that no checkpoint can have, or that the packaged list has; and a registry that no entry can be put into."""
+    check_name(name)
+    if registry.exists():
+        read_registry(registry)
+    if name in read_registry(REGISTRY) and registry.resolve() != REGISTRY.resolve():
+        raise UsageError(f"publish: fgzoo comes with a checkpoint named '{name}'; give another --name")
 
 
 # ---------------------------------------------------------------------- the runs
@@ -157,11 +173,8 @@ def _check_alike(run: Path, seeds: Sequence[Path]) -> None:
             raise UsageError(f"publish: {folder} is no further seed of {run}: its data, model or epochs differ")
 
 
-def _store_and_score(
-    model: FineGrainedClassifier, run: Path, name: str, folder: Path, dtype: Literal["float32", "float16"]
-) -> tuple[dict[str, float], list[tuple[str, str, int]], Path]:
-    """Write the file into a folder that looks like its run's, and test it as a person would."""
-    part = folder / LAST.parent / f"{name}{SUFFIX}"
+def _forget_places(model: FineGrainedClassifier) -> None:
+    """Take this machine's paths out of what a model knows of itself."""
     model.hparams.update(handed_on(without_files(model.hparams)))
     # A network of a folder goes by the folder's name; what it is stands in the file.
     for named, attribute in (
@@ -169,13 +182,25 @@ def _store_and_score(
         *((module, "name") for module in model.modules() if isinstance(module, Backbone)),
     ):
         setattr(named, attribute, handed_on(getattr(named, attribute)))
+
+
+def _store_and_score(
+    model: FineGrainedClassifier,
+    run: Path,
+    name: str,
+    folder: Path,
+    dtype: Literal["float32", "float16"],
+    trust: Sequence[str],
+) -> tuple[dict[str, float], list[tuple[str, str, int]], Path]:
+    """Write the file into a folder that looks like its run's, and test it as a person would."""
+    part = folder / LAST.parent / f"{name}{SUFFIX}"
     save_safetensors(model, part, dtype)
     config = read_config(run / CONFIG)
     config["model"]["init_args"] = handed_on(config["model"]["init_args"])
     (folder / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
     if (run / SPLIT).is_file():
         shutil.copyfile(run / SPLIT, folder / SPLIT)
-    run_training("test", ["--ckpt_path", str(part)])
+    score_alone(part, trust)
     with (folder / METRICS).open(encoding="utf-8", newline="") as file:
         metrics = _test_metrics(list(csv.DictReader(file))[-1])
     with (folder / "test_confused.csv").open(newline="", encoding="utf-8") as file:
@@ -189,13 +214,12 @@ def _store_and_score(
 def _entry(
     model: FineGrainedClassifier,
     run: Path,
-    part: Path,
     name: str,
-    scored: dict[str, float],
     recorded: Sequence[dict[str, float]],
     licence: str,
     sources: list[str],
 ) -> ZooEntry:
+    """The entry of a file that is not written yet: it has its run's metrics, and neither its size nor its hash."""
     card = model.card
     assert card is not None
     cls = type(model)
@@ -206,17 +230,19 @@ def _entry(
         dataset=card.dataset,
         classes=model.num_classes,
         image_size=card.image_size,
-        metrics={
-            key: _numbers(value, [one[key] for one in recorded])
-            for key, value in scored.items()
-            if all(key in one for one in recorded)
-        },
+        metrics=_metrics(recorded[0], recorded),
         recipe=" ".join(_configs(run)),
-        size=part.stat().st_size,
-        sha256=file_hash(part, "sha256"),
+        size=1,
+        sha256="0" * 64,
         sources=sources,
         licence=licence,
     )
+
+
+def _metrics(scored: dict[str, float], recorded: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """What the file was scored with, and the runs' mean and spread, by metric."""
+    known = {key: value for key, value in scored.items() if all(key in one for one in recorded)}
+    return {key: _numbers(value, [one[key] for one in recorded]) for key, value in known.items()}
 
 
 def _numbers(value: float, runs: Sequence[float]) -> dict[str, float]:
@@ -233,9 +259,16 @@ def _typed(run: Path) -> list[str]:
 
 
 def _configs(run: Path) -> list[str]:
-    """The recipes that were merged: names, or names of files of one's own."""
-    said = values_of(_typed(run), "--config", "-c")
-    return [Path(name).name if name.endswith(".yaml") else handed_on(name) for name in said]
+    """The recipes that were merged: names, `mine.yaml` of a file of one's own, `config.yaml` of a run."""
+    typed = _typed(run)
+    said = [name for name in values_of(typed, "--config", "-c") if not name.startswith("{")]
+    if not said and not {token.partition("=")[0] for token in typed} & {"--config", "-c", "--model", "--ckpt_path"}:
+        return [DEFAULT_RECIPE]
+    # A run's folder has no suffix, and its config's name is always the same.
+    return [
+        name if name in recipe_files() else "_".join(f"{Path(name).stem if Path(name).suffix else 'config'}.yaml".split())
+        for name in said
+    ]
 
 
 def _command(run: Path) -> str:

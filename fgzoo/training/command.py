@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from fgzoo.checkpoints.run_folder import (
     next_folder,
     run_of,
 )
+from fgzoo.data.card import DataCard
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.folder import absent_classes
 from fgzoo.data.lists import copied_files, first_five
@@ -146,14 +148,15 @@ class TrainingCLI(LightningCLI):
         report = "fit: when it is done, test once, where there are test images, and write the report, as fit PHOTOS does."
         parser.add_argument("--report", type=bool, default=False, help=report)
         trust = "A package whose classes a checkpoint may name; may be given several times."
-        parser.add_argument("--trust", type=str, action="append", default=[], help=trust)
+        parser.add_argument("--trust", type=list[str], default=[], help=trust)
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and say in one line what is wrong."""
         configs = values_of(args, "--config", "-c")
         try:
-            self.config = parser.parse_args(args)
+            # So it is added to the list, a config's too.
+            self.config = parser.parse_args([re.sub(r"^--trust(?=$|=)", "--trust+", token) for token in args])
         except (ArgumentError, TypeError, MisconfiguredError) as error:
             actions = self._parser(self.verb)._actions
             options = [option.lstrip("-") for action in actions for option in action.option_strings]
@@ -287,17 +290,24 @@ class TrainingCLI(LightningCLI):
             if self.verb == "fit" and known is not None and not reset:
                 known.check_classes(self.datamodule.card)
             if self.verb != "fit":
-                self._check_part()
+                self._check_part(known)
             for logger in run_loggers(self.trainer) if self.verb != "fit" else []:
                 logger.place = int(checkpoint.get("epoch", 0)), max(0, int(checkpoint.get("global_step", 0)) - 1)
 
-    def _check_part(self) -> None:
-        """Say which of the images to be scored are gone, and refuse those that were in another part of the checkpoint's run."""
+    def _check_part(self, known: DataCard | None) -> None:
+        """Say which of the images to be scored are gone or others, and refuse those of another part of the checkpoint's run."""
         assert self.checkpoint is not None
         part: Split = "test" if self.verb == "test" else "val"
-        if (gone := self.datamodule.gone(part)) and self.trainer.is_global_zero:
-            note = f"Note: {len(gone)} {part} images are gone, and left out: {first_five(gone)}"
-            self.console.print(note, highlight=False, markup=False)
+        notes = []
+        if gone := self.datamodule.gone(part):
+            notes.append(f"{len(gone)} {part} images are gone, and left out: {first_five(gone)}")
+        if known is not None and not self.datamodule.matches(known):
+            notes.append(
+                f"the images are not those that {self.checkpoint} was trained and tested on (fingerprint of the lists "
+                f"{known.fingerprint} there, {self.datamodule.listing.fingerprint()} here)"
+            )
+        for note in notes if self.trainer.is_global_zero else ():
+            self.console.print(f"Note: {note}", highlight=False, markup=False)
         run = run_of(self.checkpoint)
         # Who names another file says himself what part every image is in.
         if self.datamodule.split_file is not None or run is None or not (run / SPLIT).is_file():
@@ -487,8 +497,9 @@ class TrainingCLI(LightningCLI):
             return
         try:
             found = learn_known_classes(self.run_folder, self.datamodule, self.trainer.strategy.root_device)
-        except UsageError as error:
-            self.console.print(f"Note: {error}; probabilities decide what is unknown", highlight=False)
+        except (UsageError, torch.OutOfMemoryError) as error:
+            why = str(error).splitlines()[0]
+            self.console.print(f"Note: {why}; probabilities decide what is unknown", highlight=False, markup=False)
             return
         if found is not None:
             self.model.calibration = found
@@ -537,6 +548,18 @@ def run(verb: str, arguments: list[str], *, closing: bool = True) -> TrainingCLI
             os.environ.pop(name, None)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def score_alone(checkpoint: Path, trust: Sequence[str] = ()) -> None:
+    """Score a checkpoint on the test split in this process alone, on however many devices it was trained.
+
+    Args:
+        checkpoint: A file, or a run's folder.
+        trust: Packages whose classes it may name.
+    """
+    trusted = [word for package in trust for word in ("--trust", package)]
+    alone = ["--trainer.devices", "1", "--trainer.num_nodes", "1"]
+    run("test", ["--ckpt_path", str(checkpoint), *alone, *trusted], closing=False)
 
 
 def _several(given: Any) -> list[Any]:

@@ -15,7 +15,7 @@ import fgzoo as package
 from fgzoo.checkpoints.loading import class_dependent, load, load_weights, read_checkpoint
 from fgzoo.errors import CheckpointError
 from tests.builders import Bomb, make_cub
-from tests.command import fgzoo, fit, weights
+from tests.command import fgzoo, fit, resolved, weights
 from tests.small import small
 
 
@@ -219,6 +219,12 @@ def test_trust_on_the_command_line(foreign: Path, trained: SimpleNamespace, tmp_
     machine = ("--trainer.accelerator", "cpu", "--data.num_workers", 0, "--output", tmp_path / "out")
     result = fgzoo("test", "--ckpt_path", foreign, "--data.root", trained.root, "--trust", "foreign_methods", *machine)
     assert result.status == 0, result.err
+
+
+def test_trust_is_added_to_a_configs(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("trust: [one]\n")
+    given = ("--config", "birds/rra", "--config", "mine.yaml", "--trust", "two", "--trust=three")
+    assert resolved(*given)["trust"] == ["one", "two", "three"]
 
 
 def test_a_class_that_is_no_method_is_refused(trained: SimpleNamespace, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fgzoo import list_checkpoints, load
 from fgzoo.checkpoints.download import CHECKOUT, PACKAGE
 from fgzoo.checkpoints.hub import WEIGHTS
 from fgzoo.checkpoints.registry import read_registry
-from fgzoo.publish.model_card import LIKE_CUB, hub_header
+from fgzoo.publish.model_card import LIKE_CUB, hub_header, is_subset
 from tests.builders import make_cub, save
 from tests.command import Result, fgzoo, fit
 from tests.hub import TOKEN, Hub
@@ -75,7 +75,7 @@ def test_its_card_says_how_it_is_loaded_from_there(push: Callable[[str], Result]
     found = {result.metric_type: result.metric_value for result in card.eval_results}
     assert found["accuracy"] == entry.metrics["top1"]["value"]
     assert len(found) == 5
-    assert {result.dataset_name for result in card.eval_results} == {"CUB-200-2011, 3 of 200 classes"}
+    assert {result.dataset_name for result in card.eval_results} == {"CUB-200-2011, a subset of 3 classes"}
 
 
 def test_pushing_again_makes_a_commit_in_the_same_repository(push: Callable[[str], Result], hub: Hub) -> None:
@@ -117,8 +117,16 @@ def test_the_command_line_asks_the_hub_that_the_environment_names(push: Callable
 
 def test_a_card_says_of_other_data_in_cubs_format_nothing_of_cub() -> None:
     entry = replace(next(iter(read_registry().values())), dataset="cub")
-    assert "name: CUB-200-2011, " in hub_header(entry, "cub")
-    assert "name: Images in the format of CUB-200-2011\n" in hub_header(entry, LIKE_CUB)
+    assert "name: CUB-200-2011\n" in hub_header(entry, "cub", subset=False)
+    assert "name: Images in the format of CUB-200-2011\n" in hub_header(entry, LIKE_CUB, subset=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "train", "test", "subset"),
+    [("cub", 5994, 5794, False), ("cub", 2000, 5794, True), ("cub", 5994, 1389, True), ("folder", 3, 3, False)],
+)
+def test_fewer_images_make_a_subset_whatever_the_number_of_classes(data: str, train: int, test: int, subset: bool) -> None:
+    assert is_subset(data, {"train": train - 1, "val": 1, "test": test}) is subset
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in read_registry().values()])
@@ -127,6 +135,6 @@ def test_the_shipped_cards_open_with_the_header_of_their_entries(name: str) -> N
     for folder in (PACKAGE / "checkpoints", CHECKOUT / "checkpoints"):
         if (folder / f"{name}.md").is_file():
             text = (folder / f"{name}.md").read_text(encoding="utf-8")
-            assert text.startswith(hub_header(entry, entry.dataset) + f"\n# {name}\n")
+            assert text.startswith(hub_header(entry, entry.dataset, "**A subset**" in text) + f"\n# {name}\n")
             return
     pytest.fail(f"{name} has no card")

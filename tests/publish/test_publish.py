@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
 import re
 import shutil
 import statistics
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +18,12 @@ from markdown_it import MarkdownIt
 from timm.models import save_for_hf
 
 from fgzoo import list_models, load
-from fgzoo.checkpoints.registry import METRIC_NAMES, list_checkpoints, read_registry
+from fgzoo.checkpoints.download import CHECKOUT
+from fgzoo.checkpoints.registry import METRIC_NAMES, check_entry, list_checkpoints, read_registry
 from fgzoo.export.graph import description
+from fgzoo.publish import publishing
 from fgzoo.publish.model_card import CITATIONS, PAPERS, Training, _confusion
-from fgzoo.publish.publishing import publish
+from fgzoo.publish.publishing import _configs
 from tests.builders import make_cub, save
 from tests.command import Result, fgzoo, fit, metrics
 
@@ -96,7 +101,7 @@ def test_the_card_tells_what_one_must_know_and_nothing_of_the_machine(tested: li
         assert f"\n## {section}\n" in card
     assert "fgzoo fit --config cub --model baseline --data.root DATA" in card
     assert "CC-BY-NC-4.0" in card
-    assert "**A subset** of the official data set: 3 of 200 classes" in card
+    assert "**A subset** of the official data set: 3 classes, " in card
     assert "It knows 3 classes. An image whose cosine to the mean features of the nearest class is below" in card
     for text in (card, Path("zoo/mine.safetensors").read_bytes().decode(errors="replace")):
         assert str(tested[0].parent) not in text
@@ -196,6 +201,64 @@ def test_a_method_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     root = make_cub(tmp_path / "data")
     assert fit(root, "--output", "run", model="ownpackage.Mine").status == 0
     assert fgzoo("test", "--ckpt_path", "run").status == 0
-    made = publish(Path("run"), "mine", Path("zoo"), licence="CC-BY-4.0")
-    assert made.entry.method == "ownpackage.Mine"
-    assert json.loads(json.dumps(made.entry.as_dict())) == read_registry(made.registry)["mine"].as_dict()
+    command = [sys.executable, "-m", "fgzoo", "publish", "run", "--name", "mine", "--output", "zoo", *LICENCE]
+    # Here the class has been imported already.
+    place = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(CHECKOUT)])}
+    done = subprocess.run([*command, "--trust", "ownpackage"], env=place, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert read_registry(Path("zoo/zoo.yaml"))["mine"].method == "ownpackage.Mine"
+
+
+@pytest.mark.parametrize(
+    ("typed", "recipe"),
+    [
+        ("fit", ["birds/rra"]),
+        ("fit --ckpt_path runs/cub-rra/000", []),
+        ("fit --model rra --data.name cub", []),
+        ("fit --config cub --config small --model rra", ["cub", "small"]),
+        ("fit --config=/home/me/mine.yml --config 'my own.yaml'", ["mine.yaml", "my_own.yaml"]),
+        ("fit --config runs/folder-rra/000", ["config.yaml"]),
+    ],
+)
+def test_a_recipe_is_what_was_typed_in_words_that_a_registry_takes(typed: str, recipe: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"# fgzoo {typed}\nmodel: {{}}\n")
+    assert _configs(tmp_path) == recipe
+    check_entry(replace(next(iter(read_registry().values())), recipe=" ".join(recipe)))
+
+
+def test_a_run_of_several_devices_is_scored_by_one_process(tested: list[Path], tmp_path: Path) -> None:
+    run = shutil.copytree(tested[0], tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["trainer"] |= {"devices": 2, "num_nodes": 2}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    result = published(run)
+    assert result.status == 0, result.err
+
+
+def test_a_name_of_the_packaged_list_is_refused(tested: list[Path]) -> None:
+    result = published(tested[0], name="rra_birds")
+    assert (result.status, result.err) == (
+        2,
+        "fgzoo: publish: fgzoo comes with a checkpoint named 'rra_birds'; give another --name\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "more", "said"),
+    [
+        ("checkpoints: [", (), "zoo.yaml cannot be read"),
+        ("", ("--source", "ftp://a.org/b.safetensors"), "no source begins with 'ftp:'"),
+    ],
+)
+def test_what_no_registry_takes_is_told_before_anything_is_computed_or_replaced(
+    damage: str, more: tuple[str, ...], said: str, tested: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert published(tested[0]).status == 0
+    before = Path("zoo/mine.safetensors").stat().st_mtime_ns
+    if damage:
+        Path("zoo/zoo.yaml").write_text(damage)
+    monkeypatch.setattr(publishing, "score_alone", pytest.fail)
+    result = published(tested[1], *more)
+    assert result.status == 2
+    assert said in result.err
+    assert Path("zoo/mine.safetensors").stat().st_mtime_ns == before

@@ -14,7 +14,7 @@ import torch
 from fgzoo import FGVCDataModule, load
 from fgzoo.methods.baseline import Baseline
 from fgzoo.prediction.rejection import Calibration
-from fgzoo.training import known_classes
+from fgzoo.training import command, known_classes
 from tests.builders import make_cub
 from tests.command import fgzoo, fit
 
@@ -104,6 +104,17 @@ def test_without_class_means_probabilities_reject_which_is_said(
     assert done.status == 0, done.err
     assert "probabilities decide what is unknown" in done.out
     assert load(tmp_path / "run").calibration.score == "probability"  # type: ignore[union-attr]
+
+
+def test_a_gpu_too_small_for_class_means_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nSee documentation")
+
+    monkeypatch.setattr(command, "learn_known_classes", full)
+    root = make_cub(tmp_path / "data", per_class=8)
+    done = fit(root, "--data.val_fraction", 0.5, "--output", tmp_path / "run")
+    assert done.status == 0, done.err
+    assert "Note: CUDA out of memory.; probabilities decide what is unknown" in done.out
 
 
 def test_a_training_that_ends_early_has_scored_its_held_out_images(calibrated: SimpleNamespace) -> None:
