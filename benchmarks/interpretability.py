@@ -5,7 +5,7 @@ and the uniform map, which is chance. On CUB-200-2011 there are boxes and parts,
 
     python benchmarks/accuracy.py run birds                                                  # trains; runs/accuracy/METHOD-seed0
     python benchmarks/interpretability.py measure --runs runs/accuracy/* --write interpretability
-    python benchmarks/interpretability.py measure --runs RUN --data cub --root PATH --write interpretability_cub
+    python benchmarks/interpretability.py measure --runs RUN --root PATH --write interpretability_cub
     python benchmarks/interpretability.py picture                                            # README's
 
 Which map is judged. `explain` gives S maps from coarse to fine, and S differs from method to method, so picking the best of them
@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import common
 import torch
@@ -37,6 +37,7 @@ from torchvision import tv_tensors
 
 import fgzoo
 from fgzoo import FGVCDataModule, FineGrainedClassifier
+from fgzoo.checkpoints.run_data import data_of_card, data_of_run
 from fgzoo.checkpoints.run_folder import CONFIG
 from fgzoo.data.images import decode
 from fgzoo.data.records import Part, Record
@@ -81,16 +82,13 @@ class Batch(NamedTuple):
     deciding: Tensor
 
 
-def data_of_model(run: Path, model: FineGrainedClassifier, name: str, root: Path | None) -> FGVCDataModule:
+def data_of_model(run: Path, model: FineGrainedClassifier, root: Path | None) -> FGVCDataModule:
     """The data that a model was trained on."""
     card = model.card
-    if name == "birds":
-        data = data_of(["--config", str(run) if (run / CONFIG).is_file() else "birds/baseline"])
-    else:
-        data = FGVCDataModule(name, root, card.image_size, card.resize, card.resize_mode)
+    data = data_of_run(run, root) if (run / CONFIG).is_file() else data_of_card(card, root)
     card.check_classes(data.card)
-    if name == "birds" and data.card.fingerprint != card.fingerprint:
-        raise UsageError(f"{run}: trained on other birds than the recipes'; give its run folder, which names them")
+    if not data.matches(card):
+        raise UsageError(f"{run}: trained on other images than those of '{card.dataset}' here; give its run's folder, or --root")
     return data
 
 
@@ -242,7 +240,6 @@ def formatted(row: Row) -> str:
 def measure(
     *,
     runs: Sequence[str] = tuple(f"{method}_birds" for method in NETWORKS),
-    data: Literal["birds", "cub"] = "birds",
     root: Path | None = None,
     limit: int | None = None,
     perturbed: int = 120,
@@ -252,8 +249,7 @@ def measure(
 
     Args:
         runs: Checkpoints or run folders, or names in `fgzoo list checkpoints`, by default those that are shipped.
-        data: What they were trained on.
-        root: Folder of CUB-200-2011.
+        root: Folder of their images, where these are photographs.
         limit: Test images, drawn at random (default: all).
         perturbed: Images for the metrics that take many passes.
         write: Write results/NAME.md and .csv.
@@ -261,7 +257,7 @@ def measure(
     rows: list[Row] = []
     for run in runs:
         model = fgzoo.load(run).to("cuda" if torch.cuda.is_available() else "cpu")
-        images, judge = data_of_model(Path(run), model, data, root), Judge(model)
+        images, judge = data_of_model(Path(run), model, root), Judge(model)
         for batch in batches_of(model, images, limit):
             judge.localization(batch)
         for batch in batches_of(model, images, min(perturbed, limit or perturbed)):

@@ -59,7 +59,7 @@ def names_handed_on(paths: Sequence[str | Path]) -> list[str]:
         above = Path(os.path.commonpath(absolute)).parent if absolute else Path()
     except ValueError:  # several drives
         return [Path(path).name for path in paths]
-    return [str(Path(path).relative_to(above)) if os.path.isabs(path) else str(path) for path in paths]  # noqa: PTH117
+    return [os.path.relpath(path, above) if os.path.isabs(path) else str(path) for path in paths]  # noqa: PTH117
 
 
 def shown_folder(path: Path) -> Path:

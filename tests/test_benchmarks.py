@@ -190,15 +190,16 @@ def test_maps_are_judged(bench: Any, written: Path) -> None:
 
 def test_maps_of_a_run_are_judged_on_its_own_birds(bench: Any, tmp_path: Path) -> None:
     birds = "birds: {classes: 3, train_per_class: 2, test_per_class: 1, size: 72, seed: 5}"
-    (tmp_path / "config.yaml").write_text(f"data: {{name: birds, image_size: 64, resize: 72, {birds}}}\n")
+    config = f"seed_everything: 0\ndata: {{name: birds, image_size: 64, resize: 72, {birds}}}\n"
+    (tmp_path / "config.yaml").write_text(config)
     model = create_model("baseline", 3, "test_resnet", pretrained=False)
     data = FGVCDataModule("birds", None, 64, 72, birds=Birds(3, 2, 1, 72, seed=5))
     model.card = data.card
-    assert bench.interpretability.data_of_model(tmp_path, model, "birds", None).card == data.card
+    assert bench.interpretability.data_of_model(tmp_path, model, None).card == data.card
     recipe = create_model("baseline", 12, "test_resnet", pretrained=False)
     recipe.card = replace(FGVCDataModule("birds", None, 64, 72).card, fingerprint="0" * 16)
-    with pytest.raises(UsageError, match="other birds than the recipes'"):
-        bench.interpretability.data_of_model(tmp_path / "elsewhere", recipe, "birds", None)
+    with pytest.raises(UsageError, match="other images than those of 'birds' here"):
+        bench.interpretability.data_of_model(tmp_path / "elsewhere", recipe, None)
 
 
 def test_a_ratio_is_paired_over_images_and_needs_hits(bench: Any) -> None:

@@ -313,6 +313,12 @@ def test_test_without_a_trained_run_is_refused(arguments: list[str]) -> None:
     assert "trained" in result.err
 
 
+@pytest.mark.parametrize("verb", ["test", "predict"])
+def test_no_verb_names_an_option_of_another_one_for_a_checkpoint(verb: str) -> None:
+    arguments = ["--ckpt_path", "last"] if verb == "test" else ["last", "photo.jpg"]
+    assert fgzoo(verb, *arguments).err.startswith("fgzoo: checkpoint 'last': there is no trained run below ")
+
+
 def test_an_untrained_model_is_not_tested_in_python_either(plain: SimpleNamespace) -> None:
     data = FGVCDataModule("cub", plain.root, image_size=64, num_workers=0)
     model = create_model("baseline", 3, "test_efficientnet", pretrained=False)

@@ -41,6 +41,10 @@ def test_images_are_named_from_the_folder_on_that_they_lie_in() -> None:
     ]  # fmt: skip
 
 
+def test_a_path_with_two_slashes_is_the_same_place() -> None:
+    assert names_handed_on(["//home/a.jpg", "/home/b.jpg"]) == ["home/a.jpg", "home/b.jpg"]
+
+
 def test_folders_are_named_from_where_one_is_or_by_their_names() -> None:
     found = [shown_folder(Path(path)) for path in ("runs/a/000", Path.cwd() / "runs" / "a", "/x/runs/a/000", "/x/mine")]
     assert [path.as_posix() for path in found] == ["runs/a/000", "runs/a", "runs/a/000", "mine"]

@@ -1,20 +1,23 @@
-"""The data that a run was trained on, in the parts that it had."""
+"""The data that a run, or a checkpoint that lies in none, was trained on."""
 
 from __future__ import annotations
 
 from argparse import ArgumentError
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from fgzoo.checkpoints.run_folder import CONFIG, SPLIT
+from fgzoo.data.card import DataCard
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.errors import DataError
-from fgzoo.recipes import read_config
+from fgzoo.recipes import read_config, read_recipe
 
 
 def data_of_run(run: Path, root: Path | None = None) -> FGVCDataModule:
-    """The data module that a run's config describes; nothing is downloaded.
+    """The data module that a run's config describes, with its images in the parts that they had; nothing is downloaded.
 
     Args:
         run: The run's folder.
@@ -32,10 +35,29 @@ def data_of_run(run: Path, root: Path | None = None) -> FGVCDataModule:
         said["split_file"] = str(run / SPLIT)
     if root is not None:
         said["root"] = str(root)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(FGVCDataModule, "data")
     try:
-        data: FGVCDataModule = parser.instantiate_classes(parser.parse_object({"data": said})).data
+        return _module(said)
     except (ArgumentError, TypeError) as error:  # written by another version of fgzoo
         raise DataError(f"{run / CONFIG}: {' '.join(str(error).split())}") from error
+
+
+def settings_of_card(card: DataCard) -> dict[str, Any]:
+    """The settings of the data that weights were trained on, as far as these say it.
+
+    Of synthetic birds, which lie nowhere, the packaged recipe says the rest; whether rightly, [FGVCDataModule.matches][] tells.
+    """
+    own = read_recipe("birds")["data"] if card.dataset == "birds" else {}
+    sizes = {"image_size": card.image_size, "resize": card.resize, "resize_mode": card.resize_mode}
+    return {**own, "name": card.dataset, **sizes}
+
+
+def data_of_card(card: DataCard, root: Path | None = None) -> FGVCDataModule:
+    """The data module that these settings describe, of images in a folder, by default that which `FGZOO_DATA` names."""
+    return _module({**settings_of_card(card), "root": root and str(root)})
+
+
+def _module(settings: Mapping[str, Any]) -> FGVCDataModule:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(FGVCDataModule, "data")
+    data: FGVCDataModule = parser.instantiate(parser.parse_object({"data": settings})).data
     return data

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import yaml
+
 from fgzoo.checkpoints.download import fetch_checkpoint
 from fgzoo.checkpoints.hub import SCHEME
 from fgzoo.checkpoints.registry import list_checkpoints
 from fgzoo.errors import CheckpointError, UsageError, did_you_mean
-from fgzoo.files import user_path
+from fgzoo.files import parse_yaml, user_path
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
@@ -61,8 +63,20 @@ def check_new(folder: Path) -> None:
 
 def run_of(checkpoint: Path) -> Path | None:
     """The run's folder that a checkpoint lies in; `None` where it lies elsewhere."""
-    folder = checkpoint.resolve().parents[1] if checkpoint.parent.name == LAST.parent.name else checkpoint.parent
-    return folder if (folder / CONFIG).is_file() else None
+    folder = checkpoint.parent.resolve()
+    folder = folder.parent if folder.name == LAST.parent.name else folder
+    return folder if _is_run_config(folder / CONFIG) else None
+
+
+def _is_run_config(path: Path) -> bool:
+    """Whether a file is a run's config; another program's may have its name. Of one that is damaged, its reader says so."""
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return True
+    except OSError:
+        return False
+    return isinstance(content, dict) and content.keys() >= {"seed_everything", "data", "model", "trainer"}
 
 
 def resolve(source: str | Path) -> Path:
@@ -109,11 +123,11 @@ def find_checkpoint(said: str, base: Path) -> Path:
         return resolve(said)
     run = newest_run(base)
     if run is None:
-        raise CheckpointError(f"--ckpt_path {said}: there is no trained run below {base}")
+        raise CheckpointError(f"checkpoint '{said}': there is no trained run below {base}")
     path = run / (LAST if said == "last" else BEST)
     if not path.is_file():
         raise CheckpointError(
-            f"--ckpt_path best: {run} has no {BEST}, because nothing was held out for validation "
-            f"(--data.val_fraction, --data.folds); use --ckpt_path last"
+            f"checkpoint 'best': {run} has no {BEST}, because nothing was held out for validation "
+            f"(--data.val_fraction, --data.folds); take 'last'"
         )
     return path

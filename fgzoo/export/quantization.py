@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 import torch
 from torch import Tensor
 
-from fgzoo.checkpoints.run_data import data_of_run
+from fgzoo.checkpoints.run_data import data_of_card, data_of_run
 from fgzoo.checkpoints.run_folder import run_of
-from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.records import Listing, Record
-from fgzoo.errors import ExportError, UsageError
+from fgzoo.errors import DataError, ExportError, UsageError
 from fgzoo.export import Format
 from fgzoo.export.parity import Run, answers_of, first_line
 from fgzoo.methods.base import FineGrainedClassifier
@@ -123,8 +122,11 @@ def quantization_images(model: FineGrainedClassifier, checkpoint: Path, given: S
     """
     card = required_card(model, "export")
     try:
-        data = _training_data(model, run_of(checkpoint))
+        run = run_of(checkpoint)
+        data = data_of_card(card) if run is None else data_of_run(run)
         data.card.check_classes(card)
+        if not data.matches(card):
+            raise DataError(f"those of '{data.dataset_name}' that lie there are not what it was trained on")
         train, held = data.splits["train"], data.splits["val"] or data.splits["test"]
     except UsageError as error:
         if not given:
@@ -143,14 +145,6 @@ def quantization_images(model: FineGrainedClassifier, checkpoint: Path, given: S
         )
     kind = "validation images" if data.splits["val"] else "test images"
     return QuantizationImages(pictures, _Pictures(data.listing, measured), [record.target for record in measured], kind)
-
-
-def _training_data(model: FineGrainedClassifier, run: Path | None) -> FGVCDataModule:
-    """The data module of a checkpoint's run, or of the data set that its card names."""
-    if run is None:
-        card = required_card(model, "export")
-        return FGVCDataModule(card.dataset, None, card.image_size)  # type: ignore[arg-type] # it refuses other names itself
-    return data_of_run(run)
 
 
 def _given(class_names: Sequence[str], paths: Sequence[Path]) -> tuple[Sequence[Path], list[int] | None, str]:

@@ -101,14 +101,11 @@ def _find_data(folder: Path, root: Path | None, card: DataCard) -> tuple[FGVCDat
     """The run's data, or why it is not to be found."""
     try:
         data = data_of_run(folder, root)
-        # What is left of the images that the run's split file names are still those.
-        gone = data.gone("train", "val", "test")
-        changed = data.class_names != card.class_names if gone else data.listing.fingerprint() != card.fingerprint
+        if data.matches(card):
+            return data, ""
     except DataError as error:
         return None, " ".join(str(error).split())
-    if changed:
-        return None, f"the images listed in {data.root} are not those that the run was trained on"
-    return data, ""
+    return None, f"the images listed in {data.root} are not those that the run was trained on"
 
 
 def _curves(path: Path) -> dict[str, Curve]:

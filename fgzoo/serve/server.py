@@ -69,8 +69,9 @@ class Server(ThreadingHTTPServer):
         self.turn = threading.Lock()
         try:
             super().__init__((host, port), Handler)
-        except OSError as error:
-            raise UsageError(f"serve: {host}:{port} cannot be had ({error.strerror or error}); give another --port") from error
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(f"serve: {host}:{port} cannot be had ({why}); give another --port") from error
 
     def server_bind(self) -> None:
         """Take the address without looking up a name for it, which might ask another machine."""

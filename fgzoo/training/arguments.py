@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ActionConfigFile, Namespace
 
 from fgzoo.checkpoints.loading import arguments_of, data_card, method_class, naming, read_checkpoint
+from fgzoo.checkpoints.run_data import settings_of_card
 from fgzoo.checkpoints.run_folder import CONFIG, SPLIT, find_checkpoint, newest_run, run_of
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.files import parse_yaml, user_path
@@ -215,9 +216,7 @@ def config_of(checkpoint: Path, trust: list[str]) -> str:
     config: dict[str, Any] = {"model": {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}}
     card = data_card(content)
     if card is not None:
-        config["data"] = {
-            "name": card.dataset, "image_size": card.image_size, "resize": card.resize, "resize_mode": card.resize_mode,
-        }  # fmt: skip
+        config["data"] = settings_of_card(card)
     return json.dumps(config)
 
 

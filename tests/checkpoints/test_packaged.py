@@ -17,11 +17,13 @@ from PIL import Image
 
 from fgzoo import load
 from fgzoo.checkpoints.registry import SUFFIX, read_registry
+from fgzoo.checkpoints.run_folder import resolve
 from fgzoo.data import download
 from fgzoo.data.synthetic import Birds, SyntheticBirds
+from fgzoo.export.quantization import quantization_images
 from fgzoo.files import file_hash
 from fgzoo.recipes import read_recipe
-from tests.command import MACHINE, fgzoo
+from tests.command import MACHINE, fgzoo, metrics
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGED = {name: entry for name, entry in read_registry().items() if entry.sources[0].startswith("package:")}
@@ -59,6 +61,27 @@ def test_each_is_as_good_as_its_entry_says(name: str) -> None:
     claimed = PACKAGED[name].metrics["top1"]["value"]
     # Three standard errors of a sample of this size.
     assert sum(hits) / count == pytest.approx(claimed, abs=3 * math.sqrt(claimed * (1 - claimed) / count))
+
+
+def test_testing_one_scores_what_its_entry_says() -> None:
+    result = fgzoo("test", "--ckpt_path", "baseline_birds", "--output", "tested", *MACHINE)
+    assert result.status == 0, result.err
+    assert "Note" not in result.out
+    claimed = PACKAGED["baseline_birds"].metrics["top1"]["value"]
+    assert float(metrics(Path("tested"))[-1]["test/top1"]) == pytest.approx(claimed, abs=0.003)  # another processor's roundings
+
+
+def test_other_birds_than_those_it_was_trained_on_are_told() -> None:
+    fewer = ("--data.birds.test_per_class", 1, "--trainer.limit_test_batches", 1)
+    result = fgzoo("test", "--ckpt_path", "baseline_birds", *fewer, *MACHINE)
+    assert "Note: the images are not those that " in result.out
+    assert f"fingerprint of the lists {load('baseline_birds').card.fingerprint} there, " in result.out
+
+
+def test_one_is_quantised_by_the_birds_of_its_training() -> None:
+    found = quantization_images(load("baseline_birds"), resolve("baseline_birds"), [])
+    assert torch.equal(found.calibration[0], BIRDS.read(BIRDS.listing().train[0]))
+    assert (len(found.measured), found.kind) == (600, "test images")
 
 
 def test_predict_answers_at_once() -> None:

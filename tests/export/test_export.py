@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -666,10 +667,29 @@ def test_a_file_is_called_after_its_checkpoint(tmp_path: Path) -> None:
     assert run_program(Path("weights.pt2"))[1]["checkpoint"] == "weights"
 
 
+RUN_CONFIG = "seed_everything: 0\ntrainer: {}\nmodel: {}\ndata: {}\n"
+
+
+def test_a_checkpoint_beside_its_runs_config_gives_the_runs_name(tmp_path: Path) -> None:
+    folder = tmp_path / "birds-rra" / "000"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(RUN_CONFIG)
+    with contextlib.chdir(folder):
+        assert checkpoint_name("weights.safetensors", Path("weights.safetensors")) == "birds-rra-000"
+
+
+@pytest.mark.parametrize("content", ["lr: 0.1\n", "- data\n- model\n", ""])
+def test_another_programs_config_makes_no_run(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    (tmp_path / "birds.safetensors").touch()
+    with contextlib.chdir(tmp_path):
+        assert checkpoint_name("birds.safetensors", Path("birds.safetensors")) == "birds"
+
+
 def test_a_run_gives_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "cub-rra" / "000"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").touch()
+    (folder / "config.yaml").write_text(RUN_CONFIG)
     assert checkpoint_name("last", folder / "checkpoints" / "last.ckpt") == "cub-rra-000"
     assert checkpoint_name("best", folder / "checkpoints" / "best.ckpt") == "cub-rra-000-best"
     named = folder.rename(tmp_path / "mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -193,6 +194,18 @@ def test_without_images_there_is_nothing_to_calibrate_on(model: FineGrainedClass
         UsageError, match=r"--quantize int8 needs training images, and none are found \(data\.root: where is 'folder'"
     ):
         quantization_images(model, Path("weights.safetensors"), [])
+
+
+def test_other_images_of_the_same_classes_calibrate_nothing(trained: SimpleNamespace, tmp_path: Path) -> None:
+    root = shutil.copytree(trained.root, tmp_path / "data")
+    listed = (root / "images.txt").read_text().splitlines()
+    shutil.copy(root / "images" / listed[0].split()[1], root / "images" / listed[0].split()[1].replace(".jpg", "b.jpg"))
+    (root / "images.txt").write_text("\n".join([listed[0].replace(".jpg", "b.jpg"), *listed[1:]]) + "\n")
+    run = shutil.copytree(trained.run, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(str(trained.root), str(root)))
+    with pytest.raises(UsageError, match="those of 'cub' that lie there are not what it was trained on"):
+        quantization_images(load(run), run / "checkpoints" / "last.ckpt", [])
 
 
 def test_few_of_many_are_spread_evenly() -> None:

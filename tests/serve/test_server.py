@@ -62,6 +62,11 @@ def answer(server: Server, content: bytes) -> dict[str, Any]:
     return found
 
 
+def test_a_port_that_no_machine_has_is_told() -> None:
+    with pytest.raises(UsageError, match=r"serve: 127\.0\.0\.1:70000 cannot be had \(.*0-65535"):
+        Server(small("rra"), "runs/mine", port=70000)
+
+
 def test_an_answer_is_that_of_predict_with_the_maps_of_explain(server: Server) -> None:
     found = answer(server, PHOTO)
     (expected,) = server.model.predict(picture_of(PHOTO))
