@@ -129,8 +129,9 @@ def test_images_of_another_part_are_not_scored(
 @pytest.mark.parametrize("arguments", [["--resume", "run"], ["--ckpt_path", "run"]])
 def test_a_runs_parts_are_implied_unless_other_data_is_given(arguments: list[str]) -> None:
     Path("run", "checkpoints").mkdir(parents=True)
-    for name in ("config.yaml", "checkpoints/last.ckpt", "split.csv"):
+    for name in ("checkpoints/last.ckpt", "split.csv"):
         Path("run", name).touch()
+    Path("run/config.yaml").write_text("seed_everything: 0\ntrainer: {}\nmodel: {}\ndata: {}\n")
     option, file = with_implied("fit", arguments)[0][2:4]
     assert (option, Path(file).resolve()) == ("--data.split_file", Path("run/split.csv").resolve())
     assert "--data.split_file" not in with_implied("fit", [*arguments, "--data.root", "other"])[0]
