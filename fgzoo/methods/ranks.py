@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
@@ -57,8 +57,10 @@ class Ranks(Callback):
             parameter.grad = None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Agree before the epoch is saved."""
-        agree_on_statistics(trainer, pl_module.network)
+        """Agree before the epoch is saved, on the average of the weights, too, which is what is saved."""
+        averages = [callback._average_model for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+        for model in (pl_module, *(average.module for average in averages if average is not None)):
+            agree_on_statistics(trainer, model.network)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Agree before anything is validated, on the average of the weights where there is one."""

@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgzoo.nn.bilinear import signed_sqrt, single
+from fgzoo.nn.bilinear import signed_sqrt
+from fgzoo.nn.maps import single
 
 AttentionInit = Literal["orthogonal", "default"]
 

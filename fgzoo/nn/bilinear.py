@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fgzoo.nn.maps import single
+
 #: Added below the root of [signed_sqrt][].
 ROOT_EPS = 1e-12
 
@@ -182,8 +184,3 @@ class LowRankBilinear(nn.Module):
         with torch.autocast(a.device.type, enabled=False):
             product = single(first) * single(second)
             return F.linear(product, self.p.weight.to(product.dtype)).movedim(-1, 1)
-
-
-def single(x: Tensor) -> Tensor:
-    """At least single precision: half types become float32, float64 stays."""
-    return x if x.dtype == torch.float64 else x.float()

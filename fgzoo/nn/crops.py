@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from fgzoo.nn.maps import pixel_centers
+from fgzoo.nn.maps import pixel_centers, single
 
 #: Pixels this close, in shares of the map's range, are equal: enlarging a map rounds what is equal apart.
 TIE = 1e-5
@@ -128,9 +128,10 @@ def crop_boxes(images: Tensor, boxes: Tensor, size: tuple[int, int] | None = Non
     batch, count, _ = boxes.shape
     height, width = images.shape[-2:]
     scale = boxes.new_tensor([width, height, width, height])
-    owner = torch.arange(batch, device=boxes.device, dtype=images.dtype).repeat_interleave(count)
-    rois = torch.cat([owner[:, None], (boxes * scale).flatten(0, 1).to(images.dtype)], dim=1)
-    return roi_align(images, rois, size or (height, width), sampling_ratio=2, aligned=True)
+    pixels = single(images)  # half types cannot tell the images of a large batch apart
+    owner = torch.arange(batch, device=boxes.device, dtype=pixels.dtype).repeat_interleave(count)
+    rois = torch.cat([owner[:, None], (boxes * scale).flatten(0, 1).to(pixels.dtype)], dim=1)
+    return roi_align(pixels, rois, size or (height, width), sampling_ratio=2, aligned=True).to(images.dtype)
 
 
 def paste_boxes(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -147,15 +148,16 @@ def paste_boxes(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         (B, N, S, *size).
     """
     batch, count, steps, map_height, map_width = maps.shape
-    boxes = boxes.to(maps.dtype).flatten(0, 1)
-    y, x = (pixel_centers(side, maps) for side in size)
+    values = single(maps)
+    boxes = boxes.to(values.dtype).flatten(0, 1)
+    y, x = (pixel_centers(side, values) for side in size)
     u = (x - boxes[:, 0:1]) / (boxes[:, 2:3] - boxes[:, 0:1])
     v = (y - boxes[:, 1:2]) / (boxes[:, 3:4] - boxes[:, 1:2])
     grid = torch.stack(torch.broadcast_tensors(u[:, None, :], v[:, :, None]), dim=-1)
     inside = ((grid >= 0) & (grid <= 1)).all(dim=-1)
-    flat = maps.reshape(batch * count, steps, map_height, map_width)
+    flat = values.reshape(batch * count, steps, map_height, map_width)
     pasted = F.grid_sample(flat, grid * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False)
-    return (pasted * inside[:, None]).view(batch, count, steps, *size)
+    return (pasted * inside[:, None]).view(batch, count, steps, *size).to(maps.dtype)
 
 
 def attention_boxes(maps: Tensor, theta: Tensor, padding: float = 0.1, size: tuple[int, int] | None = None) -> Tensor:

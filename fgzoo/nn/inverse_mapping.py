@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgzoo.nn.maps import pixel_centers
+from fgzoo.nn.maps import pixel_centers, single
 
 
 class InverseMapping(nn.Module):
@@ -110,9 +110,11 @@ def soft_crop(images: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W); mean colour where a box lies outside the image.
     """
-    boxes = boxes.to(images.dtype)
-    y, x = (pixel_centers(side, images) for side in images.shape[-2:])
+    pixels = single(images)  # half types cannot tell the columns of an image apart
+    boxes = boxes.to(pixels.dtype)
+    y, x = (pixel_centers(side, pixels) for side in images.shape[-2:])
     u = boxes[:, 0:1] + x * (boxes[:, 2:3] - boxes[:, 0:1])
     v = boxes[:, 1:2] + y * (boxes[:, 3:4] - boxes[:, 1:2])
     grid = torch.stack(torch.broadcast_tensors(u[:, None, :], v[:, :, None]), dim=-1)
-    return F.grid_sample(images, grid * 2 - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+    cropped = F.grid_sample(pixels, grid * 2 - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return cropped.to(images.dtype)

@@ -11,6 +11,7 @@ calling the layer, and would pass by a wrapper round it.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,21 @@ class LowRankLinear(nn.Linear):
     def weight(self) -> Tensor:  # type: ignore[override]
         """W + B A."""
         return self._parameters["weight"] + self.lora_b @ self.lora_a  # type: ignore[operator]
+
+    def reset_parameters(self) -> None:
+        """As torch initialises a linear layer; the sum of low rank begins at zero, as the authors' code has it."""
+        whole = self._parameters["weight"]
+        assert whole is not None
+        nn.init.kaiming_uniform_(whole, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+        self.reset_low_rank()
+
+    def reset_low_rank(self) -> None:
+        """A as torch initialises a linear layer, B zero."""
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_b)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -57,11 +73,9 @@ def add_low_rank(model: nn.Module, rank: int) -> int:
     for layer in layers:
         like = layer.weight
         layer.__class__ = LowRankLinear
-        lora_a = like.new_empty(rank, layer.in_features)
-        # As torch initialises a linear layer, and as the authors' code does.
-        nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5))
-        layer.register_parameter("lora_a", nn.Parameter(lora_a))
-        layer.register_parameter("lora_b", nn.Parameter(like.new_zeros(layer.out_features, rank)))
+        layer.register_parameter("lora_a", nn.Parameter(like.new_empty(rank, layer.in_features)))
+        layer.register_parameter("lora_b", nn.Parameter(like.new_empty(layer.out_features, rank)))
+        cast(LowRankLinear, layer).reset_low_rank()
     return len(layers)
 
 

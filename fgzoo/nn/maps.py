@@ -20,6 +20,11 @@ def normalize_map(maps: Tensor, eps: float = 1e-6) -> Tensor:
     return maps / maps.amax(dim=(-2, -1), keepdim=True).clamp_min(eps)
 
 
+def single(x: Tensor) -> Tensor:
+    """At least single precision: half types become float32, float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def pixel_centers(count: int, like: Tensor) -> Tensor:
     """Where the centres of `count` pixels lie along a side of length one, (count,), of the type and on the device of `like`."""
     return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgzoo.errors import UsageError
-from fgzoo.nn.bilinear import single
+from fgzoo.nn.maps import single
 
 Neighbourhood = Literal["none", "own", "causal"]
 

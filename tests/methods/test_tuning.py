@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fgzoo
@@ -18,7 +20,7 @@ from fgzoo.export.exporting import export
 from fgzoo.methods import list_models
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn import Backbone
-from fgzoo.nn.low_rank import LowRankLinear
+from fgzoo.nn.low_rank import LowRankLinear, add_low_rank
 from tests.families import FAMILIES
 from tests.small import CARD, small
 from tests.training.toys import trainer
@@ -52,6 +54,19 @@ def test_a_step_moves_the_head_and_what_is_tuned_alone(method: str, tuning: str,
     assert moved - in_backbones
     assert all(name.endswith((".lora_a", ".lora_b")) for name in in_backbones)
     assert any(name.endswith(".lora_b") for name in in_backbones) == (tuning == "lora")
+
+
+def test_a_layer_of_low_rank_begins_anew_in_all_its_parts() -> None:
+    layer = nn.Linear(6, 4)
+    parent = nn.ModuleDict({"attn": nn.ModuleDict({"qkv": layer})})
+    assert add_low_rank(parent, 2) == 1
+    with torch.no_grad():
+        layer.lora_b.fill_(1.0)
+    before = layer.weight.detach().clone()
+    layer.reset_parameters()
+    assert layer.lora_b.count_nonzero() == 0
+    assert not (layer.weight == before).any()
+    assert float(layer.weight.detach().abs().max()) <= 1 / math.sqrt(6)
 
 
 def test_a_model_tuned_by_low_rank_saves_loads_pickles_and_exports(tmp_path: Path) -> None:

@@ -165,6 +165,11 @@ def test_crop_of_a_half_equals_slicing_on_a_ramp() -> None:
     torch.testing.assert_close(crop[..., :-1], ramp[..., 8:-1])
 
 
+def test_crops_of_a_large_batch_are_of_their_own_images_in_half_precision() -> None:
+    images = (torch.arange(300) % 2).bfloat16()[:, None, None, None].expand(300, 3, 8, 8).contiguous()
+    assert torch.equal(crop_boxes(images, torch.tensor([[[0.0, 0, 1, 1]]]).expand(300, 1, 4)), images)
+
+
 def test_crops_of_an_image_follow_one_another() -> None:
     images = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
     crops = crop_boxes(images, torch.tensor([[[0.0, 0, 1, 1], [0, 0, 0.5, 0.5]]] * 2), (4, 4))

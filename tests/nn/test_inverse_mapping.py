@@ -121,6 +121,12 @@ def test_zero_mask_has_finite_gradients() -> None:
 # ---------------------------------------------------------------------- crops
 
 
+def test_a_crop_of_the_whole_image_is_the_image_in_half_precision() -> None:
+    images = torch.randn(1, 3, 300, 300, generator=torch.Generator().manual_seed(0)).bfloat16()
+    cropped = soft_crop(images, torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+    torch.testing.assert_close(cropped, images, rtol=2**-7, atol=1e-3)  # a rounding
+
+
 def test_crop_equals_literal_sampling() -> None:
     images = torch.rand(2, 3, 5, 6, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[0.1, 0.2, 0.7, 0.9], [-0.2, 0.3, 0.6, 1.3]], dtype=torch.double)
