@@ -52,7 +52,7 @@ def readouts(
     for cell in cells:
         if cell.is_called(only):
             torch.manual_seed(cell.seed)
-            arguments = {"backbone": cell.backbone, "pretrained": not weights, **cell.model, **weights_of(cell, machine)}
+            arguments = {"backbone": cell.backbone, **cell.model, **weights_of(cell, machine)}
             top1, features = readout(create_model(cell.experiment.method, data.num_classes, **arguments), *folds)
             baseline = baseline or top1
             found = {"top-1 % of a ridge classifier, held out": f"{100 * top1:.1f}", "kept %": f"{100 * top1 / baseline:.0f}"}

@@ -8,6 +8,7 @@ go. A cell that was begun is resumed from its last checkpoint.
 from __future__ import annotations
 
 import fcntl
+import inspect
 import json
 import os
 import shlex
@@ -27,6 +28,8 @@ from plan import Cell
 
 from fgzoo.checkpoints.run_folder import CONFIG, METRICS, PROBABILITIES
 from fgzoo.errors import TrainingError, UsageError
+from fgzoo.methods import find_method
+from fgzoo.methods.srbn import second_network
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,12 @@ def paths_by_name(words: Sequence[str], option: str) -> dict[str, Path]:
 
 def weights_of(cell: Cell, machine: Machine) -> dict[str, Path]:
     """The method's arguments that say where its backbones' weights lie."""
-    found = {
-        "backbone_weights": machine.weights.get(cell.backbone, machine.weights.get("")),
-        "second_backbone_weights": machine.weights.get(cell.model.get("second_backbone")),
-    }
+    networks = {"backbone_weights": cell.backbone}
+    method = inspect.signature(find_method(cell.experiment.method)[0]).parameters
+    if "second_backbone" in method:
+        said = cell.model.get("second_backbone", method["second_backbone"].default)
+        networks["second_backbone_weights"] = second_network(cell.backbone, said)
+    found = {name: machine.weights.get(network, machine.weights.get("")) for name, network in networks.items() if network}
     return {name: path for name, path in found.items() if path is not None}
 
 

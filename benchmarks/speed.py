@@ -54,6 +54,7 @@ from fgzoo.allocator import VARIABLE
 from fgzoo.data.card import DataCard
 from fgzoo.data.images import decode
 from fgzoo.data.synthetic import Birds, SyntheticBirds
+from fgzoo.errors import UsageError
 from fgzoo.interpret import explanation
 from fgzoo.interpret.page import write_page
 from fgzoo.interpret.pictures import write_pictures
@@ -310,7 +311,9 @@ def step(args: Arguments, method: str) -> list[Row]:
 def jpeg_files(folder: str, count: int, photographs: Path | None = None) -> list[Path]:
     """Photographs, or synthetic birds as files of 500 x 375 pixels, quality 90, CUB's usual size; images.csv lists them."""
     if photographs is not None:
-        paths = sorted(photographs.rglob("*.jpg"))[:count]
+        paths = sorted(path for path in photographs.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:count]
+        if len(paths) < count:
+            raise UsageError(f"--images: {len(paths)} JPEG files below {photographs}, and {count} are read; lower --batch")
     else:
         birds = SyntheticBirds(Birds(size=500))
         paths = [Path(folder) / f"{number}.jpg" for number in range(count)]
@@ -368,7 +371,7 @@ def data(args: Arguments) -> list[Row]:
     ])  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         paths = jpeg_files(folder, args.batch, args.images)
-        ours = partial(FGVCDataModule, "folder", folder, args.size, resize, csv=f"{folder}/images.csv", num_workers=0)
+        ours = partial(FGVCDataModule, "folder", f"{folder}/images.csv", args.size, resize, num_workers=0)
         ways: dict[str, Callable[[], Any]] = {
             "Pillow recipe": lambda: [usual(Image.open(path).convert("RGB")) for path in paths],
             "ours": partial(list, ours().dataset("train")),

@@ -197,6 +197,9 @@ def test_cells_are_what_a_person_types(bench: Any, plan_file: Path) -> None:
     two = next(cell for cell in cells_of(bench, "small") if cell.experiment.label == "B-CNN, two networks")
     machine = bench.runner.Machine(Path("runs"), weights={"tf_efficientnet_lite0": Path("lite0")})
     assert bench.runner.fit_arguments(two, machine)[-2:] == ["--model.second_backbone_weights", "lite0"]
+    streams = next(cell for cell in cells_of(bench, "full") if cell.experiment.label == "SRBN")
+    machine = bench.runner.Machine(Path("runs"), weights={"vgg16": Path("a"), "resnet34": Path("b")})
+    assert bench.runner.weights_of(streams, machine) == {"backbone_weights": Path("a"), "second_backbone_weights": Path("b")}
 
 
 def test_settings_are_those_of_the_command_line(bench: Any, plan_file: Path) -> None:

@@ -28,7 +28,7 @@ from fgzoo.errors import UsageError
 from fgzoo.methods.baseline import Baseline
 from fgzoo.nn import Backbone
 from tests import THOROUGH
-from tests.builders import make_cars, make_cub
+from tests.builders import make_cars, make_cub, save
 from tests.command import fgzoo, fit, weights
 from tests.prediction.test_rejection import clusters, drawn, literal_means
 from tests.scripts import BENCHMARKS, scripts
@@ -105,6 +105,14 @@ def test_each_measurement_writes_rows_and_a_page(bench: Any, written: Path, type
     assert typed[0] != "step" or 0 < float(rows[0]["peak_gib"]) < 50
     assert all(float(row["cpu_ms"]) > 0 for row in rows)
     assert {row["block"] for row in rows} == {"1", "2"}
+
+
+def test_ones_own_photographs_are_read(bench: Any, written: Path, tmp_path: Path) -> None:
+    for index, name in enumerate(("a.jpg", "b/c.JPEG")):
+        save(tmp_path / "photos" / name, index)
+    assert speed(bench, "data", "--images", str(tmp_path / "photos"), "--write", "found") == 0
+    assert {row["what"] for row in bench.common.read_csv(written / "found.csv")} >= {"Pillow recipe", "ours"}
+    assert speed(bench, "data", "--images", str(tmp_path / "photos" / "b")) == 2
 
 
 def test_commands_are_measured_beside_the_import_of_the_libraries(

@@ -561,9 +561,7 @@ class SRBN(FineGrainedClassifier):
     def _streams(self) -> tuple[Backbone, Backbone, bool]:
         """Both backbones, and whether the second stream is the mean of its levels."""
         given = self.arguments
-        name = given.second_backbone
-        if name == "auto":
-            name = "resnet34" if self.backbone.partition(".")[0] == "vgg16" else None
+        name = second_network(self.backbone, given.second_backbone)
         second = partial(self.make_backbone, name, weights=given.second_backbone_weights)
         if name is not None:
             other = second(max_stride=given.stride)
@@ -621,6 +619,13 @@ class SRBN(FineGrainedClassifier):
         if not given.spatial_lstm:
             return [*names, "evidence"]
         return [*names, "hidden states", "evidence"] if given.bilinear_head else [*names, "hidden states"]
+
+
+def second_network(backbone: str, said: str | None) -> str | None:
+    """The name of the second stream's network, as `second_backbone` has it; `None` where it is the first one's, once more."""
+    if said == "auto":
+        return "resnet34" if backbone.partition(".")[0] == "vgg16" else None
+    return said
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
