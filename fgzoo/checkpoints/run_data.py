@@ -34,6 +34,9 @@ def data_of_run(run: Path, root: Path | None = None) -> FGVCDataModule:
     if (run / SPLIT).is_file():
         said["split_file"] = str(run / SPLIT)
     if root is not None:
+        # A table among the images moved with them.
+        if said.get("csv") and said.get("root") and Path(said["csv"]).is_relative_to(said["root"]):
+            said["csv"] = str(root / Path(said["csv"]).relative_to(said["root"]))
         said["root"] = str(root)
     try:
         return _module(said)

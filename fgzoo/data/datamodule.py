@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import lightning as L
 from torch import Tensor
@@ -293,6 +293,8 @@ class FGVCDataModule(L.LightningDataModule):
             val = (*val, *(record for record in train if self._parts[record.name] == "val"))
             train = tuple(record for record in train if self._parts[record.name] == "train")
         elif self.folds:
+            if val:
+                raise UsageError("data.folds: this data has a validation split of its own; leave folds at 0")
             train, val = k_folds(train, self.folds, self.seed, self._groups)[self.fold]
         elif self.val_fraction:
             if val:
@@ -481,6 +483,10 @@ class FGVCDataModule(L.LightningDataModule):
         if self.listing.read is not None:
             return self.listing.read(record)
         return _read_file(record, self.decoder, self._banner(), enough)
+
+    def source(self, record: Record) -> Path | Tensor:
+        """The file of an image, where all of it is shown; else its pixels, as [read][] gives them."""
+        return self.read(record) if self.listing.read is not None or self._banner() else cast(Path, record.path)
 
     @property
     def _read(self) -> Callable[[Record], Tensor]:

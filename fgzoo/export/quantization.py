@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fgzoo.checkpoints.run_data import data_of_card, data_of_run
 from fgzoo.checkpoints.run_folder import run_of
-from fgzoo.data.records import Listing, Record
+from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.data.records import Record
 from fgzoo.errors import DataError, ExportError, UsageError
 from fgzoo.export import Format
 from fgzoo.export.parity import Run, answers_of, first_line
@@ -84,10 +85,10 @@ class Loss(NamedTuple):
 
 
 class _Pictures(Sequence[ImageLike]):
-    """The images of records, drawn when they are asked for where they are no files."""
+    """The images of records, as they were trained on; what is no file is read when it is asked for."""
 
-    def __init__(self, listing: Listing, records: Sequence[Record]) -> None:
-        self.listing = listing
+    def __init__(self, data: FGVCDataModule, records: Sequence[Record]) -> None:
+        self.data = data
         self.records = records
 
     def __len__(self) -> int:
@@ -99,12 +100,8 @@ class _Pictures(Sequence[ImageLike]):
     def __getitem__(self, index: slice) -> Sequence[ImageLike]: ...
     def __getitem__(self, index: int | slice) -> ImageLike | Sequence[ImageLike]:
         if isinstance(index, slice):
-            return _Pictures(self.listing, self.records[index])
-        record = self.records[index]
-        if self.listing.read is not None:
-            return self.listing.read(record)
-        assert record.path is not None
-        return record.path
+            return _Pictures(self.data, self.records[index])
+        return self.data.source(self.records[index])
 
 
 def quantization_images(model: FineGrainedClassifier, checkpoint: Path, given: Sequence[Path]) -> QuantizationImages:
@@ -135,7 +132,7 @@ def quantization_images(model: FineGrainedClassifier, checkpoint: Path, given: S
                 f"best in folders of their classes' names"
             ) from error
         return QuantizationImages(thinned(given[::2], CALIBRATION), *_given(card.class_names, given[1::2]))
-    pictures = _Pictures(data.listing, thinned(train, CALIBRATION))
+    pictures = _Pictures(data, thinned(train, CALIBRATION))
     if given:
         return QuantizationImages(pictures, *_given(card.class_names, given))
     measured = thinned(held, MEASURED)
@@ -144,7 +141,7 @@ def quantization_images(model: FineGrainedClassifier, checkpoint: Path, given: S
             "export: --quantize int8: nothing was held out from training to measure on; give photographs by --images"
         )
     kind = "validation images" if data.splits["val"] else "test images"
-    return QuantizationImages(pictures, _Pictures(data.listing, measured), [record.target for record in measured], kind)
+    return QuantizationImages(pictures, _Pictures(data, measured), [record.target for record in measured], kind)
 
 
 def _given(class_names: Sequence[str], paths: Sequence[Path]) -> tuple[Sequence[Path], list[int] | None, str]:

@@ -159,10 +159,11 @@ def _test_metrics(row: dict[str, str]) -> dict[str, float]:
 def _check_alike(run: Path, seeds: Sequence[Path]) -> None:
     """Runs that are averaged differ in their seed and nothing else that matters."""
 
-    def settings(config: dict[str, Any]) -> tuple[dict[str, Any], Any, Any]:
+    def settings(config: dict[str, Any]) -> tuple[Any, ...]:
         data = {key: value for key, value in config["data"].items() if key not in MACHINE_SETTINGS}
-        model = without_files(config["model"]["init_args"])
-        return data, (config["model"]["class_path"], model), config["trainer"]["max_epochs"]
+        given, length = config["model"]["init_args"], (config["trainer"][name] for name in ("max_epochs", "max_steps"))
+        begun = [*map(handed_on, (config.get("ckpt_path"), given.get("teacher"))), config.get("reset_head")]
+        return data, config["model"]["class_path"], without_files(given), *length, *begun
 
     first, *others = [read_config(folder / CONFIG) for folder in (run, *seeds)]
     used = [config["seed_everything"] for config in (first, *others)]
@@ -170,7 +171,7 @@ def _check_alike(run: Path, seeds: Sequence[Path]) -> None:
         raise UsageError(f"publish: the runs' seeds are {', '.join(map(str, used))}; each must be another")
     for folder, config in zip(seeds, others, strict=True):
         if settings(config) != settings(first):
-            raise UsageError(f"publish: {folder} is no further seed of {run}: its data, model or epochs differ")
+            raise UsageError(f"publish: {folder} is no further seed of {run}: its data, model, length or beginning differ")
 
 
 def _forget_places(model: FineGrainedClassifier) -> None:

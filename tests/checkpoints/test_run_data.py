@@ -9,8 +9,8 @@ import pytest
 
 from fgzoo.checkpoints.run_data import data_of_run
 from fgzoo.errors import DataError
-from tests.builders import make_cub
-from tests.command import fit
+from tests.builders import make_cub, make_folder, write_lines
+from tests.command import IMAGES, MACHINE, NETWORK, fgzoo, fit
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,17 @@ def test_what_was_held_out_stays_held_out(run: Path, monkeypatch: pytest.MonkeyP
 
 def test_images_may_lie_elsewhere(run: Path, tmp_path: Path) -> None:
     assert data_of_run(run, tmp_path).root == tmp_path
+
+
+def test_a_table_among_moved_images_moved_with_them(tmp_path: Path) -> None:
+    make_folder(tmp_path / "old", splits=())
+    lines = [f"class {target}/image{index}.jpg,{target}" for target in range(3) for index in range(2)]
+    write_lines(tmp_path / "old" / "list.csv", ["path,label", *lines])
+    data = ("--config", "folder", "--model", "baseline", "--data.root", tmp_path / "old")
+    table = ("--data.csv", tmp_path / "old" / "list.csv", "--trainer.max_epochs", 1, "--output", tmp_path / "run")
+    assert fgzoo("fit", *data, *table, *NETWORK, *IMAGES, *MACHINE).status == 0
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert len(data_of_run(tmp_path / "run", tmp_path / "new").listing.train) == 6
 
 
 def test_settings_that_this_version_does_not_know_are_named(run: Path, tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from fgzoo.data.aircraft import read_aircraft
+from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.data.images import decode
 from fgzoo.data.verify import verify
 from fgzoo.errors import DataError, UsageError
 from tests.builders import make_aircraft, save, write_lines
@@ -46,6 +49,14 @@ def open_lines(path: Path) -> list[str]:
 
 def test_boxes_start_at_zero(tmp_path: Path) -> None:
     assert read_aircraft(make_aircraft(tmp_path)).train[0].box == (2.0, 4.0, 40.0, 36.0)
+
+
+def test_an_image_is_its_file_where_no_banner_is_cut(tmp_path: Path) -> None:
+    root = make_aircraft(tmp_path)
+    cut, whole = (FGVCDataModule("aircraft", root, banner=banner) for banner in (True, False))
+    record = cut.listing.train[0]
+    assert whole.source(record) == record.path
+    assert torch.equal(torch.as_tensor(cut.source(record)), decode(whole.source(record))[:, :-20])
 
 
 def test_unknown_level(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -24,6 +25,7 @@ from fgzoo.export.graph import description
 from fgzoo.publish import publishing
 from fgzoo.publish.model_card import CITATIONS, PAPERS, Training, _confusion
 from fgzoo.publish.publishing import _configs
+from fgzoo.recipes import merge
 from tests.builders import make_cub, save
 from tests.command import Result, fgzoo, fit, metrics
 
@@ -171,10 +173,19 @@ def test_a_file_that_scores_otherwise_than_its_run_is_refused(tested: list[Path]
     assert not list(Path("zoo").glob("*.*"))
 
 
-def test_runs_of_other_settings_are_no_seeds(tested: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"init_args": {"lr": 0.5}}},
+        {"model": {"init_args": {"teacher": "runs/other"}}},
+        {"ckpt_path": "runs/other"},
+        {"trainer": {"max_steps": 7}},
+    ],
+)
+def test_runs_of_other_settings_are_no_seeds(changes: dict[str, Any], tested: list[Path], tmp_path: Path) -> None:
     other = shutil.copytree(tested[1], tmp_path / "other")
     config = yaml.safe_load((other / "config.yaml").read_text())
-    config["model"]["init_args"]["lr"] = 0.5
+    merge(config, changes)
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     assert "is no further seed" in published(tested[0], "--seeds", other).err
     assert "each must be another" in published(tested[0], "--seeds", tested[0]).err
