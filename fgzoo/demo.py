@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import time
 import webbrowser
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from fgzoo.cli import main as fgzoo
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.records import Record
 from fgzoo.data.synthetic import Birds, SyntheticBirds
+from fgzoo.errors import UsageError
+from fgzoo.recipes import recipe_files
 from fgzoo.training.arguments import DEFAULT_RECIPE, expand_presets, settings_of
 
 
@@ -54,6 +57,9 @@ def demo(
         more: Further arguments of every `fgzoo fit`, e.g. `["--data.birds.difficulty=hard"]`.
     """
     console = Console(soft_wrap=True, highlight=False)
+    methods = [name.partition("/")[2] for name in recipe_files() if name.startswith("birds/")]
+    if method not in methods:
+        raise UsageError(f"demo: --method {method}: no recipe for the birds; there are {', '.join(methods)}")
     output = output or new_folder(Path("demo"))
     started = time.perf_counter()
     data = data_of(["--config", f"birds/{method}", *(more or [])])
@@ -128,4 +134,7 @@ def write_photos(birds: SyntheticBirds, records: Sequence[Record], folder: Path,
 
 
 if __name__ == "__main__":
-    auto_cli(demo, as_positional=False)
+    try:
+        auto_cli(demo, as_positional=False)
+    except UsageError as error:
+        sys.exit(f"fgzoo: {error}")

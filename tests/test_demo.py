@@ -9,6 +9,7 @@ from PIL import Image
 
 from fgzoo.data.synthetic import Birds, SyntheticBirds
 from fgzoo.demo import Result, demo, write_photos
+from fgzoo.errors import UsageError
 
 TINY = ["--data.birds", "{classes: 4, train_per_class: 8, test_per_class: 4, size: 64}", "--data.image_size", "64"]
 TINY += ["--data.resize", "72", "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
@@ -43,6 +44,11 @@ def test_baseline_gets_as_many_epochs_and_as_much_time(
     monkeypatch.setattr("fgzoo.demo.run", lambda *_: None)
     demo(output=tmp_path, more=TINY)
     assert trained == epochs
+
+
+def test_a_method_without_a_recipe_for_the_birds_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--method wsdn: no recipe for the birds; there are baseline, bcnn"):
+        demo("wsdn", tmp_path)
 
 
 def test_photos_are_of_many_classes(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from fgzoo.checkpoints.loading import last_test, load
 from fgzoo.checkpoints.run_folder import LAST
 from fgzoo.data.layouts import find
+from fgzoo.errors import UsageError
 from fgzoo.prediction.rejection import REJECTED, Calibration
 from fgzoo.recipes import recipe_files
 from fgzoo.reporting.report import write_report
@@ -39,10 +40,12 @@ def fit(arguments: list[str]) -> TrainingCLI:
     """
     if arguments and not arguments[0].startswith("-"):
         photos, *arguments = arguments
+        if values_of(arguments, "--resume"):
+            raise UsageError(f"fit {photos} --resume: a run continues with its own photos; leave {photos} away")
         chosen, reasons = choose(photos, arguments, torch.cuda.is_available())
         # The other processes are started by the same command line.
         for line in reasons if "LOCAL_RANK" not in os.environ else ():
-            Console(soft_wrap=True, highlight=False).print(line)
+            Console(soft_wrap=True, highlight=False, markup=False).print(line)
         arguments = [*chosen, "--report", "true", *arguments]
     trained = run("fit", arguments)
     if trained.reports and trained.trainer.is_global_zero and not trained.dry:
@@ -55,12 +58,12 @@ def fit(arguments: list[str]) -> TrainingCLI:
 
 def finish(trained: TrainingCLI) -> None:
     """Test once, where there are images to test on, write the report, and say what to do next."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     folder, trust = trained.run_folder, trained.config.fit.trust
     if not trained.datamodule.splits["test"]:
         console.print("Not tested: there is no test image.")
     elif not last_test(folder):
-        score_alone(folder, trust)
+        score_alone(folder / LAST, trust)
     report = write_report(folder, device=trained.trainer.strategy.root_device, trust=trust)
     console.print()
     for line in (*report.lines, *last_words(folder, load(folder / LAST, trust).calibration, report.page)):
@@ -81,7 +84,8 @@ def choose(photos: str, arguments: Sequence[str], gpu: bool) -> tuple[list[str],
     if named is None:
         reasons.append(f"Method: {METHOD}, {WHY} (--model NAME for another one).")
     if values_of(arguments, "--config", "-c"):
-        chosen = ["--config", layout.name, *([] if named else ["--model", METHOD])]
+        # A config of one's own may name other data.
+        chosen = ["--config", layout.name, "--data.name", layout.name, *([] if named else ["--model", METHOD])]
     else:
         recipe = f"{layout.name}/{named or METHOD}"
         chosen = ["--config", recipe if recipe in recipe_files() else layout.name]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fgzoo.errors import UsageError
+from fgzoo.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier
@@ -27,7 +27,10 @@ def check_teachers(teachers: Sequence[FineGrainedClassifier], student: FineGrain
     for teacher in teachers:
         _ = teacher.transform
         if teacher.card is not None and student.card is not None:
-            teacher.card.check_classes(student.card)
+            try:
+                teacher.card.check_classes(student.card)
+            except CheckpointError as error:
+                raise CheckpointError(f"model.teacher: another one, or none by --model.teacher null: {error}") from error
 
 
 def teacher_probabilities(

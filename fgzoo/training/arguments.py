@@ -15,7 +15,7 @@ from jsonargparse import ActionConfigFile, Namespace
 
 from fgzoo.checkpoints.loading import arguments_of, data_card, method_class, naming, read_checkpoint
 from fgzoo.checkpoints.run_data import settings_of_card
-from fgzoo.checkpoints.run_folder import CONFIG, SPLIT, find_checkpoint, newest_run, run_of
+from fgzoo.checkpoints.run_folder import CONFIG, LAST, SPLIT, find_checkpoint, newest_run, run_of
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.files import parse_yaml, user_path
 from fgzoo.methods import BUILT_IN, available, import_path, method_name
@@ -24,6 +24,8 @@ from fgzoo.training.messages import NO_METHOD, MisconfiguredError
 
 #: What `fgzoo fit` runs when nothing is said: of all methods worth most for its CPU time there (benchmarks/results/traits.md).
 DEFAULT_RECIPE = "birds/rra"
+#: Arguments of the data that draw its parts.
+DRAWN = ("test_fraction", "val_fraction", "folds", "fold")
 
 
 class RecipeFile(ActionConfigFile):
@@ -64,7 +66,7 @@ def with_implied(verb: str, arguments: list[str]) -> tuple[list[str], Path | Non
             raise UsageError(f"--resume: {folder} is no run's folder (it holds no {CONFIG})")
         return ["--config", str(folder / CONFIG), *_split_of(folder, arguments), *arguments], None
     if configured:
-        return expand_presets(arguments), None
+        return expand_presets([*_scored_run(verb, arguments), *arguments]), None
     base = user_path(_value(arguments, "--trainer.default_root_dir") or "runs")
     said = _value(arguments, "--ckpt_path")
     if said is not None:
@@ -84,14 +86,28 @@ def with_implied(verb: str, arguments: list[str]) -> tuple[list[str], Path | Non
     return expand_presets(["--config", DEFAULT_RECIPE, *arguments]), None
 
 
+def _scored_run(verb: str, arguments: Sequence[str]) -> list[str]:
+    """The checkpoint that is scored where the config is a run's, which may itself name the one that it began from."""
+    folders = [user_path(said) for said in values_of(arguments, "--config", "-c") if not said.startswith("{")]
+    folders = [folder.parent if folder.name == CONFIG else folder for folder in folders]
+    runs = [folder for folder in folders if (folder / LAST).is_file()]
+    return ["--ckpt_path", str(runs[-1])] if runs and verb != "fit" else []
+
+
 def _split_of(run: Path | None, arguments: Sequence[str]) -> list[str]:
-    """The argument by which the images of a run's data stay in the parts that they had; none where other data is given."""
-    if (
-        run is None
-        or not (run / SPLIT).is_file()
-        or {"--data.root", "--data.csv"} & {token.partition("=")[0] for token in arguments}
-    ):
+    """The argument by which the images of a run's data stay in the parts that they had; none where other data is given.
+
+    Raises:
+        UsageError: Parts are asked for that are not those.
+    """
+    typed = {token.partition("=")[0] for token in arguments}
+    if run is None or not (run / SPLIT).is_file() or {"--data.root", "--data.csv", "--data.split_file"} & typed:
         return []
+    if drawn := [f"--data.{name}" for name in DRAWN if f"--data.{name}" in typed]:
+        raise UsageError(
+            f"{drawn[0]}: images stay in the parts that they have in {run / SPLIT}, so that none is tested on that was learnt "
+            f"from; leave it away, or draw parts anew by --data.split_file null"
+        )
     return ["--data.split_file", str(run / SPLIT)]
 
 

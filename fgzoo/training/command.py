@@ -20,7 +20,7 @@ import lightning as L
 import torch
 from lightning.fabric.loggers.tensorboard import _TENSORBOARD_AVAILABLE, _TENSORBOARDX_AVAILABLE
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -193,6 +193,14 @@ class TrainingCLI(LightningCLI):
         return bool(self.config[self.verb].trainer.fast_dev_run)
 
     @property
+    def reports_folder(self) -> Path:
+        """Where what a split was given is written: of a run's other checkpoints, such as `best`, in folders of their own."""
+        folder, checkpoint = self.run_folder, self.checkpoint
+        if self.verb == "fit" or checkpoint is None or run_of(checkpoint) != folder or not (folder / LAST).is_file():
+            return folder
+        return folder if checkpoint.name == LAST.name else folder / checkpoint.stem
+
+    @property
     def reports(self) -> bool:
         """Whether this is a training that is tested and reported when it is done."""
         return self.verb == "fit" and bool(self.config.fit.report)
@@ -278,8 +286,6 @@ class TrainingCLI(LightningCLI):
             raise cause or error from error
         config = self.config[self.verb]
         self.model.hparams.update(self.weights)
-        if self.verb == "fit" and (said := self.model.arguments.teacher):
-            self.model.teachers = [load(one, trust=config.trust) for one in ([said] if isinstance(said, str) else said)]
         if self.resuming:
             self._check_resumed()
         elif self.checkpoint is not None:
@@ -341,15 +347,21 @@ class TrainingCLI(LightningCLI):
         others = self._other_loggers(config.get("logger"))
         validates = bool(self.datamodule.splits["val"])
         fits, keeps = self.verb == "fit", not self.dry
+        if fits and (said := self.model.arguments.teacher):
+            trust = self.config.fit.trust
+            self.model.teachers = [load(one, trust=trust) for one in ([said] if isinstance(said, str) else said)]
         if self.seconds is not None:
             kwargs["max_epochs"] = self._epochs_within(self.seconds)
+            self._move_milestones(kwargs["max_epochs"])
+        elif fits and all(config.get(name) in (None, -1) for name in ("max_epochs", "max_steps", "max_time")) and not self.dry:
+            raise UsageError("fit: how long? Give --trainer.max_epochs, or --time 20m")
         text = self._settings(kwargs) if fits else None
         callbacks: list[Callback] = [
-            *([RunRecord(self.run_folder, text)] if keeps else []),
+            *([RunRecord(self.reports_folder, text)] if keeps else []),
             ReproducibleSteps(self.datamodule.seed),
             *([EpochLines(self.console)] if fits else [RichProgressBar()] if self.console.is_terminal else []),
             *([FiniteLoss(), EndOnSigterm(), resuming.GivenPatience()] if fits else []),
-            *([ImageScores(self.run_folder)] if keeps else []),
+            *([ImageScores(self.reports_folder)] if keeps else []),
             *([StopAfter(config.max_steps)] if fits and keeps and config.max_steps >= 0 else []),
             *(checkpoints(self.run_folder, validates) if fits and keeps else []),
         ]
@@ -357,13 +369,14 @@ class TrainingCLI(LightningCLI):
             kwargs = {"max_epochs": -1 if config.max_epochs is None else config.max_epochs, **kwargs, "max_steps": -1}
         if fits and not validates:
             kwargs["limit_val_batches"] = 0
+        own = [one for one in _several(config.get("callbacks")) if (fits and keeps) or not isinstance(one, Checkpoint)]
         if SLURMEnvironment.detect():
             # Its own requeueing saves in mid-epoch, from where a run cannot be continued to the bit.
             kwargs["plugins"] = [*_several(config.get("plugins")), SLURMEnvironment(auto_requeue=False)]
         try:
             trainer = super().instantiate_trainer(
                 logger=[RunLogger(self.run_folder), *others] if keeps else False,
-                callbacks=[*_several(config.get("callbacks")), *callbacks],
+                callbacks=[*own, *callbacks],
                 enable_progress_bar=self.console.is_terminal and not fits,
                 enable_checkpointing=fits and keeps,
                 **kwargs,
@@ -416,6 +429,16 @@ class TrainingCLI(LightningCLI):
             told = os.environ[EPOCHS_VARIABLE] = str(epochs)
         return int(told)
 
+    def _move_milestones(self, epochs: int) -> None:
+        """Let the learning rate fall at the same shares of a training that lasts as long as there is time."""
+        planned, milestones = self.config.fit.trainer.max_epochs, self.model.arguments.milestones
+        if milestones and (planned or -1) > 0:
+            moved = [max(1, round(epoch * epochs / planned)) for epoch in milestones]
+            for arguments in (self.model.arguments, self.model.hparams, self.config.fit.model.init_args):
+                arguments["milestones"] = moved
+            said = f"The learning rate falls after epochs {moved} of {epochs}, not {list(milestones)} of {planned}."
+            self.console.print(said, highlight=False, markup=False)
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Hand the checkpoint to the trainer only where the trainer's whole state is to be restored."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -426,7 +449,7 @@ class TrainingCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb, unless it is to continue a run that has nothing left to do."""
         if self.done:
-            self.console.print(f"{self.run_folder} is done already: {self.done}.", highlight=False)
+            self.console.print(f"{self.run_folder} is done already: {self.done}.", highlight=False, markup=False)
             return
         try:
             super()._run_subcommand(subcommand)
@@ -457,6 +480,7 @@ class TrainingCLI(LightningCLI):
             f"{self.datamodule.num_classes} classes, {shown} images; {self.trainer.precision}, {self._length()}"
             f"{self._batch()} -> {goes}",
             highlight=False,
+            markup=False,
         )
         for note in self._notes() if self.datamodule.dataset_name == "folder" and self.trainer.is_global_zero else []:
             self.console.print(f"Note: {note}", highlight=False, markup=False)
@@ -511,13 +535,15 @@ class TrainingCLI(LightningCLI):
             return
         seconds = time.perf_counter() - self.started
         holds = sorted(path.relative_to(self.run_folder).as_posix() for path in self.run_folder.rglob("*") if path.is_file())
-        self.console.print(f"{self.verb} took {seconds:.0f} s. {self.run_folder} holds {', '.join(holds)}", highlight=False)
+        took = f"{self.verb} took {seconds:.0f} s. {self.run_folder} holds {', '.join(holds)}"
+        self.console.print(took, highlight=False, markup=False)
         found = self.model.calibration if self.verb == "fit" else None
         if found is not None:
             told = f"temperature {found.temperature:.3g}, unknown below a {found.score} of {found.threshold():.4g}"
             self.console.print(f"By {found.images} held-out images: {told}.", highlight=False)
         if self.verb == "fit" and not (self.done and last_test(self.run_folder)):
-            self.console.print(f"Next: fgzoo test --ckpt_path {self.run_folder}", highlight=False)
+            said = shlex.quote(str(self.run_folder))
+            self.console.print(f"Next: fgzoo test --ckpt_path {said}", highlight=False, markup=False)
 
 
 def run(verb: str, arguments: list[str], *, closing: bool = True) -> TrainingCLI:

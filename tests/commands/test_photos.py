@@ -14,6 +14,7 @@ import pytest
 from fgzoo.commands.photos import choose
 from fgzoo.methods.rra import RRA
 from fgzoo.reporting.report import write_report
+from fgzoo.training.arguments import settings_of
 from tests.builders import make_cub, save
 from tests.command import IMAGES, MACHINE, NETWORK, breaking_off, fgzoo, metrics
 
@@ -56,6 +57,26 @@ def test_method_and_preset_are_chosen_where_none_is_named(
     chosen, _ = choose(root, typed, gpu)
     assert [value for option, value in pairwise(chosen) if option == "--config"] == configs
     assert chosen[chosen.index("--data.root") + 1] == root
+
+
+@pytest.mark.parametrize("typed", [["--config", "birds/baseline"], ["--config", "cub/baseline", "--config", "small"]])
+def test_photos_are_trained_on_whatever_data_a_config_is_of(trained: SimpleNamespace, typed: list[str]) -> None:
+    root = str(trained.folder / "my photos")
+    chosen, _ = choose(root, typed, gpu=False)
+    assert settings_of([*chosen, *typed])["data"]["name"] == "folder"
+
+
+def test_a_run_that_goes_on_takes_no_photos(trained: SimpleNamespace) -> None:
+    result = fgzoo("fit", "my photos", "--resume", "runs/folder-rra/000", cwd=trained.folder)
+    assert result.err == "fgzoo: fit my photos --resume: a run continues with its own photos; leave my photos away\n"
+
+
+def test_names_in_brackets_are_names(tmp_path: Path) -> None:
+    photos(tmp_path / "set [b]", per_class=2)
+    result = fgzoo("fit", "set [b]", "--model", "baseline", *TINY, "--output", "best", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert "set [b]: 3 classes, 6 training images" in result.out
+    assert "Next: fgzoo predict " in result.out
 
 
 def test_a_gpu_gets_the_full_recipe_and_is_told_so(trained: SimpleNamespace) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.errors import UsageError
 from fgzoo.reporting.report import write_report
 from fgzoo.training.arguments import with_implied
-from tests.builders import make_folder, save
-from tests.command import IMAGES, MACHINE, NETWORK, fgzoo, metrics
+from tests.builders import make_cub, make_folder, save
+from tests.command import IMAGES, MACHINE, NETWORK, fgzoo, fit, metrics
 
 
 def test_a_run_keeps_its_parts_and_its_place_below_home(tmp_path: Path) -> None:
@@ -135,3 +137,33 @@ def test_a_runs_parts_are_implied_unless_other_data_is_given(arguments: list[str
     option, file = with_implied("fit", arguments)[0][2:4]
     assert (option, Path(file).resolve()) == ("--data.split_file", Path("run/split.csv").resolve())
     assert "--data.split_file" not in with_implied("fit", [*arguments, "--data.root", "other"])[0]
+    with pytest.raises(UsageError, match=r"^--data\.folds: images stay in the parts that they have in .*run/split\.csv"):
+        with_implied("fit", [*arguments, "--data.folds", "4", "--data.fold=2"])
+
+
+@pytest.mark.parametrize("said", ["run", "run/config.yaml"])
+def test_a_runs_own_checkpoint_is_scored_not_the_one_that_it_began_from(said: str, tmp_path: Path) -> None:
+    root = make_cub(tmp_path / "data")
+    assert fit(root, "--output", "parent").status == 0
+    assert fit(root, "--output", "run", "--ckpt_path", "parent").status == 0
+    before = Path("parent/metrics.csv").read_text()
+    assert fgzoo("test", "--config", said).status == 0
+    assert Path("parent/metrics.csv").read_text() == before
+    assert Path("run/test_probabilities.npz").is_file()
+
+
+def test_another_checkpoint_of_a_run_is_reported_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    root = make_cub(tmp_path / "data", per_class=6)
+    assert fit(root, "--output", "run", "--data.val_fraction", 0.34).status == 0
+    assert fgzoo("test", "--ckpt_path", "run").status == 0
+    reports = {path: path.read_bytes() for path in Path("run").glob("test_*")}
+    result = fgzoo("test", "--ckpt_path", "run/checkpoints/best.ckpt")
+    assert result.status == 0, result.err
+    assert {path: path.read_bytes() for path in Path("run").glob("test_*")} == reports
+    assert {path.name for path in Path("run/best").glob("test_*")} == {path.name for path in reports}
+
+
+def test_folds_of_data_with_a_part_for_validation_are_refused(tmp_path: Path) -> None:
+    data = FGVCDataModule("folder", make_folder(tmp_path, splits=("train", "val")), folds=2)
+    with pytest.raises(UsageError, match=r"data\.folds: this data has a validation split of its own"):
+        _ = data.splits

@@ -47,6 +47,29 @@ def test_a_time_gives_epochs_and_nothing_else(recipe: str, tmp_path: Path) -> No
     assert all(torch.equal(tensor, counted[name]) for name, tensor in weights(tmp_path / "timed").items())
 
 
+def test_a_teacher_teaches_within_a_time(tmp_path: Path) -> None:
+    taught = ["--model.teacher", "baseline_birds", "--data.birds.classes", "12", "--time", "1s", "--output", tmp_path / "run"]
+    result = fgzoo(*FIT, "--config", "birds/baseline", *TINY, *taught)
+    assert result.status == 0, result.err
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["init_args"]["teacher"] == "baseline_birds"
+
+
+def test_steps_of_the_rate_come_at_the_same_shares_of_the_time(tmp_path: Path) -> None:
+    steps = ["--model.schedule", "step", "--model.milestones", "[30, 60]", "--trainer.max_epochs", "90"]
+    result = fgzoo(*FIT, "--config", "birds/baseline", *TINY, *steps, "--time", "3s", "--output", tmp_path / "run")
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    epochs, milestones = settings["trainer"]["max_epochs"], settings["model"]["init_args"]["milestones"]
+    assert milestones == [max(1, round(epochs / 3)), max(1, round(epochs * 2 / 3))]
+    assert f"The learning rate falls after epochs {milestones} of {epochs}, not [30, 60] of 90." in result.out
+    group = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"][0]
+    assert group["lr"] == pytest.approx(group["initial_lr"] / 100)
+
+
+def test_a_training_without_an_end_is_refused(tmp_path: Path) -> None:
+    result = fgzoo(*FIT, "--ckpt_path", "baseline_birds", "--output", tmp_path / "run")
+    assert (result.status, result.err) == (2, "fgzoo: fit: how long? Give --trainer.max_epochs, or --time 20m\n")
+
+
 @pytest.mark.parametrize(("time", "epochs"), [("31s", 3), ("23s", 2), ("1s", 1)])
 def test_what_a_trial_leaves_is_filled_with_epochs_of_which_one_is_the_least(
     time: str, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

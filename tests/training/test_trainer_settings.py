@@ -109,6 +109,8 @@ def test_lightnings_own_checkpoints_lie_beside_the_runs(root: Path) -> None:
     assert sorted(path.name for path in Path("runs/run/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert Path("runs/run/lightning/checkpoints/last.ckpt").is_file()
     assert newest_run(Path("runs")) == Path("runs/run")
+    result = fgzoo("test", "--ckpt_path", "runs/run")
+    assert result.status == 0, result.err
 
 
 def test_a_second_logger_has_what_the_first_has(root: Path) -> None:
