@@ -353,7 +353,7 @@ class TrainingCLI(LightningCLI):
         if self.seconds is not None:
             kwargs["max_epochs"] = self._epochs_within(self.seconds)
             self._move_milestones(kwargs["max_epochs"])
-        elif fits and all(config.get(name) in (None, -1) for name in ("max_epochs", "max_steps", "max_time")) and not self.dry:
+        elif fits and not self.dry and config.max_epochs is config.max_time is None and config.max_steps == -1:
             raise UsageError("fit: how long? Give --trainer.max_epochs, or --time 20m")
         text = self._settings(kwargs) if fits else None
         callbacks: list[Callback] = [
