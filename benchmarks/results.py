@@ -102,7 +102,7 @@ def row_of(cell: Cell, folder: Path) -> Row:
         "epochs": cell.epochs, "size": cell.size, "split": split, **{name: scores[f"{split}/{name}"] for name in SCORES},
         # Of classes of unequal size alone.
         **({"tail": scores[f"{split}/tail"]} if f"{split}/tail" in scores else {}),
-        # A resumed run knows the seconds of the epochs that it did itself.
+        # Of a run that an earlier version resumed, the seconds are of the last epochs alone.
         "train_seconds": f"{cost['seconds'] * cell.epochs / max(1, cost['epochs']):.0f}",
         "peak_gib": "" if cost["peak_memory_gib"] is None else f"{cost['peak_memory_gib']:.2f}",
         "precision": config["trainer"]["precision"],

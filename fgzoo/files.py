@@ -53,12 +53,18 @@ def handed_on(value: Any) -> Any:
 
 
 def names_handed_on(paths: Sequence[str | Path]) -> list[str]:
-    """Paths as a page that is handed on names them: of absolute ones the folder that they all lie in, and what follows it."""
+    """Paths as a page that is handed on names them: of absolute ones the folder that they all lie in, and what follows it.
+
+    Where that would say how the machine, or a home, is laid out, each has its own folder alone.
+    """
     absolute = [os.path.dirname(path) for path in paths if os.path.isabs(path)]  # noqa: PTH117, PTH120
     try:
-        above = Path(os.path.commonpath(absolute)).parent if absolute else Path()
+        common = Path(os.path.commonpath(absolute) if absolute else "")
     except ValueError:  # several drives
         return [Path(path).name for path in paths]
+    if absolute and (len(common.parts) < 3 or Path.home().is_relative_to(common)):
+        return [str(Path(*Path(path).parts[-2:])) if os.path.isabs(path) else str(path) for path in paths]  # noqa: PTH117
+    above = common.parent
     return [os.path.relpath(path, above) if os.path.isabs(path) else str(path) for path in paths]  # noqa: PTH117
 
 

@@ -41,6 +41,14 @@ def test_images_are_named_from_the_folder_on_that_they_lie_in() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("folder", ["/mnt/usb", str(Path.home() / "scans")])
+def test_folders_far_apart_say_nothing_of_what_lies_between(folder: str) -> None:
+    assert names_handed_on([Path.home() / "photos" / "1.jpg", f"{folder}/2.jpg"]) == [
+        "photos/1.jpg",
+        f"{Path(folder).name}/2.jpg",
+    ]
+
+
 def test_a_path_with_two_slashes_is_the_same_place() -> None:
     assert names_handed_on(["//home/a.jpg", "/home/b.jpg"]) == ["home/a.jpg", "home/b.jpg"]
 

@@ -39,7 +39,7 @@ def explain(
         png: Beside the page, the same maps as PNG files, a folder an image.
         top_k: Classes to name, at most all of them.
         batch_size: Images that pass the network at once.
-        num_workers: Loader processes; without it one per usable core, at most 8.
+        num_workers: Loader processes; without it one per usable core, at most 8, and none for a single batch.
         device: auto, cpu, cuda, cuda:0 or mps.
         trust: A package whose classes a checkpoint may name (repeatable).
 

@@ -43,7 +43,7 @@ def predict(
 
     A checkpoint that was trained with images held out (--data.val_fraction) gives calibrated probabilities, and calls unknown
     what does not look like its classes. Exit status: 0, or 1 where not one image could be read. Without --output: a table on a
-    terminal, CSV in a pipe. Ctrl-C leaves the rows that are done.
+    terminal, CSV in a pipe. Ctrl-C leaves the rows of classes that are done.
 
     Args:
         checkpoint: A checkpoint file, a run's folder, a name of `fgzoo list checkpoints`, hf://OWNER/NAME, or `last` or `best` of
@@ -56,7 +56,8 @@ def predict(
         device: auto, cpu, cuda, cuda:0 or mps.
         trust: A package whose classes a checkpoint may name (repeatable).
         also: One more checkpoint; probabilities are averaged (repeatable).
-        output: A .csv or .jsonl file; with --embed also .npy or .npz; - for standard output, a row as soon as it is computed.
+        output: A .csv or .jsonl file; with --embed also .npy or .npz; - for standard output, a row as soon as it is computed
+            (features when all are).
         format_: CSV or JSON lines, in a pipe and where the file's name does not say it.
         reject: The share of images of the known classes, 0 to 0.5, that may be called unknown so that others are: 0.05 unless
             given, where the checkpoint has a threshold; a larger one finds more that are unknown. off calls nothing unknown.

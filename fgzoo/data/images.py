@@ -76,7 +76,7 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
 
     stream = io.BytesIO(data)
     try:
-        image = _open(stream)
+        image = open_picture(stream)
         if image.width * image.height > (most := _most_pixels(image, max_pixels)):
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {most}")
         # Open leaves a JPEG stream behind the first scan's header: a thumbnail's end lies before it.
@@ -90,7 +90,7 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
             image.draft(None, (enough, enough))
         return _decode_with_pillow(image)
     except UnidentifiedImageError as error:
-        reason = _why_unidentified(data) or why_unread(path.suffix) or f"it starts with {data[:8]!r}"
+        reason = why_unidentified(data) or why_unread(path.suffix) or f"it starts with {data[:8]!r}"
         raise DataError(f"{path} is not an image that can be read ({reason}).") from error
     except Exception as error:  # a damaged file makes decoders raise nearly any type
         raise unreadable(path, error, " Replace it or take it out of the data set.") from error
@@ -187,8 +187,8 @@ def _all_formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name not in _NOT_READ)
 
 
-def _open(stream: io.BytesIO) -> Image.Image:
-    """A picture whose header Pillow understands, whatever its format."""
+def open_picture(stream: io.BytesIO) -> Image.Image:
+    """A picture whose header Pillow understands, whatever its format, but for those that it hands to another program."""
     try:
         return Image.open(stream, formats=_COMMON)
     except UnidentifiedImageError:
@@ -196,7 +196,7 @@ def _open(stream: io.BytesIO) -> Image.Image:
         return Image.open(stream, formats=_all_formats())
 
 
-def _why_unidentified(data: bytes) -> str | None:
+def why_unidentified(data: bytes) -> str | None:
     """What to do about a picture in a format that needs a package, by its first bytes."""
     heif = data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
     if heif:

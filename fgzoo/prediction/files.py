@@ -248,6 +248,14 @@ def _show(rows: Iterable[tuple[Path, Prediction]]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("image", "class", "probability", "then"):
         table.add_column(title, overflow="fold", justify="right" if title == "probability" else "left")
+    try:
+        _fill(table, rows)
+    finally:  # what is done when Ctrl-C ends it
+        if table.row_count:
+            Console().print(table)
+
+
+def _fill(table: Table, rows: Iterable[tuple[Path, Prediction]]) -> None:
     for path, found in rows:
         name = str(path).encode(errors="replace").decode()
         if found.error is not None:
@@ -257,7 +265,6 @@ def _show(rows: Iterable[tuple[Path, Prediction]]) -> None:
         style, share = ("bold", f"{found.probabilities[0]:.1%}") if found.accepted else ("yellow", "")
         then = Text(", ".join(ranked[1 if found.accepted else 0 :]), style="dim")
         table.add_row(Text(name), Text(found.label or "", style=style), share, then)
-    Console().print(table)
 
 
 # ---------------------------------------------------------------------- how far

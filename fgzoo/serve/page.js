@@ -66,10 +66,14 @@
 
   /** The camera's picture in the page, where browsers allow that; else the phone's own camera. */
   async function film() {
+    stop();
+    byId("camera").disabled = true;
     try {
       video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     } catch (error) {
       return say(`The camera cannot be used: ${error.message}.`, "bad");
+    } finally {
+      byId("camera").disabled = false;
     }
     say("");
     drop.hidden = true;
@@ -87,7 +91,8 @@
   byId("take").onclick = () => {
     const canvas = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
     canvas.getContext("2d").drawImage(video, 0, 0);
-    canvas.toBlob(ask, "image/jpeg", 0.95);
+    const taken = (photo) => (photo ? ask(photo) : say("The camera had no picture yet; try again.", "bad"));
+    canvas.toBlob(taken, "image/jpeg", 0.95);
     stop();
   };
   byId("stop").onclick = stop;

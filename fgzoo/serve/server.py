@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image, UnidentifiedImageError
 
-from fgzoo.data.images import from_pillow, unreadable
+from fgzoo.data.images import from_pillow, open_picture, unreadable, why_unidentified
 from fgzoo.errors import DataError, UsageError
 from fgzoo.files import without_places
 from fgzoo.interpret.explanation import Explanation, explain
@@ -94,13 +94,14 @@ class Server(ThreadingHTTPServer):
         style = packaged("page.css") + style
         script = fill(script, {"most": str(MAX_BYTES)})
         card = required_card(self.model, "serve")
+        name = without_places(self.checkpoint)
         said = {
-            "Checkpoint": self.checkpoint,
+            "Checkpoint": name,
             "Classes": f"{len(card.class_names)}, of {card.dataset}",
             "Backbone": without_places(self.model.backbone),
         }
         facts = "".join(f"<div><dt>{what}</dt><dd>{html.escape(value)}</dd></div>" for what, value in said.items())
-        page = fill(text, {"head": head(html.escape(self.checkpoint), style), "script": script, "facts": facts})
+        page = fill(text, {"head": head(html.escape(name), style), "script": script, "facts": facts})
         return page, policy(style, script, "connect-src 'self'") + "; frame-ancestors 'none'"
 
     def answer(self, content: bytes) -> dict[str, Any]:
@@ -129,9 +130,11 @@ def opened(content: bytes) -> Image.Image:
         DataError: It is none that can be read.
     """
     try:
-        return Image.open(io.BytesIO(content))
+        return open_picture(io.BytesIO(content))
     except UnidentifiedImageError as error:
-        raise DataError("This is no picture that can be read here. Photos as JPEG, PNG or WebP can.") from error
+        why = why_unidentified(content)
+        how = f" ({why})" if why else ""
+        raise DataError(f"This is no picture that can be read here{how}. Photos as JPEG, PNG or WebP can.") from error
     except Exception as error:  # a damaged file makes decoders raise nearly any type
         raise unreadable("The picture", error) from error
 

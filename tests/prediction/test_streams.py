@@ -126,6 +126,16 @@ def test_an_interruption_leaves_whole_rows_on_standard_output(trained: SimpleNam
     assert rest == "" or rest.endswith("\n")
 
 
+def test_an_interruption_leaves_the_rows_that_are_done_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> Iterator[tuple[Path, Prediction]]:
+        yield Path("a.jpg"), Prediction(("Wren",), (0.9,))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files._show(interrupted())
+    assert "Wren" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nMore"), RuntimeError("can't allocate memory")])
 def test_a_batch_that_fits_no_memory_leaves_the_rows_before_it(
     trained: SimpleNamespace, error: RuntimeError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

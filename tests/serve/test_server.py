@@ -62,6 +62,25 @@ def answer(server: Server, content: bytes) -> dict[str, Any]:
     return found
 
 
+def test_the_page_says_nothing_of_where_its_checkpoint_lies() -> None:
+    server = Server(small("rra"), "/home/me/runs/mine")
+    server.server_close()
+    assert "/home/me" not in server.page[0]
+    assert "mine" in server.page[0]
+
+
+def test_what_pillow_hands_to_another_program_is_refused(server: Server) -> None:
+    found = answer(server, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    assert found == {"error": "This is no picture that can be read here. Photos as JPEG, PNG or WebP can."}
+
+
+def test_a_picture_that_needs_a_package_names_it(server: Server) -> None:
+    found = answer(server, b"\xff\x0a" + bytes(40))
+    assert found == {
+        "error": "This is no picture that can be read here (pip install pillow-jxl-plugin). Photos as JPEG, PNG or WebP can."
+    }
+
+
 def test_a_port_that_no_machine_has_is_told() -> None:
     with pytest.raises(UsageError, match=r"serve: 127\.0\.0\.1:70000 cannot be had \(.*0-65535"):
         Server(small("rra"), "runs/mine", port=70000)
