@@ -388,9 +388,11 @@ class FGVCDataModule(L.LightningDataModule):
         if self.trainer is None:
             return {"next_epoch": 0}
         done = self.trainer.fit_loop.batch_idx + 1
-        over = done >= self.trainer.num_training_batches
+        over, epochs = done >= self.trainer.num_training_batches, self.trainer.fit_loop.epoch_progress.current
         images = self.batch_size * self.trainer.world_size
-        return {"next_epoch": self.trainer.current_epoch + over, "batches": 0 if over else done, "images": images}
+        # An epoch that is over is counted when all that follows it is done.
+        uncounted = over and epochs.completed < epochs.ready
+        return {"next_epoch": self.trainer.current_epoch + uncounted, "batches": 0 if over else done, "images": images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with that epoch, and that batch.

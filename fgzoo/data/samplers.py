@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 #: How often training shows the images of a class: as often as there are, by the square root of that, or every class equally.
 Balance = Literal["none", "sqrt", "full"]
@@ -88,8 +88,10 @@ class ClassDecks:
         return random.Random(f"{self.seed} {target} {turn}").sample(images, len(images))
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
+class EpochSampler(DistributedSampler[tuple[int, int]]):
     """Yields (epoch, index) pairs, so that a loader's workers know the epoch without being told.
+
+    It is torch's `DistributedSampler` in name alone: of any other sampler Lightning divides a process's share once more.
 
     Args:
         length: Number of samples.

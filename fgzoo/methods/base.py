@@ -15,7 +15,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -24,9 +23,10 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgzoo.data.card import DataCard
-from fgzoo.errors import DataError, UntrainedError, UsageError
+from fgzoo.errors import DataError, UsageError
 from fgzoo.files import user_path
 from fgzoo.methods.arguments import require_choice
 from fgzoo.methods.class_balance import ClassWeights, adjusted_cross_entropy, weighted_cross_entropy
@@ -451,14 +451,10 @@ class FineGrainedClassifier(LightningSteps):
         """The evaluation transform of the weights: upright uint8 (3, H, W) to uint8 (3, size, size).
 
         Raises:
-            UntrainedError: The model has seen no data yet, so it has none.
+            UntrainedError: The model has not been trained.
+            CheckpointError: It was trained on loaders that say nothing of their data.
         """
-        if self.card is None:
-            raise UntrainedError(
-                "model.transform: this model has not been trained, so no image preparation belongs to it; train it, or "
-                "fgzoo.load() a checkpoint"
-            )
-        return self.card.transform()
+        return required_card(self, "model.transform").transform()
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 images into what the backbone's weights expect, on their device and of their type; floats pass unchanged.
@@ -534,16 +530,28 @@ class FineGrainedClassifier(LightningSteps):
                 "data.balance: model.class_weights or model.logit_adjustment evens out the classes, too; give one of them"
             )
         card = self._of_data("card")
-        if card is not None:
-            if self.card is not None and stage != "fit":
-                self.card.check_classes(card)
-                # Which classes are rare is said by the images that were trained on.
-                card = replace(card, class_counts=self.card.class_counts)
+        if card is not None and self.card is not None and stage != "fit":
+            # Of what they were trained on, the weights themselves know best: sizes, which classes are rare.
+            self.card.check_classes(card)
+        elif card is not None:
+            if len(card.class_names) != self.num_classes:
+                raise UsageError(f"model.num_classes: {self.num_classes}, and the data has {len(card.class_names)} classes")
             self.card = card
         if stage == "fit":
+            self._check_synchronized_norms()
             check_teachers(self.teachers, self)
             self._say_what_backbones_do()
         self.evaluation.tail = tail_classes(None if self.card is None else self.card.class_counts)
+
+    def _check_synchronized_norms(self) -> None:
+        """Refuse to have activations left out: torch's conversion knows nothing of those inside timm's batch-norms."""
+        if self._trainer is None or getattr(self._trainer.strategy, "_layer_sync", None) is None:
+            return
+        if any(isinstance(module, _BatchNorm) and next(module.children(), None) is not None for module in self.network.modules()):
+            raise UsageError(
+                f"trainer.sync_batchnorm: the batch-norms of '{self.backbone}' apply its activations, too, which Lightning's "
+                "synchronised ones would leave out; without it, statistics are averaged over all devices after every epoch"
+            )
 
     def _say_what_backbones_do(self) -> None:
         """Say which arguments change nothing, and which backbone sees images of another size than the data's."""

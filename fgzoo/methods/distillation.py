@@ -26,6 +26,8 @@ def check_teachers(teachers: Sequence[FineGrainedClassifier], student: FineGrain
         raise UsageError("model.teacher: `fgzoo fit` loads it; in Python, set model.teachers = [fgzoo.load(...)]")
     for teacher in teachers:
         _ = teacher.transform
+        if teacher.num_classes != student.num_classes:
+            raise CheckpointError(f"model.teacher: one of {teacher.num_classes} classes, and the data has {student.num_classes}")
         if teacher.card is not None and student.card is not None:
             try:
                 teacher.card.check_classes(student.card)

@@ -96,6 +96,8 @@ class LightningSteps(HasArguments):
 
         Part of the step, because Lightning's hook for transferred batches comes before the step is seeded.
         """
+        if len(batch) != 3:
+            raise UsageError(f"data: a batch is images, classes, and the images' indices, and this one has {len(batch)} parts")
         images, targets, index = batch
         images = self.normalize(images).contiguous(memory_format=torch.channels_last)
         augment = self._of_data("augment_batch")
@@ -214,6 +216,8 @@ class LightningSteps(HasArguments):
         optimizer = make_optimizer(groups, given.optimizer, given.lr, given.momentum, fused)
         total, per_epoch = run_steps(self.trainer), epoch_steps(self.trainer)
         if math.isinf(total) and (given.schedule in ("cosine", "one_cycle") or len(stages) > 1):
+            if self.trainer.max_epochs not in (None, -1):
+                raise UsageError("trainer.max_steps: a schedule needs an end, and the data has no length; give a number of steps")
             raise UsageError("trainer.max_epochs: a schedule needs an end; give a number of epochs, or trainer.max_steps")
         if math.isinf(per_epoch) and (given.warmup_epochs or given.milestones):
             raise UsageError("model.warmup_epochs, model.milestones: how long an epoch of this data is is not known")

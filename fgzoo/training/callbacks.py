@@ -167,9 +167,10 @@ class ImageScores(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make room for every image of the split, if this is the round that counts."""
-        if not trainer.sanity_checking:
+        data: Any = getattr(trainer, "datamodule", None)
+        if not trainer.sanity_checking and data is not None:
             assert isinstance(pl_module, FineGrainedClassifier)
-            self.records = trainer.datamodule.splits[_scored_split(trainer)]  # type: ignore[attr-defined]
+            self.records = data.splits[_scored_split(trainer)]
             self.logits = torch.zeros(len(self.records), pl_module.num_classes, device=pl_module.device)
             self.seen = torch.zeros(len(self.records), device=pl_module.device)
 
@@ -178,7 +179,7 @@ class ImageScores(Callback):
     ) -> None:
         """Put a batch where its images are in the split."""
         # A step of somebody's own may hand on nothing.
-        if not trainer.sanity_checking and outputs is not None:
+        if not trainer.sanity_checking and outputs is not None and len(self.records):
             # What only fills a process up has no place.
             counts = outputs["targets"] != IGNORED
             index = outputs["index"][counts]
@@ -187,7 +188,7 @@ class ImageScores(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Calibrate the model, or write the split's file."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not len(self.records):
             return
         assert isinstance(pl_module, FineGrainedClassifier)
         # Each image has been in one of the processes, and is zero in the others.

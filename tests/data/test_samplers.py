@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
+from lightning.pytorch.trainer.connectors.data_connector import _DataConnector
+from torch.utils.data import DataLoader
 
 from fgzoo.data.samplers import MASKED, ClassDecks, EpochSampler
 
@@ -31,6 +35,14 @@ def test_training_ranks_are_disjoint_and_equally_long(length: int, world_size: i
     together = [index for share in shares for index in share]
     assert {len(share) for share in shares} == {length // world_size}
     assert len(set(together)) == len(together)
+
+
+def test_lightning_divides_no_share_once_more() -> None:
+    two = SimpleNamespace(_accelerator_connector=SimpleNamespace(use_distributed_sampler=True, is_distributed=True))
+    divides = partial(_DataConnector._requires_distributed_sampler, SimpleNamespace(trainer=two))  # type: ignore[arg-type]
+    images: Any = range(8)
+    assert divides(DataLoader(images))
+    assert not divides(DataLoader(images, sampler=EpochSampler(8, shuffle=True, seed=0, rank=0, world_size=2)))
 
 
 def test_with_fewer_samples_than_ranks_training_gives_each_rank_one() -> None:

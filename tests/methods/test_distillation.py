@@ -137,10 +137,13 @@ def test_a_teacher_that_cannot_teach_is_refused(
         trainer(tmp_path).fit(student, datamodule=birds())
 
 
-def test_an_untrained_teacher_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lacking", "error"), [({"trained": False}, UntrainedError), ({"card": None}, CheckpointError)])
+def test_a_teacher_that_was_not_trained_or_knows_no_data_is_refused(
+    lacking: dict[str, Any], error: type[Exception], tmp_path: Path
+) -> None:
     teacher = trained_on_birds()
-    teacher.card = None
-    with pytest.raises(UntrainedError):
+    vars(teacher).update(lacking)
+    with pytest.raises(error):
         trainer(tmp_path).fit(taught("baseline", teacher), datamodule=birds())
 
 

@@ -15,12 +15,15 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from fgzoo import FGVCDataModule, FineGrainedClassifier, load
+from fgzoo import FGVCDataModule, FineGrainedClassifier, create_model, load
 from fgzoo.checkpoints.run_folder import LAST
-from fgzoo.errors import UntrainedError
+from fgzoo.errors import CheckpointError, UntrainedError, UsageError
 from fgzoo.methods.baseline import Baseline
+from fgzoo.training.callbacks import ImageScores
 from tests.builders import picture
 from tests.small import small
 from tests.training.toys import make, trainer
@@ -47,6 +50,69 @@ def test_a_trainer_predicts_the_test_split(tmp_path: Path, how: str) -> None:
 def test_an_untrained_model_is_not_asked(tmp_path: Path) -> None:
     with pytest.raises(UntrainedError, match="never been trained"):
         quiet(tmp_path).predict(make(Baseline), datamodule=birds())
+
+
+def test_another_number_of_classes_than_the_datas_is_refused(tmp_path: Path) -> None:
+    model = create_model("baseline", 7, "test_efficientnet", pretrained=False)
+    with pytest.raises(UsageError, match=r"model\.num_classes: 7, and the data has 3 classes"):
+        quiet(tmp_path).fit(model, datamodule=birds())
+
+
+def test_a_test_at_another_size_leaves_the_model_its_own(tmp_path: Path) -> None:
+    model, data = make(Baseline), birds()
+    quiet(tmp_path).fit(model, datamodule=data)
+    card, larger = model.card, birds()
+    larger.image_size, larger.resize = 64, 72
+    quiet(tmp_path).test(model, datamodule=larger)
+    assert model.card == card == data.card
+
+
+@pytest.mark.parametrize("network", ["test_efficientnet", "mobilenetv2_035"])
+def test_norms_that_apply_activations_are_not_synchronised_without_them(network: str, tmp_path: Path) -> None:
+    model = create_model("baseline", 3, network, pretrained=False)
+    runner = quiet(tmp_path)
+    runner.strategy._layer_sync = TorchSyncBatchNorm()
+    with pytest.raises(UsageError, match=rf"trainer\.sync_batchnorm: the batch-norms of '{network}' apply its activations, too"):
+        runner.fit(model, datamodule=birds())
+
+
+def test_a_checkpoint_of_a_finished_fit_goes_on_with_the_next_epoch(tmp_path: Path) -> None:
+    data = birds()
+    quiet(tmp_path).fit(make(Baseline), datamodule=data)
+    assert data.state_dict() == {"next_epoch": 1, "batches": 0, "images": data.batch_size}
+
+
+def test_a_model_of_ones_own_loaders_lacks_a_card_and_not_a_training(tmp_path: Path) -> None:
+    model, data = make(Baseline), birds()
+    data.setup("fit")
+    quiet(tmp_path).fit(model, data.train_dataloader())
+    assert model.trained
+    with pytest.raises(
+        CheckpointError, match=r"model\.transform: these weights do not say which classes they know .* model\.card"
+    ):
+        _ = model.transform
+
+
+def test_a_batch_of_other_parts_is_named(tmp_path: Path) -> None:
+    loader = DataLoader(TensorDataset(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4) % 3), batch_size=2)
+    with pytest.raises(UsageError, match="a batch is images, classes, and the images' indices, and this one has 2 parts"):
+        quiet(tmp_path).fit(make(Baseline), loader)
+
+
+def test_data_without_a_length_needs_a_number_of_steps(tmp_path: Path) -> None:
+    class Endless(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter([])
+
+    with pytest.raises(UsageError, match=r"trainer\.max_steps: a schedule needs an end, and the data has no length"):
+        quiet(tmp_path).fit(make(Baseline, schedule="cosine"), DataLoader(Endless()))
+
+
+def test_images_without_a_data_module_have_no_file_of_scores(tmp_path: Path) -> None:
+    model, data = make(Baseline), birds()
+    quiet(tmp_path).fit(model, datamodule=data)
+    trainer(tmp_path, callbacks=[ImageScores(tmp_path / "scores")]).test(model, dataloaders=data.test_dataloader())
+    assert not (tmp_path / "scores").exists()
 
 
 def test_a_training_in_a_thread(tmp_path: Path) -> None:
