@@ -451,10 +451,11 @@ class FineGrainedClassifier(LightningSteps):
         """The evaluation transform of the weights: upright uint8 (3, H, W) to uint8 (3, size, size).
 
         Raises:
-            UntrainedError: The model has not been trained.
+            UntrainedError: The model has seen no data yet, so it has none.
             CheckpointError: It was trained on loaders that say nothing of their data.
         """
-        return required_card(self, "model.transform").transform()
+        card = self.card or required_card(self, "model.transform")
+        return card.transform()
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 images into what the backbone's weights expect, on their device and of their type; floats pass unchanged.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fgzoo.errors import CheckpointError, UsageError
+from fgzoo.prediction.inference import required_card
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier
@@ -19,18 +20,18 @@ def check_teachers(teachers: Sequence[FineGrainedClassifier], student: FineGrain
     """Refuse teachers that have not been trained, or know other classes.
 
     Raises:
-        UntrainedError, DataError: See [FineGrainedClassifier.transform][] and [DataCard.check_classes][].
+        UntrainedError, CheckpointError: See [required_card][] and [DataCard.check_classes][].
         UsageError: There is none, though the student was asked to learn from one.
     """
     if student.arguments.teacher and not teachers:
         raise UsageError("model.teacher: `fgzoo fit` loads it; in Python, set model.teachers = [fgzoo.load(...)]")
     for teacher in teachers:
-        _ = teacher.transform
+        card = required_card(teacher, "model.teacher")
         if teacher.num_classes != student.num_classes:
             raise CheckpointError(f"model.teacher: one of {teacher.num_classes} classes, and the data has {student.num_classes}")
-        if teacher.card is not None and student.card is not None:
+        if student.card is not None:
             try:
-                teacher.card.check_classes(student.card)
+                card.check_classes(student.card)
             except CheckpointError as error:
                 raise CheckpointError(f"model.teacher: another one, or none by --model.teacher null: {error}") from error
 
