@@ -54,8 +54,9 @@ def check_method(cls: type[FineGrainedClassifier], backbone: str = "test_efficie
     for name, check in CHECKS.items():
         try:
             check(make)
-        except AssertionError as error:
-            raise AssertionError(f"{cls.__name__} ({backbone}) fails {name}: {error}") from error
+        except Exception as error:
+            how = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            raise AssertionError(f"{cls.__name__} ({backbone}) fails {name}: {how}") from error
 
 
 # ---------------------------------------------------------------------- what is given to a method
@@ -102,9 +103,15 @@ def _require_finite_gradients(model: FineGrainedClassifier) -> None:
     assert not broken, f"gradient not finite at {broken[:3]}"
 
 
-def _require_close(logits: Tensor, expected: Tensor) -> None:
-    worst = float((logits - expected).abs().max())
-    assert worst <= 1e-4 * max(1.0, float(expected.abs().max())), f"logits differ by {worst}"
+def _require_close(found: Tensor, expected: Tensor, what: str = "logits") -> None:
+    worst = float((found - expected).abs().max())
+    assert worst <= 1e-4 * max(1.0, float(expected.abs().max())), f"{what} differ by {worst}"
+
+
+def _tensors(output: MethodOutput) -> dict[str, Tensor]:
+    """Everything of an output, by name."""
+    parts = {"logits": output.logits, "attention": output.attention, **output.heads, **output.extra}
+    return {name: value for name, value in parts.items() if isinstance(value, Tensor)}
 
 
 # ---------------------------------------------------------------------- the checks
@@ -184,9 +191,10 @@ def check_batch_independence(make: Make) -> None:
     model = evaluation_mode(make())
     images, _, _ = example_batch(batch=4)
     with torch.no_grad():
-        together = model(images).logits
-        alone = torch.cat([model(image[None]).logits for image in images])
-    _require_close(alone, together)
+        together, alone = model(images), [model(image[None]) for image in images]
+    for name in ("logits", "attention"):
+        _require_close(torch.cat([getattr(one, name) for one in alone]), getattr(together, name), name)
+    _require_close(torch.cat([model.explain(image[None]) for image in images]), model.explain(images), "maps of explain")
 
 
 def check_learns(make: Make) -> None:
@@ -259,10 +267,11 @@ def check_keys_decide(make: Make) -> None:
     images, targets, keys = example_batch()
     twin = copy.deepcopy(model)
     torch.manual_seed(1)
-    first = model(images, targets, keys).logits
+    first = _tensors(model(images, targets, keys))
     torch.manual_seed(2)
-    second = twin(images, targets, keys).logits
-    assert torch.equal(first, second), f"logits differ by {float((first - second).abs().max())}"
+    second = _tensors(twin(images, targets, keys))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), f"{name} differ by {float((value - second[name]).abs().max())}"
 
 
 def check_inference_mode(make: Make) -> None:

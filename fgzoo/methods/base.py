@@ -186,6 +186,13 @@ class FineGrainedClassifier(LightningSteps):
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
         self._set_hparams(plain)
         self.network = self.build_network().to(memory_format=torch.channels_last)
+        groups = {*self.learning_rates(), "new"}
+        for stage in self.stages():
+            if unknown := stage.rates.keys() - groups:
+                named = ", ".join(sorted(unknown))
+                raise UsageError(
+                    f"model: stage '{stage.name}' has a rate for {named}; parameter groups are {', '.join(sorted(groups))}"
+                )
         for name in {name for stage in self.stages() for name in self.learning_rates() if stage.rate(name) == 0}:
             module = self.network.get_submodule(name)
             if isinstance(module, Backbone) and not module.frozen_norms:
