@@ -327,7 +327,7 @@ class EpochLines(Callback):
         shown = ("train/loss", "train/top1", "val/top1", "val/nll")
         values = {name: float(trainer.callback_metrics[name]) for name in shown if name in trainer.callback_metrics}
         figures = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        self.console.print(f"{self.finished}  {figures}", highlight=False)
+        self.console.print(f"{self.finished}  {figures}")
         self.finished = None
 
 

@@ -313,7 +313,7 @@ class TrainingCLI(LightningCLI):
                 f"{known.fingerprint} there, {self.datamodule.listing.fingerprint()} here)"
             )
         for note in notes if self.trainer.is_global_zero else ():
-            self.console.print(f"Note: {note}", highlight=False, markup=False)
+            self.console.print(f"Note: {note}")
         run = run_of(self.checkpoint)
         # Who names another file says himself what part every image is in.
         if self.datamodule.split_file is not None or run is None or not (run / SPLIT).is_file():
@@ -425,7 +425,7 @@ class TrainingCLI(LightningCLI):
             steps = ReproducibleSteps(self.datamodule.seed)
             epochs, epoch = epochs_within(seconds, self.model, self.datamodule, make, [steps], processes)
             late = ", and one takes longer" if epoch > seconds else ""
-            self.console.print(f"{seconds:.0f} s: {epochs} epochs of about {epoch:.1f} s{late}", highlight=False)
+            self.console.print(f"{seconds:.0f} s: {epochs} epochs of about {epoch:.1f} s{late}")
             told = os.environ[EPOCHS_VARIABLE] = str(epochs)
         return int(told)
 
@@ -437,7 +437,7 @@ class TrainingCLI(LightningCLI):
             for arguments in (self.model.arguments, self.model.hparams, self.config.fit.model.init_args):
                 arguments["milestones"] = moved
             said = f"The learning rate falls after epochs {moved} of {epochs}, not {list(milestones)} of {planned}."
-            self.console.print(said, highlight=False, markup=False)
+            self.console.print(said)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Hand the checkpoint to the trainer only where the trainer's whole state is to be restored."""
@@ -449,7 +449,7 @@ class TrainingCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb, unless it is to continue a run that has nothing left to do."""
         if self.done:
-            self.console.print(f"{self.run_folder} is done already: {self.done}.", highlight=False, markup=False)
+            self.console.print(f"{self.run_folder} is done already: {self.done}.")
             return
         try:
             super()._run_subcommand(subcommand)
@@ -479,11 +479,9 @@ class TrainingCLI(LightningCLI):
             f"{type(self.model).__name__} on {self.model.backbone}, {count:.1f} M parameters; {self.datamodule.dataset_name}: "
             f"{self.datamodule.num_classes} classes, {shown} images; {self.trainer.precision}, {self._length()}"
             f"{self._batch()} -> {goes}",
-            highlight=False,
-            markup=False,
         )
         for note in self._notes() if self.datamodule.dataset_name == "folder" and self.trainer.is_global_zero else []:
-            self.console.print(f"Note: {note}", highlight=False, markup=False)
+            self.console.print(f"Note: {note}")
 
     def _notes(self) -> list[str]:
         """What of one's own images is left out, has no score, is in two splits, or rare."""
@@ -523,7 +521,7 @@ class TrainingCLI(LightningCLI):
             found = learn_known_classes(self.run_folder, self.datamodule, self.trainer.strategy.root_device)
         except (UsageError, torch.OutOfMemoryError) as error:
             why = str(error).splitlines()[0]
-            self.console.print(f"Note: {why}; probabilities decide what is unknown", highlight=False, markup=False)
+            self.console.print(f"Note: {why}; probabilities decide what is unknown")
             return
         if found is not None:
             self.model.calibration = found
@@ -536,14 +534,14 @@ class TrainingCLI(LightningCLI):
         seconds = time.perf_counter() - self.started
         holds = sorted(path.relative_to(self.run_folder).as_posix() for path in self.run_folder.rglob("*") if path.is_file())
         took = f"{self.verb} took {seconds:.0f} s. {self.run_folder} holds {', '.join(holds)}"
-        self.console.print(took, highlight=False, markup=False)
+        self.console.print(took)
         found = self.model.calibration if self.verb == "fit" else None
         if found is not None:
             told = f"temperature {found.temperature:.3g}, unknown below a {found.score} of {found.threshold():.4g}"
-            self.console.print(f"By {found.images} held-out images: {told}.", highlight=False)
+            self.console.print(f"By {found.images} held-out images: {told}.")
         if self.verb == "fit" and not (self.done and last_test(self.run_folder)):
             said = shlex.quote(str(self.run_folder))
-            self.console.print(f"Next: fgzoo test --ckpt_path {said}", highlight=False, markup=False)
+            self.console.print(f"Next: fgzoo test --ckpt_path {said}")
 
 
 def run(verb: str, arguments: list[str], *, closing: bool = True) -> TrainingCLI:
@@ -560,7 +558,7 @@ def run(verb: str, arguments: list[str], *, closing: bool = True) -> TrainingCLI
     Raises:
         UsageError: Something the user gave is wrong.
     """
-    console = LogConsole(soft_wrap=True)
+    console = LogConsole(soft_wrap=True, highlight=False, markup=False)
     quieten()
     import_methods()
     try:
