@@ -38,10 +38,7 @@ def data_of_run(run: Path, root: Path | None = None) -> FGVCDataModule:
         if said.get("csv") and said.get("root") and Path(said["csv"]).is_relative_to(said["root"]):
             said["csv"] = str(root / Path(said["csv"]).relative_to(said["root"]))
         said["root"] = str(root)
-    try:
-        return _module(said)
-    except (ArgumentError, TypeError) as error:  # written by another version of fgzoo
-        raise DataError(f"{run / CONFIG}: {' '.join(str(error).split())}") from error
+    return _module(said, str(run / CONFIG))
 
 
 def settings_of_card(card: DataCard) -> dict[str, Any]:
@@ -55,12 +52,19 @@ def settings_of_card(card: DataCard) -> dict[str, Any]:
 
 
 def data_of_card(card: DataCard, root: Path | None = None) -> FGVCDataModule:
-    """The data module that these settings describe, of images in a folder, by default that which `FGZOO_DATA` names."""
-    return _module({**settings_of_card(card), "root": root and str(root)})
+    """The data module that these settings describe, of images in a folder, by default that which `FGZOO_DATA` names.
+
+    Raises:
+        DataError: The card's data is none that this version knows.
+    """
+    return _module({**settings_of_card(card), "root": root and str(root)}, "checkpoint")
 
 
-def _module(settings: Mapping[str, Any]) -> FGVCDataModule:
+def _module(settings: Mapping[str, Any], place: str) -> FGVCDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(FGVCDataModule, "data")
-    data: FGVCDataModule = parser.instantiate(parser.parse_object({"data": settings})).data
+    try:
+        data: FGVCDataModule = parser.instantiate(parser.parse_object({"data": settings})).data
+    except (ArgumentError, TypeError) as error:  # of another version of fgzoo, or of a data module of one's own
+        raise DataError(f"{place}: {' '.join(str(error).split())}") from error
     return data

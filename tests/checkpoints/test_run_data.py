@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fgzoo.checkpoints.run_data import data_of_run
+from fgzoo.checkpoints.run_data import data_of_card, data_of_run
 from fgzoo.errors import DataError
 from tests.builders import make_cub, make_folder, write_lines
 from tests.command import IMAGES, MACHINE, NETWORK, fgzoo, fit
+from tests.small import CARD
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,11 @@ def test_what_was_held_out_stays_held_out(run: Path, monkeypatch: pytest.MonkeyP
 
 def test_images_may_lie_elsewhere(run: Path, tmp_path: Path) -> None:
     assert data_of_run(run, tmp_path).root == tmp_path
+
+
+def test_data_of_a_module_of_ones_own_is_none_that_is_known() -> None:
+    with pytest.raises(DataError, match=r"^checkpoint: .*mushrooms"):
+        data_of_card(replace(CARD, dataset="mushrooms"))
 
 
 def test_a_table_among_moved_images_moved_with_them(tmp_path: Path) -> None:
