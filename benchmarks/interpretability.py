@@ -37,13 +37,12 @@ from torchvision import tv_tensors
 
 import fgzoo
 from fgzoo import FGVCDataModule, FineGrainedClassifier
-from fgzoo.checkpoints.run_data import data_of_card, data_of_run
-from fgzoo.checkpoints.run_folder import CONFIG
+from fgzoo.checkpoints.run_data import data_trained_on
+from fgzoo.checkpoints.run_folder import resolve, run_of
 from fgzoo.data.images import decode
 from fgzoo.data.records import Part, Record
 from fgzoo.data.synthetic import SyntheticBirds
 from fgzoo.demo import data_of
-from fgzoo.errors import UsageError
 from fgzoo.interpret import explanation, metrics
 from fgzoo.interpret.overlays import in_input_frame
 from fgzoo.interpret.pictures import TILE, drawn, sheet
@@ -80,16 +79,6 @@ class Batch(NamedTuple):
     boxes: Tensor
     parts: Tensor
     deciding: Tensor
-
-
-def data_of_model(run: Path, model: FineGrainedClassifier, root: Path | None) -> FGVCDataModule:
-    """The data that a model was trained on."""
-    card = model.card
-    data = data_of_run(run, root) if (run / CONFIG).is_file() else data_of_card(card, root)
-    card.check_classes(data.card)
-    if not data.matches(card):
-        raise UsageError(f"{run}: trained on other images than those of '{card.dataset}' here; give its run's folder, or --root")
-    return data
 
 
 def batches_of(model: FineGrainedClassifier, data: FGVCDataModule, limit: int | None) -> Iterator[Batch]:
@@ -257,7 +246,7 @@ def measure(
     rows: list[Row] = []
     for run in runs:
         model = fgzoo.load(run).to("cuda" if torch.cuda.is_available() else "cpu")
-        images, judge = data_of_model(Path(run), model, root), Judge(model)
+        images, judge = data_trained_on(model.card, run_of(resolve(run)), root), Judge(model)
         for batch in batches_of(model, images, limit):
             judge.localization(batch)
         for batch in batches_of(model, images, min(perturbed, limit or perturbed)):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +19,10 @@ import yaml
 from safetensors.torch import load_file
 from torch.multiprocessing import ProcessRaisedException
 
-from fgzoo import FGVCDataModule, create_model
+from fgzoo import create_model
 from fgzoo.data.card import DataCard
 from fgzoo.data.records import Part, Record
 from fgzoo.data.synthetic import Birds
-from fgzoo.errors import UsageError
 from fgzoo.methods.baseline import Baseline
 from fgzoo.nn import Backbone
 from tests import THOROUGH
@@ -194,20 +192,6 @@ def test_maps_are_judged(bench: Any, written: Path) -> None:
         assert int(found[method, "occlusion", "insertion (higher is better)"]["images"]) == 2
     page = (written / "maps.md").read_text()
     assert "| srbn | final map |" in page
-
-
-def test_maps_of_a_run_are_judged_on_its_own_birds(bench: Any, tmp_path: Path) -> None:
-    birds = "birds: {classes: 3, train_per_class: 2, test_per_class: 1, size: 72, seed: 5}"
-    config = f"seed_everything: 0\ndata: {{name: birds, image_size: 64, resize: 72, {birds}}}\n"
-    (tmp_path / "config.yaml").write_text(config)
-    model = create_model("baseline", 3, "test_resnet", pretrained=False)
-    data = FGVCDataModule("birds", None, 64, 72, birds=Birds(3, 2, 1, 72, seed=5))
-    model.card = data.card
-    assert bench.interpretability.data_of_model(tmp_path, model, None).card == data.card
-    recipe = create_model("baseline", 12, "test_resnet", pretrained=False)
-    recipe.card = replace(FGVCDataModule("birds", None, 64, 72).card, fingerprint="0" * 16)
-    with pytest.raises(UsageError, match="other images than those of 'birds' here"):
-        bench.interpretability.data_of_model(tmp_path / "elsewhere", recipe, None)
 
 
 def test_a_ratio_is_paired_over_images_and_needs_hits(bench: Any) -> None:

@@ -16,6 +16,25 @@ from fgzoo.errors import DataError
 from fgzoo.recipes import read_config, read_recipe
 
 
+def data_trained_on(card: DataCard, run: Path | None, root: Path | None = None) -> FGVCDataModule:
+    """The data module with the images that weights were trained and tested on.
+
+    Args:
+        card: What the weights remember of their data.
+        run: The folder of the run that made them; `None`: the card's settings describe the data.
+        root: Where the images lie now; `None`: where they lay, or in the folder that `FGZOO_DATA` names.
+
+    Raises:
+        CheckpointError: The classes of the data there are others.
+        DataError: The images there are others, or not to be found.
+    """
+    data = data_of_card(card, root) if run is None else data_of_run(run, root)
+    card.check_classes(data.card)
+    if not data.matches(card):
+        raise DataError(f"the images listed in {data.root or data.dataset_name} are not those that the weights were trained on")
+    return data
+
+
 def data_of_run(run: Path, root: Path | None = None) -> FGVCDataModule:
     """The data module that a run's config describes, with its images in the parts that they had; nothing is downloaded.
 

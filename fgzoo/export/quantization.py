@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 import torch
 from torch import Tensor
 
-from fgzoo.checkpoints.run_data import data_of_card, data_of_run
+from fgzoo.checkpoints.run_data import data_trained_on
 from fgzoo.checkpoints.run_folder import run_of
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.records import Record
-from fgzoo.errors import DataError, ExportError, UsageError
+from fgzoo.errors import ExportError, UsageError
 from fgzoo.export import Format
 from fgzoo.export.parity import Run, answers_of, first_line
 from fgzoo.methods.base import FineGrainedClassifier
@@ -119,11 +119,7 @@ def quantization_images(model: FineGrainedClassifier, checkpoint: Path, given: S
     """
     card = required_card(model, "export")
     try:
-        run = run_of(checkpoint)
-        data = data_of_card(card) if run is None else data_of_run(run)
-        data.card.check_classes(card)
-        if not data.matches(card):
-            raise DataError(f"those of '{data.dataset_name}' that lie there are not what it was trained on")
+        data = data_trained_on(card, run_of(checkpoint))
         train, held = data.splits["train"], data.splits["val"] or data.splits["test"]
     except UsageError as error:
         if not given:

@@ -14,12 +14,12 @@ import torch
 import yaml
 
 from fgzoo.checkpoints.loading import load
-from fgzoo.checkpoints.run_data import data_of_run
+from fgzoo.checkpoints.run_data import data_trained_on
 from fgzoo.checkpoints.run_folder import CONFIG, COST, LAST, METRICS
 from fgzoo.data.card import DataCard
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.records import Record
-from fgzoo.errors import DataError, UsageError
+from fgzoo.errors import CheckpointError, DataError, UsageError
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction.inference import required_card
 from fgzoo.reporting.scores import HeldOut, Scores
@@ -100,12 +100,9 @@ def read_run(folder: Path, root: Path | None = None, trust: Sequence[str] = (), 
 def _find_data(folder: Path, root: Path | None, card: DataCard) -> tuple[FGVCDataModule | None, str]:
     """The run's data, or why it is not to be found."""
     try:
-        data = data_of_run(folder, root)
-        if data.matches(card):
-            return data, ""
-    except DataError as error:
+        return data_trained_on(card, folder, root), ""
+    except (CheckpointError, DataError) as error:
         return None, " ".join(str(error).split())
-    return None, f"the images listed in {data.root} are not those that the run was trained on"
 
 
 def _curves(path: Path) -> dict[str, Curve]:

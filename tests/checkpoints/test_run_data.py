@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgzoo.checkpoints.run_data import data_of_card, data_of_run
-from fgzoo.errors import DataError
+from fgzoo.checkpoints.run_data import data_of_card, data_of_run, data_trained_on
+from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.data.synthetic import Birds
+from fgzoo.errors import CheckpointError, DataError
 from tests.builders import make_cub, make_folder, write_lines
 from tests.command import IMAGES, MACHINE, NETWORK, fgzoo, fit
 from tests.small import CARD
@@ -30,6 +32,18 @@ def test_what_was_held_out_stays_held_out(run: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("PL_GLOBAL_SEED", seed)
     with np.load(run / "val_probabilities.npz") as scored:
         assert [record.name for record in data_of_run(run).splits["val"]] == scored["names"].tolist()
+
+
+def test_a_runs_own_birds_are_its_data_and_no_others(tmp_path: Path) -> None:
+    birds = "birds: {classes: 3, train_per_class: 2, test_per_class: 1, size: 72, seed: 5}"
+    config = f"seed_everything: 0\ndata: {{name: birds, image_size: 64, resize: 72, {birds}}}\n"
+    (tmp_path / "config.yaml").write_text(config)
+    card = FGVCDataModule("birds", None, 64, 72, birds=Birds(3, 2, 1, 72, seed=5)).card
+    assert data_trained_on(card, tmp_path).card == card
+    with pytest.raises(DataError, match="listed in birds are not those that the weights were trained on"):
+        data_trained_on(replace(card, fingerprint="0" * 16), tmp_path)
+    with pytest.raises(CheckpointError, match="class 3 is 'nothing' there"):
+        data_trained_on(card, None)
 
 
 def test_images_may_lie_elsewhere(run: Path, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_photos_that_have_gone_are_said_to_and_may_lie_elsewhere(reported: Repor
     ("lacks", "said", "shown"),
     [
         ("nothing", f"1 image is gone, and not shown: test/{NAMES[3]}/0.png.", True),
-        ("split.csv", "not those that the run was trained on. If they", False),
+        ("split.csv", "not those that the weights were trained on. If they", False),
     ],
 )
 def test_other_photos_than_those_trained_on_are_not_shown_as_them(
