@@ -144,12 +144,17 @@ class Cell:
 
     def is_made_by(self, command: str | None) -> bool:
         """Whether a command, which may say more of folders and speed, makes this run."""
-        return f"{command} ".startswith(f"{self.command} ")
+        return command is not None and is_made_by(self.command, command)
 
     def is_called(self, pattern: str) -> bool:
         """Whether one of its names fits a pattern."""
         names = (self.experiment.label, self.experiment.method, self.dataset, self.variant, self.name)
         return any(fnmatchcase(name, pattern) for name in names)
+
+
+def is_made_by(wanted: str, command: str) -> bool:
+    """Whether a command, which may say more of folders and speed, makes the run that is wanted."""
+    return f"{command} ".startswith(f"{wanted} ")
 
 
 def default_of(kind: Any, argument: str) -> Any:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import Row, hide_paths, read_csv, say
-from plan import Cell
+from plan import Cell, is_made_by
 
 from fgzoo.checkpoints.run_folder import CONFIG, METRICS, PROBABILITIES
 from fgzoo.errors import TrainingError, UsageError
@@ -114,16 +114,33 @@ def locked(path: Path) -> Iterator[int | None]:
 def run_cell(cell: Cell, machine: Machine, lock: int, gpu: str | None, stop: threading.Event) -> None:
     """Train a cell, or go on where it stopped, and score it; the processes hold its lock and see one GPU, or all."""
     folder = machine.runs / cell.name
-    begun = command_of(folder)
-    if begun is not None and not cell.is_made_by(begun):
-        raise TrainingError(f"its folder holds a run of other arguments, move it away: {begun}")
     environment = {**os.environ, "OMP_NUM_THREADS": str(machine.threads), "COLUMNS": "160"}
     environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-    if not (folder / "cost.json").is_file():
-        fresh = [*fit_arguments(cell, machine), "--output", str(folder)]
-        run_fgzoo(fresh if begun is None else ["fit", "--resume", str(folder)], folder, environment, lock, stop)
+    train(cell.command, fit_arguments(cell, machine), folder, environment, lock, stop)
     if scores_of(cell, folder) is None:
         run_fgzoo(["test", "--ckpt_path", str(folder)], folder, environment, lock, stop)
+
+
+def train(command: str, typed: list[str], folder: Path, environment: dict[str, str], lock: int, stop: threading.Event) -> None:
+    """Make the run of a folder, or go on with it where it stopped; nothing where it is done.
+
+    Args:
+        command: What tells it from every other run.
+        typed: What is typed after `fgzoo` to make it, but for its folder.
+        folder: Where it lies.
+        environment: Of its process.
+        lock: The descriptor of its lock.
+        stop: Ends it.
+
+    Raises:
+        TrainingError: The folder holds another run, or the training failed.
+    """
+    begun = command_of(folder)
+    if begun is not None and not is_made_by(command, begun):
+        raise TrainingError(f"its folder holds a run of other arguments, move it away: {begun}")
+    if not (folder / "cost.json").is_file():
+        fresh = [*typed, "--output", str(folder)]
+        run_fgzoo(fresh if begun is None else ["fit", "--resume", str(folder)], folder, environment, lock, stop)
 
 
 def run_fgzoo(typed: list[str], folder: Path, environment: dict[str, str], lock: int, stop: threading.Event) -> None:

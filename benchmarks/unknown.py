@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from common import Row, markdown_table, read_csv, say, write_csv
 from filelock import FileLock
-from runner import Machine, locked, paths_by_name, run_fgzoo
+from runner import Machine, locked, paths_by_name, train
 from tables import mean_std
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
@@ -232,15 +232,14 @@ def measure(method: str, seed: int, machine: Machine, folder: Path, lock: int) -
     learnt, others = halves(birds.num_classes, seed)
     images = folder.parent / f"half{seed}.csv"
     write_list(images, birds, learnt, root)
-    arguments = f"--config folder --model {method} {SETTINGS} --data.val_fraction {HELD_OUT} --seed_everything {seed}".split()
-    if not (folder / "cost.json").is_file():
-        files = {"backbone_weights": machine.weights.get("mobilenetv2_100", machine.weights.get(""))}
-        if method == "srbn":
-            files["second_backbone_weights"] = machine.weights.get("tf_efficientnet_lite0")
-        places = [word for key, path in files.items() if path for word in (f"--model.{key}", str(path))]
-        fresh = ["fit", *arguments, "--data.root", str(root), "--data.csv", str(images), *places, "--output", str(folder)]
-        typed = ["fit", "--resume", str(folder)] if (folder / "config.yaml").is_file() else fresh
-        run_fgzoo(typed, folder, {**os.environ, "OMP_NUM_THREADS": str(machine.threads)}, lock, threading.Event())
+    arguments = f"--config folder --model {method} {SETTINGS} --data.val_fraction {HELD_OUT} --seed_everything {seed}"
+    files = {"backbone_weights": machine.weights.get("mobilenetv2_100", machine.weights.get(""))}
+    if method == "srbn":
+        files["second_backbone_weights"] = machine.weights.get("tf_efficientnet_lite0")
+    places = [word for key, path in files.items() if path for word in (f"--model.{key}", str(path))]
+    typed = ["fit", *arguments.split(), "--data.root", str(root), "--data.csv", str(images), *places]
+    environment_of_run = {**os.environ, "OMP_NUM_THREADS": str(machine.threads)}
+    train(f"fgzoo fit {arguments}", typed, folder, environment_of_run, lock, threading.Event())
     data = FGVCDataModule("folder", root, csv=images, val_fraction=HELD_OUT, seed=seed, num_workers=0)
     model, about = load(folder), environment()
     splits = [answers(model, data.splits[split]) for split in ("train", "val", "test")]
@@ -248,7 +247,7 @@ def measure(method: str, seed: int, machine: Machine, folder: Path, lock: int) -
     made_by = {
         "train_seconds": json.loads((folder / "cost.json").read_text(encoding="utf-8"))["seconds"], "classes": len(learnt),
         **{split: len(records) for split, records in data.splits.items()}, "fingerprint": data.listing.fingerprint(),
-        "arguments": " ".join(arguments), "torch": about["packages"]["torch"], "timm": about["packages"]["timm"],
+        "arguments": arguments, "torch": about["packages"]["torch"], "timm": about["packages"]["timm"],
         "fgzoo": about["git"] or about["fgzoo"], "hardware": next(iter(about["gpus"]), about["processor"]), "time": about["time"],
     }  # fmt: skip
     return [row | made_by for row in judge(*splits, {NEAR: near, FAR: answers(model, cars.listing.test)})]
