@@ -17,14 +17,13 @@ from fgzoo.nn.frozen import fold_batch_norms, freeze_batch_norms
 from fgzoo.nn.low_rank import add_low_rank
 from fgzoo.nn.statistics import still_statistics
 from fgzoo.nn.timm_networks import (
-    at_least,
+    SizeLimits,
     build_network,
     find_config,
     is_fixed,
     load_weights,
     needs_contiguous,
     own_size,
-    smallest_side,
     timm_name,
 )
 
@@ -52,8 +51,8 @@ class Backbone(nn.Module):
     after the final norm, and all levels of these share one stride.
 
     Networks take images of any size where timm can build them so. Those that take a single size (CoAtNet, MaxViT, BEiT, Hiera,
-    MLP-Mixer and others) are shown every image, crop and patch resized to it; very small images are enlarged for the few
-    networks that end in less than a pixel otherwise.
+    MLP-Mixer and others) are shown every image, crop and patch resized to it; for networks that need a smallest side (mostly 32
+    pixels) or whole multiples (Swin 4, HRNet and DLA 32) images are enlarged to that.
 
     Args:
         name: A timm model name with or without the tag of its weights, e.g. `resnet50` or `resnet50.a1_in1k`; `hf-hub:USER/NAME`
@@ -82,7 +81,8 @@ class Backbone(nn.Module):
         config: What a config on a hub or in a folder said of it, see [NetworkConfig][fgzoo.nn.timm_networks.NetworkConfig].
         mean: Channel means the weights were trained with.
         std: Channel standard deviations the weights were trained with.
-        frozen: Build no graph, because no gradient is wanted at the moment. Its parameters stay trainable.
+        frozen: Build no graph, because no gradient is wanted at the moment, but for images that want one themselves. Its
+            parameters stay trainable.
         frozen_norms: How many batch-norms normalise by fixed statistics.
         recomputes: Keep few activations of a training pass, see [recompute][Backbone.recompute].
 
@@ -121,7 +121,7 @@ class Backbone(nn.Module):
         self.mean: tuple[float, ...] = tuple(config.get("mean", IMAGENET_DEFAULT_MEAN))
         self.std: tuple[float, ...] = tuple(config.get("std", IMAGENET_DEFAULT_STD))
         self.size: tuple[int, int] | None = None
-        self._smallest = smallest_side(self.model)
+        self._limits = SizeLimits.of(self.model)
         self._contiguous = needs_contiguous(self.model)
         self.frozen = False
         self.recomputes = False
@@ -274,13 +274,13 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, depth: int | None = None) -> list[Tensor]:
         """Compute all levels, or the first `depth` of them, without running what lies deeper."""
         shown = self.size
-        if shown is None and self._smallest > 1:
-            shown = at_least((images.shape[-2], images.shape[-1]), self._smallest)
+        if shown is None and self._limits != SizeLimits():
+            shown = self._limits.enlarged(images.shape[-2], images.shape[-1])
         if shown is not None and shown != images.shape[-2:]:
             images = F.interpolate(images, shown, mode="bilinear", align_corners=False, antialias=True)
         if self._contiguous:
             images = images.clone(memory_format=torch.contiguous_format)
-        if self.frozen:
+        if self.frozen and not images.requires_grad:
             with torch.no_grad():
                 return self._levels_of(images, depth)
         if not self.recomputes:

@@ -105,7 +105,7 @@ class SpatialLSTM(nn.Module):
     The cells of an anti-diagonal (i + j constant) do not depend on one another, so H + W - 1 steps do what a double loop does in
     H W: the cells are put in the order of their diagonals, and each step is one matrix product for all cells of a diagonal. The
     recursion is in single precision whatever the autocast, its rounding would add up over the steps; the projection of the
-    inputs follows the autocast, where nothing attends.
+    inputs follows the autocast, but for what the cells attend to.
 
     Source: Theis and Bethge, "Generative Image Modeling Using Spatial LSTMs" (arXiv 1506.03478), and their published code, which
     has the tanh outside the product in h; the causal neighbourhood of its figure 5b and attention as in "Where to Focus" (arXiv

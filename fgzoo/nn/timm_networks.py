@@ -18,7 +18,26 @@ from fgzoo.nn import birds_resnet  # noqa: F401 - timm knows it from here on
 from fgzoo.nn.weights import read_weights
 
 #: Smallest sides of images, by timm's module, of networks that are left without a pixel by smaller ones.
-SMALLEST_SIDES = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v2": 75, "ghostnet": 33}
+SMALLEST_SIDES = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v2": 75, "ghostnet": 33} | dict.fromkeys(
+    (
+        "convnext",
+        "densenet",
+        "edgenext",
+        "fasternet",
+        "focalnet",
+        "inception_next",
+        "nextvit",
+        "pvt_v2",
+        "rdnet",
+        "sequencer",
+        "twins",
+        "vgg",
+        "vovnet",
+    ),
+    32,
+)
+#: What the sides of images must be multiples of, by timm's module: windows of whole patches, levels that are added up.
+MULTIPLES = {"swin_transformer": 4, "swin_transformer_v2": 4, "vision_transformer_sam": 16, "csatv2": 32, "dla": 32, "hrnet": 32}
 #: Networks whose backward pass breaks the process's memory in channels-last format on the CPU (torch 2.14, grouped 7x7).
 CONTIGUOUS = ("fastvit",)
 #: Networks whose levels are those of several branches, each on a grid of its own.
@@ -189,20 +208,35 @@ def own_size(model: nn.Module) -> tuple[int, int]:
     return height, width
 
 
-def at_least(size: tuple[int, int], smallest: int) -> tuple[int, int]:
-    """An image's size, enlarged in proportion until no side is smaller than that."""
-    factor = max(1.0, smallest / min(size))
-    return math.ceil(size[0] * factor), math.ceil(size[1] * factor)
+class SizeLimits(NamedTuple):
+    """Which images a network of free size takes.
+
+    Attributes:
+        smallest: Their smallest side.
+        multiple: What every side is a multiple of.
+    """
+
+    smallest: int = 1
+    multiple: int = 1
+
+    @classmethod
+    def of(cls, model: nn.Module) -> SizeLimits:
+        """Those of one of timm's networks."""
+        return cls(SMALLEST_SIDES.get(_module(model), 1), MULTIPLES.get(_module(model), 1))
+
+    def enlarged(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which an image is shown: in proportion until no side is too small, then each up to the next multiple."""
+        factor = max(1.0, self.smallest / min(height, width))
+
+        def whole(side: int) -> int:
+            return self.multiple * math.ceil(math.ceil(side * factor) / self.multiple)
+
+        return whole(height), whole(width)
 
 
 def needs_contiguous(model: nn.Module) -> bool:
     """Whether a network's weights and images must not be channels-last."""
     return _module(model) in CONTIGUOUS
-
-
-def smallest_side(model: nn.Module) -> int:
-    """The smallest side of images that a network of free size takes."""
-    return SMALLEST_SIDES.get(_module(model), 1)
 
 
 def load_weights(model: nn.Module, path: Path, name: str, full_keys: set[str]) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from fgzoo.errors import UsageError
 from fgzoo.methods.coarse2fine import Coarse2Fine, Coarse2FineNetwork, Pass
+from fgzoo.methods.training_stages import EnterStages
 from fgzoo.nn import attention_boxes, attention_drop, crop_boxes, keyed_uniform, normalize_map
 from fgzoo.nn.attention_pooling import draw_map, map_similarity
 from fgzoo.recipes import list_recipes
@@ -138,6 +139,17 @@ def test_loss_of_stage_1_is_the_mean_cross_entropy_and_eta_times_the_mask() -> N
     expected = sum(F.cross_entropy(output.heads[name], targets) for name in ("coarse", "fine")) / 2
     torch.testing.assert_close(total(model, output, targets), expected + 0.3 * output.extra["mask"])
     assert set(output.heads) == {"coarse", "fine"}
+
+
+@pytest.mark.parametrize("fine", ["mask", "crop"])
+def test_a_backbone_that_stands_still_lets_the_fine_pass_teach_the_decoder(fine: str) -> None:
+    model = make(stage=1, fine=fine, fine_backbone_rate=0.0).train()
+    EnterStages().enter(model, 1)
+    images, targets, keys = example_batch((96, 96))
+    F.cross_entropy(model(images, targets, keys).heads["fine"], targets).backward()
+    decoder = network(model).decoder
+    assert decoder is not None
+    assert all(parameter.grad is not None for parameter in decoder.parameters())
 
 
 def test_attention_of_stage_1_ends_with_the_mask() -> None:

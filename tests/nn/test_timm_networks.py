@@ -14,6 +14,7 @@ import fgzoo
 from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.nn import Backbone
+from fgzoo.nn.timm_networks import SizeLimits
 from tests.small import CARD, small
 
 OWN = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
@@ -117,3 +118,22 @@ def test_an_architecture_that_timm_does_not_know_is_named(folder: Path) -> None:
 def test_networks_of_several_grids_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match="'crossvit_tiny_240' gives no feature maps"):
         Backbone("crossvit_tiny_240", pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("limits", "size", "shown"),
+    [
+        (SizeLimits(), (97, 5), (97, 5)),
+        (SizeLimits(smallest=32), (64, 20), (103, 32)),
+        (SizeLimits(multiple=32), (97, 64), (128, 64)),
+        (SizeLimits(75, 4), (30, 40), (76, 100)),
+    ],
+)
+def test_images_are_enlarged_to_what_a_network_takes(limits: SizeLimits, size: tuple[int, int], shown: tuple[int, int]) -> None:
+    assert limits.enlarged(*size) == shown
+
+
+def test_a_network_that_adds_up_its_levels_takes_any_size() -> None:
+    backbone = Backbone("hrnet_w18_small", pretrained=False).eval()
+    with torch.no_grad():
+        assert [tuple(level.shape[2:]) for level in backbone(torch.zeros(1, 3, 50, 70))][-1] == (2, 3)
