@@ -202,3 +202,8 @@ def test_small_keeps_every_method() -> None:
         before, after = (settings(f"--config {name}{more}")["model"] for more in ("", " --config small"))
         assert method_name(after["class_path"], after["init_args"]) == name.partition("/")[2]
         assert before["class_path"] == after["class_path"]
+
+
+def test_a_pyramid_may_be_a_tuple() -> None:
+    path = "fgzoo.methods.srbn.SRBN"
+    assert method_name(path, {"attention": "none", "spatial_lstm": False, "pyramid": (1, 2)}) == "bcnn-spp"

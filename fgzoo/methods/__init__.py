@@ -98,9 +98,14 @@ def method_name(path: str, arguments: Mapping[str, Any]) -> str:
     fitting = {
         name: len(fixed)
         for name, (cls, fixed) in available().items()
-        if cls == path and all(arguments.get(key) == value for key, value in fixed.items())
+        if cls == path and all(_plain(arguments.get(key)) == value for key, value in fixed.items())
     }
     return max(fitting, key=lambda name: fitting[name]) if fitting else path
+
+
+def _plain(value: Any) -> Any:
+    """An argument as a config says it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def find_method(name: str) -> tuple[type[FineGrainedClassifier], dict[str, Any]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import FrameType
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import lightning as L
 from lightning.pytorch.utilities.parsing import AttributeDict, collect_init_args
@@ -15,14 +16,43 @@ from fgzoo.errors import UsageError
 Built = TypeVar("Built")
 
 
-def require_choice(name: str, value: str, choices: Any) -> None:
-    """Refuse an argument that is none of a `Literal`'s values.
+def check_choices(cls: type, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that are none of the values of their `Literal` in the innermost constructor that declares them.
+
+    Args:
+        cls: The class; annotations that a constructor's module cannot resolve while it runs choose nothing.
+        arguments: Of its constructors, by name.
 
     Raises:
         UsageError: Names the argument and its values.
     """
-    if value not in get_args(choices):
-        raise UsageError(f"model.{name}: '{value}' is none of {', '.join(get_args(choices))}")
+    declared: dict[str, Any] = {}
+    for owner in cls.__mro__:
+        with suppress(NameError):
+            declared |= get_type_hints(vars(owner)["__init__"]) if "__init__" in vars(owner) else {}
+    for name, hint in declared.items():
+        if get_origin(hint) is Literal and name in arguments and arguments[name] not in get_args(hint):
+            raise UsageError(f"model.{name}: '{arguments[name]}' is none of {', '.join(map(str, get_args(hint)))}")
+
+
+def require_within(interval: str, **arguments: float | None) -> None:
+    """Refuse arguments that lie outside of an interval; `None` lies in every one.
+
+    Args:
+        interval: Such as `[0, 1)`, with a bracket where the end belongs to it.
+        **arguments: Values by name.
+
+    Raises:
+        UsageError: Names the argument and the interval.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        above = low <= value if interval[0] == "[" else low < value
+        below = value <= high if interval[-1] == "]" else value < high
+        if not (above and below):
+            raise UsageError(f"model.{name}: {value} is not in {interval}")
 
 
 def without_files(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +100,7 @@ class HasArguments(L.LightningModule, metaclass=BuildsNetwork):
         # From the outermost constructor to this one, so that a name that several take has the value that arrived furthest in.
         for level in reversed(collect_init_args(cast(FrameType, inspect.currentframe()), [], classes=(HasArguments,))):
             self.arguments.update(level)
+        check_choices(type(self), self.arguments)
 
     def build(self, make: Callable[..., Built], **made: Any) -> Built:
         """Make a network, or a part of one, that takes arguments of this model under the same names.

@@ -12,7 +12,6 @@ training and scoring in `steps.py`, with `optimization.py`, `evaluation.py`, `tr
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -28,14 +27,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fgzoo.data.card import DataCard
 from fgzoo.errors import DataError, UsageError
 from fgzoo.files import user_path
-from fgzoo.methods.arguments import require_choice
+from fgzoo.methods.arguments import require_within
 from fgzoo.methods.class_balance import ClassWeights, adjusted_cross_entropy, weighted_cross_entropy
-from fgzoo.methods.distillation import check_teachers, distillation_loss, teacher_probabilities
+from fgzoo.methods.distillation import check_teachers, teacher_logits
 from fgzoo.methods.evaluation import tail_classes
 from fgzoo.methods.optimization import Schedule, parameter_groups
 from fgzoo.methods.steps import LightningSteps
 from fgzoo.methods.training_stages import TrainingStage
 from fgzoo.nn.backbone import Backbone, FreezeNorm, Tuning
+from fgzoo.nn.evidence import distillation_loss
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.passes import shared_passes
 from fgzoo.nn.timm_networks import timm_name
@@ -147,21 +147,17 @@ class FineGrainedClassifier(LightningSteps):
         teacher_temperature: float = 2.0,
     ) -> None:
         super().__init__(num_classes)
-        require_choice("freeze_norm", freeze_norm, FreezeNorm)
-        require_choice("backbone_tuning", backbone_tuning, Tuning)
-        require_choice("class_weights", class_weights, ClassWeights)
         if num_classes < 2:
             raise UsageError(f"model.num_classes: {num_classes}; a classifier needs at least 2 classes")
-        if not 0 <= label_smoothing < 1:
-            raise UsageError(f"model.label_smoothing: {label_smoothing} is not in [0, 1)")
-        if not 0 <= logit_adjustment < math.inf:
-            raise UsageError(f"model.logit_adjustment: {logit_adjustment}; at least 0, which adjusts nothing")
+        if clip_norm == 0:
+            raise UsageError("model.clip_norm: 0 would take every gradient away; null clips none")
+        require_within("[0, 1)", label_smoothing=label_smoothing, momentum=momentum, ema_decay=ema_decay)
+        require_within("[0, inf)", lr=lr, backbone_lr_factor=backbone_lr_factor, weight_decay=weight_decay, gamma=gamma)
+        require_within("[0, inf)", warmup_epochs=warmup_epochs, logit_adjustment=logit_adjustment)
+        require_within("(0, inf)", clip_norm=clip_norm, teacher_temperature=teacher_temperature)
+        require_within("(0, 1]", layer_decay=layer_decay, teacher_weight=teacher_weight)
         if class_weights != "none" and logit_adjustment:
             raise UsageError("model.logit_adjustment: model.class_weights evens out the classes, too; give one of them")
-        if not 0 < teacher_weight <= 1:
-            raise UsageError(f"model.teacher_weight: {teacher_weight} is not in (0, 1]")
-        if not 0 < teacher_temperature < math.inf:
-            raise UsageError(f"model.teacher_temperature: {teacher_temperature} is no positive number")
         if lr_batch is not None and lr_batch < 1:
             raise UsageError(f"model.lr_batch: {lr_batch}; at least 1, or leave it away to take lr as it is")
         if lora_rank < 1:
@@ -194,6 +190,8 @@ class FineGrainedClassifier(LightningSteps):
                     f"model: stage '{stage.name}' has a rate for {named}; parameter groups are {', '.join(sorted(groups))}"
                 )
         for name in {name for stage in self.stages() for name in self.learning_rates() if stage.rate(name) == 0}:
+            if inside := [other for other in self.learning_rates() if other.startswith(f"{name}.")]:
+                raise UsageError(f"model: a stage freezes '{name}', and '{inside[0]}' in it has a rate of its own")
             module = self.network.get_submodule(name)
             if isinstance(module, Backbone) and not module.frozen_norms:
                 module.freeze_statistics()
@@ -379,11 +377,12 @@ class FineGrainedClassifier(LightningSteps):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The network in evaluation mode for a while; afterwards every module is as it was."""
+        """The network in evaluation mode for a while, [computing][]; afterwards every module is as it was."""
         modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         try:
-            yield
+            with self.computing():
+                yield
         finally:
             for module, training in modes:
                 module.training = training
@@ -415,8 +414,8 @@ class FineGrainedClassifier(LightningSteps):
         if not self.teachers:
             return terms
         given = self.arguments
-        probabilities = teacher_probabilities(self.teachers, self, images, given.teacher_temperature)
-        soft = distillation_loss(output.logits, probabilities, given.teacher_temperature)
+        expected = teacher_logits(self.teachers, self, images, given.teacher_temperature)
+        soft = distillation_loss(output.logits, expected, given.teacher_temperature)
         weighed = {name: (1 - given.teacher_weight) * term for name, term in terms.items()}
         return weighed | {"teacher": given.teacher_weight * soft}
 

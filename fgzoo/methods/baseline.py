@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fgzoo.methods.arguments import require_within
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.maps import class_activation_map
@@ -64,6 +65,7 @@ class Baseline(FineGrainedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
+        require_within("[0, 1)", dropout=dropout)
 
     def build_network(self) -> nn.Module:
         """Backbone, pooling, dropout, classifier."""

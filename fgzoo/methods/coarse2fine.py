@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgzoo.errors import UsageError
+from fgzoo.methods.arguments import require_within
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.training_stages import TrainingStage
 from fgzoo.nn.attention_pooling import (
@@ -311,10 +312,6 @@ class Coarse2Fine(FineGrainedClassifier):
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
         if num_maps < 1:
             raise UsageError(f"model.num_maps: {num_maps}; pooling needs at least 1 attention map")
-        if init not in ("orthogonal", "default"):
-            raise UsageError(f"model.init: '{init}' is neither 'orthogonal' nor 'default'")
-        if fine not in ("mask", "crop", "none"):
-            raise UsageError(f"model.fine: '{fine}' is none of 'mask', 'crop' and 'none'")
         for name, bounds in (
             ("crop_theta", crop_theta),
             ("drop_theta", drop_theta),
@@ -323,15 +320,14 @@ class Coarse2Fine(FineGrainedClassifier):
         ):
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < 1:
                 raise UsageError(f"model.{name}: {list(bounds)}; shares of a maximum lie in (0, 1), the lower one first")
-        for name, padding in (("crop_padding", crop_padding), ("test_padding", test_padding)):
-            if padding < 0:
-                raise UsageError(f"model.{name}: {padding} is negative; give a share of the image's side, e.g. 0.1")
         if not 0 < fine_share < 1:
             raise UsageError(f"model.fine_share: {fine_share} is not in (0, 1); for a run without stage 2 take fine: none")
-        if not 0 < center_rate <= 1:
-            raise UsageError(f"model.center_rate: {center_rate} is not in (0, 1]")
-        if region_weight < 0:
-            raise UsageError(f"model.region_weight: {region_weight} is negative; 0 turns the term off")
+        require_within("(0, 1]", center_rate=center_rate)
+        require_within("[0, inf)", region_weight=region_weight, center_weight=center_weight, mask_weight=mask_weight)
+        require_within("[0, inf)", fine_backbone_rate=fine_backbone_rate, fine_head_rate=fine_head_rate)
+        require_within("[0, inf)", decoder_lr_factor=decoder_lr_factor, attention_lr_factor=attention_lr_factor)
+        require_within("[0, inf)", classifier_lr_factor=classifier_lr_factor, crop_padding=crop_padding)
+        require_within("[0, inf)", test_padding=test_padding)
         if not decoder_widths or min(decoder_widths) < 1:
             raise UsageError(f"model.decoder_widths: {list(decoder_widths)}; give at least one positive width")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def check_teachers(teachers: Sequence[FineGrainedClassifier], student: FineGrain
                 raise CheckpointError(f"model.teacher: another one, or none by --model.teacher null: {error}") from error
 
 
-def teacher_probabilities(
+def teacher_logits(
     teachers: Sequence[FineGrainedClassifier], student: FineGrainedClassifier, images: Tensor, temperature: float
 ) -> Tensor:
     """What teachers make of a student's images, each at the size and with the statistics that it was trained with.
@@ -48,7 +49,7 @@ def teacher_probabilities(
         temperature: Divides the logits.
 
     Returns:
-        (B, K) probabilities, averaged over teachers.
+        (B, K), what divided by the temperature has the mean of the teachers' probabilities as its softmax.
     """
     pixels = images * student.pixel_std + student.pixel_mean
     found = []
@@ -58,20 +59,5 @@ def teacher_probabilities(
         if max(seen.shape[-2:]) != teacher.card.image_size:
             seen = F.interpolate(seen, size=(teacher.card.image_size,) * 2, mode="bilinear", antialias=True)
         with torch.no_grad():
-            found.append((teacher(seen).logits.float() / temperature).softmax(dim=1))
-    return torch.stack(found).mean(dim=0)
-
-
-def distillation_loss(logits: Tensor, probabilities: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(p || softmax(z / T)), averaged over images; T^2 keeps its gradients as large as the cross-entropy's.
-
-    Args:
-        logits: (B, K), the student's z.
-        probabilities: (B, K), the teachers' p.
-        temperature: T.
-
-    Returns:
-        A scalar.
-    """
-    student = (logits.float() / temperature).log_softmax(dim=1)
-    return temperature**2 * F.kl_div(student, probabilities, reduction="batchmean")
+            found.append((teacher(seen).logits.float() / temperature).log_softmax(dim=1))
+    return temperature * (torch.stack(found).logsumexp(dim=0) - math.log(len(found)))

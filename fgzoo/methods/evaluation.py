@@ -82,7 +82,7 @@ class Evaluation(nn.Module):
 
 
 def _of_probabilities(num_classes: int, postfix: str | None = None) -> MetricCollection:
-    calibration = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", ignore_index=IGNORED, validate_args=False)
+    calibration = CalibrationError(num_classes, n_bins=15, norm="l1", ignore_index=IGNORED, validate_args=False)
     both: dict[str, Metric | MetricCollection] = {"nll": NegativeLogLikelihood(), "ece": calibration}
     return MetricCollection(both, compute_groups=False, postfix=postfix)
 
@@ -169,6 +169,14 @@ def tail_classes(counts: Sequence[int] | None) -> list[int]:
     ordered = sorted(counts)
     most = max((count for count in counts if bisect_right(ordered, count) <= math.ceil(len(counts) / 3)), default=ordered[0])
     return [target for target, count in enumerate(counts) if count <= most]
+
+
+class CalibrationError(MulticlassCalibrationError):
+    """The expected calibration error of logits, which the metric would take for probabilities where a batch's lie in [0, 1]."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch: logits (B, K) and classes (B,)."""
+        super().update(preds.softmax(dim=1), target)
 
 
 class NegativeLogLikelihood(MeanMetric):

@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgzoo.errors import UsageError
-from fgzoo.methods.arguments import require_choice
+from fgzoo.methods.arguments import require_within
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.backbone import Backbone, Level
 from fgzoo.nn.crops import attention_boxes, crop_boxes
@@ -488,10 +488,6 @@ class IAGN(FineGrainedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
-        require_choice("head", head, Head)
-        require_choice("distillation", distillation, Distillation)
-        require_choice("test_heads", test_heads, TestHeads)
-        require_choice("init", init, LayerInit)
         needs_evidence = {"guidance": guidance, "alignment_weight": alignment_weight > 0}
         needs_evidence |= {"test_crop": test_crop, "residual": residual}
         for name, wanted in needs_evidence.items():
@@ -502,19 +498,12 @@ class IAGN(FineGrainedClassifier):
             raise UsageError(f"model.stages: {stages} is not between 1 and {MAX_STAGES}")
         if len(grids) != stages or min(grids) < 1:
             raise UsageError(f"model.grids: {list(grids)}; give one grid of at least 1 for each of the {stages} stages")
-        if distillation_weight < 0 or alignment_weight < 0 or fused_weight <= 0:
-            raise UsageError(
-                f"model: distillation_weight ({distillation_weight}) and alignment_weight ({alignment_weight}) must be at least "
-                f"0, fused_weight ({fused_weight}) more than 0"
-            )
-        if temperature <= 0:
-            raise UsageError(f"model.temperature: {temperature}; must be more than 0")
+        require_within("[0, inf)", distillation_weight=distillation_weight, alignment_weight=alignment_weight)
+        require_within("(0, inf)", fused_weight=fused_weight, temperature=temperature)
         if not 0 <= guide_theta[0] <= guide_theta[1] <= 1:
             raise UsageError(f"model.guide_theta: {list(guide_theta)} is no range within 0 and 1")
-        if not 0 <= test_theta <= 1:
-            raise UsageError(f"model.test_theta: {test_theta} is not within 0 and 1")
-        if guide_padding < 0:
-            raise UsageError(f"model.guide_padding: {guide_padding}; must be at least 0")
+        require_within("[0, 1]", test_theta=test_theta)
+        require_within("[0, inf)", guide_padding=guide_padding)
         if feature_size is not None and feature_size < 1:
             raise UsageError(f"model.feature_size: {feature_size}; at least 1, or null for a quarter of the deepest stage")
 

@@ -135,7 +135,7 @@ def make_optimizer(
 def parameter_groups(
     network: nn.Module, factors: Mapping[str, float], lr: float, weight_decay: float, layer_decay: float | None
 ) -> list[dict[str, Any]]:
-    """Optimiser groups of a network; norms and biases do not decay.
+    """Optimiser groups of a network; norms and biases do not decay. Tokens and position embeddings do.
 
     Args:
         network: The network.
@@ -155,7 +155,7 @@ def parameter_groups(
         named = [(path, parameter) for path, parameter in module.named_parameters() if parameter not in inside]
         inside.update(parameter for _, parameter in named)
         if isinstance(module, Backbone) and layer_decay is not None:
-            groups += layer_decay_groups(module, name, lr * factor, weight_decay, layer_decay)
+            groups += layer_decay_groups(module, named, name, lr * factor, weight_decay, layer_decay)
         else:
             groups += split_decay(named, name, lr * factor, weight_decay)
     rest = [(name, parameter) for name, parameter in network.named_parameters() if parameter not in inside]
@@ -181,12 +181,21 @@ def split_decay(named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float,
     return [group for group in groups if group["params"]]
 
 
-def layer_decay_groups(backbone: Backbone, name: str, lr: float, weight_decay: float, decay: float) -> list[dict[str, Any]]:
-    """Groups of a backbone whose learning rate is `lr` at the deepest layer and falls by `decay` to each layer below."""
+def layer_decay_groups(
+    backbone: Backbone, named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float, weight_decay: float, decay: float
+) -> list[dict[str, Any]]:
+    """Groups of these parameters of a backbone; the rate is `lr` at the deepest layer and falls by `decay` to each one below."""
     from timm.optim import param_groups_layer_decay
 
+    own = {parameter for _, parameter in named}
     groups = param_groups_layer_decay(backbone.model, weight_decay=weight_decay, layer_decay=decay)
-    return [
-        {"params": g["params"], "lr": lr * g["lr_scale"], "weight_decay": g["weight_decay"], "name": f"{name}/{index}"}
-        for index, g in enumerate(groups)
+    found = [
+        {
+            "params": [parameter for parameter in group["params"] if parameter in own],
+            "lr": lr * group["lr_scale"],
+            "weight_decay": group["weight_decay"],
+            "name": f"{name}/{index}",
+        }
+        for index, group in enumerate(groups)
     ]
+    return [group for group in found if group["params"]]

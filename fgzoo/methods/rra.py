@@ -31,14 +31,14 @@ from torch import Tensor, nn
 
 from fgzoo.errors import DataError, UsageError
 from fgzoo.files import user_path
-from fgzoo.methods.arguments import require_choice
+from fgzoo.methods.arguments import require_within
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.attention import TemporalAttention
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.crops import activation_boxes, center_boxes, crop_boxes, paste_boxes, random_boxes
 from fgzoo.nn.initialization import LayerInit, orthogonal_layers
 from fgzoo.nn.local_attention import LocalAttention
-from fgzoo.nn.maps import class_activation_map, grid_of, normalize_map
+from fgzoo.nn.maps import class_activation_map, grid_of, normalize_map, single
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.randomness import draw_uniform, keyed_uniform
 from fgzoo.nn.recurrent import RepeatedInputLSTM
@@ -281,8 +281,9 @@ class RRANetwork(nn.Module):
 
     def _global_map(self, images: Tensor, maps: Tensor, logits: Tensor, targets: Tensor | None) -> Tensor:
         explained = logits.argmax(dim=1) if targets is None or self.training else targets
-        cam = class_activation_map(maps, self.global_stream.classifier.weight, explained)
-        return F.interpolate(cam[:, None], size=grid_of(images, ATTENTION_STRIDE), mode="bilinear", align_corners=False)
+        cam = class_activation_map(maps, self.global_stream.classifier.weight, explained)[:, None]
+        enlarged = F.interpolate(cam, size=grid_of(images, ATTENTION_STRIDE), mode="bilinear", align_corners=False)
+        return normalize_map(enlarged)
 
     def _local_map(self, images: Tensor, patch_maps: Tensor, boxes: Tensor) -> Tensor:
         energy = normalize_map(patch_maps.detach().mean(dim=1)).unflatten(0, boxes.shape[:2])
@@ -361,7 +362,6 @@ class RRA(FineGrainedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(num_classes, backbone, pretrained, backbone_weights, **training)
-        require_choice("init", init, LayerInit)
         if steps < 1:
             raise UsageError(f"model.steps: {steps}; the recursion needs at least one step")
         if refocus and not (local and recursion):
@@ -372,10 +372,9 @@ class RRA(FineGrainedClassifier):
             raise UsageError(f"model.global_width: {global_width}; give 0 for no added convolutions")
         if not 1 <= test_patches <= num_patches:
             raise UsageError(f"model.test_patches: {test_patches} is not between 1 and num_patches ({num_patches})")
-        if not 0 <= patch_percentile < 1:
-            raise UsageError(f"model.patch_percentile: {patch_percentile} is not in [0, 1)")
-        if local_scale <= 0:
-            raise UsageError(f"model.local_scale: {local_scale}; must be more than 0")
+        require_within("[0, 1)", patch_percentile=patch_percentile)
+        require_within("(0, inf)", local_scale=local_scale)
+        require_within("[0, inf)", fusion_weight=fusion_weight)
         if (patches == "file") != (patch_file is not None):
             raise UsageError("model.patches: 'file' and model.patch_file go together; give both or neither")
 
@@ -431,7 +430,7 @@ class RRA(FineGrainedClassifier):
                 if targets is None:
                     targets = network(images).logits.argmax(dim=1)
                 boxes = network.boxes(images, network.global_backbone(images)[-1], None)
-                features = network.patch_features(images, boxes).float()
+                features = single(network.patch_features(images, boxes))
             maps, probability = _step_maps(network.local_stream, features, targets.repeat_interleave(boxes.shape[1]))
         cams = normalize_map(maps).unflatten(0, boxes.shape[:2])
         pasted = paste_boxes(cams, boxes, (images.shape[-2], images.shape[-1]))
@@ -474,11 +473,20 @@ class RRA(FineGrainedClassifier):
         super().on_test_epoch_start()
         self._store_boxes("test")
 
+    def on_predict_epoch_start(self) -> None:
+        """Images that are predicted are in no split, and have none of its boxes."""
+        super().on_predict_epoch_start()
+        if isinstance(self.network, RRANetwork):
+            self.network.stored_boxes = None
+
     def _store_boxes(self, split: str) -> None:
         given = self.arguments
         if given.patch_file is None:
             return
-        names = self._of_data("names")(split)
+        find_names = self._of_data("names")
+        if find_names is None:
+            raise UsageError("model.patches: 'file' looks boxes up by the images' names, which only a data module's have")
+        names = find_names(split)
         assert isinstance(self.network, RRANetwork)
         self.network.stored_boxes = read_boxes(user_path(given.patch_file), names, given.num_patches).to(self.device)
 

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgzoo.errors import UsageError
-from fgzoo.methods.arguments import require_choice
+from fgzoo.methods.arguments import require_within
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.training_stages import TrainingStage
 from fgzoo.nn.backbone import Backbone
@@ -54,7 +54,7 @@ class BilinearReadout(nn.Module):
     With a `pyramid` every cell of each of its grids has a vector of its own, of length one; what is classified is all of them.
 
     Arguments are those of [SRBN][], beside the channels C and D of the streams. Where C D is more than `bilinear_size`, a 1x1
-    convolution first narrows the wider stream, so that a vector has at most this length.
+    convolution first narrows the wider stream, so that a vector has at most this length, or the narrower stream's.
 
     Shape:
         - a: (B, C, h, w); b: (B, D, h, w); alpha: (B, h, w) or `None`; explained: (B,) or `None`
@@ -141,7 +141,7 @@ class HiddenReadout(nn.Module):
         self, hidden_size: int, beside: int, num_classes: int, dropout: float, batch_norm: bool, attention: Attention
     ) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(hidden_size) if batch_norm else nn.Identity()
+        self.norm = nn.BatchNorm2d(hidden_size) if batch_norm else None
         self.attends_states = attention in ("static", "recurrent")
         self.residual = beside > 0
         self.dropout = nn.Dropout(dropout)
@@ -149,7 +149,9 @@ class HiddenReadout(nn.Module):
 
     def forward(self, hidden: Tensor, a: Tensor, b: Tensor, alpha: Tensor | None) -> Tensor:
         """Classify."""
-        pooled = averaged(self.norm(hidden), alpha if self.attends_states else None)
+        if isinstance(self.norm, nn.BatchNorm2d):
+            hidden = self.norm(hidden.to(self.norm.weight.dtype))
+        pooled = averaged(hidden, alpha if self.attends_states else None)
         if self.residual:
             pooled = torch.cat([pooled, averaged(a, alpha), averaged(b, alpha)], dim=1)
         logits: Tensor = self.classifier(self.dropout(pooled))
@@ -347,7 +349,10 @@ class SRBNNetwork(nn.Module):
         """What attention and scan read, (B, C, h, w) and (B, D, h, w) -> (B, projection, h, w)."""
         if self.local is None:
             raise UsageError("local_features: this network has neither attention nor spatial LSTM")
-        return self.scale * self.local(a, b) if self.batch_norm is None else self.batch_norm(self.local.features(a, b))
+        if self.batch_norm is None:
+            return self.scale * self.local(a, b)
+        normalized: Tensor = self.batch_norm(self.local.features(a, b).to(self.batch_norm.weight.dtype))
+        return normalized
 
     def focus(self, a: Tensor, b: Tensor, keys: Tensor | None = None) -> Focus:
         """Attention and scan.
@@ -431,7 +436,8 @@ class SRBN(FineGrainedClassifier):
             or `recurrent` in glimpses that read the scan before. `none`: every cell reads its own location.
         content: What is at a location counts in the causal attention's scores, too. Our decision.
         spatial_lstm: Off: the readout is the (attended) bilinear vector of B-CNN.
-        layers: Layers of spatial LSTM, 2 in the paper; attention reads the first one's states. Our decision on that.
+        layers: Layers of spatial LSTM, 2 in the paper; causal attention reads the first one's states, recurrent
+            attention the last one's. Our decision on that.
         neighbourhood: What a cell of the first layer reads of the local features beside what it attends to: its `own`, or, as in
             the paper, those of its `causal` neighbourhood, too, or `none`. Our decision on the default.
         shuffle: The control: attention and scan meet the locations in an order drawn anew for every training image (in evaluation
@@ -453,7 +459,7 @@ class SRBN(FineGrainedClassifier):
             [coverage_penalty][fgzoo.nn.local_attention.coverage_penalty]. The paper's lambda is not known.
         dropout: Before the classifier that reads hidden states or concatenated features; B-CNN has none.
         bilinear_size: Largest length of the full bilinear vector; for networks with more channels a 1x1 convolution narrows the
-            wider stream. The default is 512 x 512, B-CNN's with two VGG-16.
+            wider stream, to one channel at least. The default is 512 x 512, B-CNN's with two VGG-16.
         pyramid: Cells a side of each grid whose bilinear vectors are classified: [1] is B-CNN, [1, 2] B-CNN + SPP. Our decision:
             the vectors together are as long as one alone.
         scale: Factor of the vectors of length one, the local features and the full bilinear vector. `None`: 10 with `sgd`, where
@@ -533,8 +539,6 @@ class SRBN(FineGrainedClassifier):
                 "model.combine: 'concat' is the control without a mechanism; set --model.attention none and "
                 "--model.spatial_lstm false, too"
             )
-        require_choice("attention", attention, Attention)
-        require_choice("neighbourhood", neighbourhood, Neighbourhood)
         if attention in ("causal", "recurrent") and not spatial_lstm:
             raise UsageError(
                 f"model.attention: '{attention}' reads the spatial LSTM's states; take 'static', or --model.spatial_lstm true"
@@ -543,11 +547,9 @@ class SRBN(FineGrainedClassifier):
             raise UsageError(f"model.content: of causal attention; '{attention}' reads what is at a location in any case")
         if attention == "recurrent" and glimpses < 2:
             raise UsageError(f"model.glimpses: {glimpses}; recurrent attention needs at least 2, one glimpse is 'static'")
-        if directions not in (1, 4):
-            raise UsageError(f"model.directions: {directions}; the LSTM scans from 1 corner or from all 4")
-        require_choice("init", init, LayerInit)
-        if not 0 <= new_share < 1:
-            raise UsageError(f"model.new_share: {new_share} is not in [0, 1)")
+        require_within("[0, 1)", dropout=dropout, new_share=new_share)
+        require_within("[0, inf)", hidden_weight=hidden_weight, penalty_weight=penalty_weight, new_rate=new_rate)
+        require_within("[0, inf)", joint_rate=joint_rate, scale=scale, root_eps=root_eps)
 
     def build_network(self) -> nn.Module:
         """Two backbones, and what the arguments ask for on top of them."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics.classification import MulticlassAccuracy
 
+from fgzoo.data.lists import first_five
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods.arguments import HasArguments
 from fgzoo.methods.evaluation import Evaluation
@@ -209,6 +210,10 @@ class LightningSteps(HasArguments):
         """The optimiser over [parameter_groups][], and its schedule, advanced every batch."""
         given, stages = self.arguments, self.stages()
         groups = self.parameter_groups()
+        if outside := [name for name, one in self.named_parameters() if one.requires_grad and not name.startswith("network.")]:
+            raise UsageError(
+                f"model: {first_five(outside)} lies outside of the network, where nothing trains it; put it into build_network()"
+            )
         for group in groups:
             group["lr"] *= self.lr_factor()
         # Fused steps unscale half-precision gradients themselves, which leaves clipping nothing unscaled to measure.

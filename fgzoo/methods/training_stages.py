@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from fgzoo.errors import UsageError
 from fgzoo.nn.backbone import Backbone
@@ -87,7 +88,7 @@ class EnterStages(Callback):
 
     Attributes:
         index: The current stage, from 0.
-        frozen: Paths of the network's modules that stand still in it.
+        frozen: Paths of the network's modules that stand still in it, and `new`, where the rest does.
     """
 
     def __init__(self) -> None:
@@ -111,7 +112,7 @@ class EnterStages(Callback):
         """Drop the gradients of what stands still, so that momentum and weight decay leave it alone, too."""
         stage = pl_module.stages()[self.index]
         for group in optimizer.param_groups:
-            if stage.rate(group["name"]) == 0:
+            if stage.rate(group.get("name", "new")) == 0:
                 for parameter in group["params"]:
                     parameter.grad = None
 
@@ -134,13 +135,27 @@ class EnterStages(Callback):
         if hasattr(model.network, "stage"):
             model.network.stage = index
         stage = model.stages()[index]
-        self._freeze_only(model, {name for name in model.learning_rates() if stage.rate(name) == 0})
+        self._freeze_only(model, {name for name in (*model.learning_rates(), "new") if stage.rate(name) == 0})
 
     def _freeze_only(self, model: Any, names: set[str]) -> None:
         # What stands still at every batch, because callbacks may set the whole model to training mode at any time.
         for name in (*(self.frozen - names), *names):
+            if name == "new":
+                for module in _outside(model.network, model.learning_rates()):
+                    module.training = name not in names
+                continue
             module = model.network.get_submodule(name)
             module.train(name not in names)
             if isinstance(module, Backbone):
                 module.frozen = name in names
         self.frozen = names
+
+
+def _outside(network: nn.Module, groups: Collection[str]) -> list[nn.Module]:
+    """The modules that lie in none of these and hold none, which the group `new` stands for; the network itself is not one."""
+    paths = [f"{name}." for name in groups]
+    return [
+        module
+        for name, module in network.named_modules()
+        if name and not any(f"{name}.".startswith(path) or path.startswith(f"{name}.") for path in paths)
+    ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Literal
 
 import pytest
 from torch import nn
 
+from fgzoo import create_model
 from fgzoo.checkpoints.loading import class_dependent
+from fgzoo.errors import UsageError
 from fgzoo.methods.baseline import Baseline
 from fgzoo.methods.rra import RRA
 
@@ -56,3 +59,36 @@ def test_what_a_network_takes_and_nobody_gives_is_named() -> None:
 
     with pytest.raises(TypeError, match="colour"):
         Baseline(3, **TINY).build(Needy)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("baseline", {"optimizer": "SGD"}, "model.optimizer: 'SGD' is none of sgd, adamw"),
+        ("baseline", {"schedule": "linear"}, "model.schedule: 'linear' is none of cosine, step, one_cycle, constant"),
+        ("bcnn", {"combine": "concatenate"}, "model.combine: 'concatenate' is none of bilinear, concat"),
+        ("rra", {"patches": "centre"}, "model.patches: 'centre' is none of activation, center, random, file"),
+        ("srbn", {"directions": 2}, "model.directions: '2' is none of 1, 4"),
+        ("baseline", {"clip_norm": 0}, "model.clip_norm: 0 would take every gradient away"),
+        ("baseline", {"weight_decay": -1.0}, "model.weight_decay: -1.0 is not in [0, inf)"),
+        ("baseline", {"layer_decay": 0.0}, "model.layer_decay: 0.0 is not in (0, 1]"),
+        ("baseline", {"warmup_epochs": -1}, "model.warmup_epochs: -1 is not in [0, inf)"),
+        ("baseline", {"lr": float("nan")}, "model.lr: nan is not in [0, inf)"),
+        ("baseline", {"ema_decay": 1.0}, "model.ema_decay: 1.0 is not in [0, 1)"),
+        ("baseline", {"dropout": 1.0}, "model.dropout: 1.0 is not in [0, 1)"),
+        ("coarse2fine", {"mask_weight": -0.1}, "model.mask_weight: -0.1 is not in [0, inf)"),
+    ],
+)
+def test_values_that_no_argument_has_are_refused(name: str, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        create_model(name, 3, **TINY, **arguments)
+
+
+def test_choices_of_a_subclass_are_checked_too() -> None:
+    class Pooled(Baseline):
+        def __init__(self, num_classes: int, pool: Literal["mean", "max"] = "mean", **others: Any) -> None:
+            super().__init__(num_classes, **others)
+
+    assert Pooled(3, "max", **TINY).arguments.pool == "max"
+    with pytest.raises(UsageError, match=r"model\.pool: 'sum' is none of mean, max"):
+        Pooled(3, "sum", **TINY)

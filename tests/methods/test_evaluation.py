@@ -54,6 +54,15 @@ def test_the_calibrated_error_is_that_of_logits_over_the_temperature() -> None:
     assert "nll_calibrated" not in plain
 
 
+def test_logits_between_zero_and_one_are_no_probabilities() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.rand(40, 5, generator=generator), torch.randint(0, 5, (40,), generator=generator)
+    alone = [(one[None], target[None]) for one, target in zip(logits, targets, strict=True)]
+    expected = counted(5, (logits - 5, targets)).compute()["ece"]
+    torch.testing.assert_close(counted(5, (logits, targets)).compute()["ece"], expected)
+    torch.testing.assert_close(counted(5, *alone).compute()["ece"], expected)
+
+
 def test_answers_are_kept_in_order_without_what_does_not_count() -> None:
     logits = torch.eye(3)[[2, 0, 1]]
     evaluation = counted(3, (logits, torch.tensor([2, IGNORED, 0])), (logits[:1], torch.tensor([1])))

@@ -662,7 +662,7 @@ def test_every_testing_argument_changes_the_logits(usually: dict[str, Any], argu
         ({"guide_theta": (0.6, 1.4)}, r"model\.guide_theta"),
         ({"guide_padding": -0.1}, r"model\.guide_padding"),
         ({"feature_size": 0}, r"model\.feature_size"),
-        ({"test_theta": 1.5}, r"model\.test_theta: 1\.5 is not within 0 and 1"),
+        ({"test_theta": 1.5}, r"model\.test_theta: 1\.5 is not in \[0, 1\]"),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: str) -> None:

@@ -109,3 +109,25 @@ def test_layer_decay_lowers_the_rate_towards_the_input() -> None:
     blocks = [rate[id(block.mlp.fc1.weight)] for block in backbone.blocks]
     assert patches < blocks[0]
     assert all(lower / upper == pytest.approx(0.5) for lower, upper in pairwise(blocks))
+
+
+def test_a_layer_with_a_rate_of_its_own_stands_beside_those_that_decay() -> None:
+    class Patched(Baseline):
+        def learning_rates(self) -> dict[str, float]:
+            return {**super().learning_rates(), "backbone.model.patch_embed": 3.0}
+
+    model = Patched(3, "test_vit", pretrained=False, lr=1.0, layer_decay=0.5)
+    groups = model.parameter_groups()
+    torch.optim.AdamW(groups)  # which refuses a parameter that stands in two groups
+    patches = model.network.backbone.model.patch_embed.proj.weight
+    assert [group["lr"] for group in groups if any(p is patches for p in group["params"])] == [3.0]
+
+
+def test_a_parameter_outside_of_the_network_is_refused(tmp_path: Path) -> None:
+    class Scaled(Baseline):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+    with pytest.raises(UsageError, match=r"model: scale lies outside of the network, where nothing trains it"):
+        trainer(tmp_path, max_epochs=1).fit(make(Scaled), loader())

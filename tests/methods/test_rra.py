@@ -18,7 +18,8 @@ from fgzoo.methods.rra import RRA, GlobalStream, LocalStream, RRANetwork, read_b
 from fgzoo.nn import crop_boxes, normalize_map, paste_boxes
 from fgzoo.testing import CHECKS, evaluation_mode, example_batch
 from tests.builders import Bomb
-from tests.small import require_projections
+from tests.small import require_projections, small
+from tests.training.toys import loader, trainer
 
 SMALL: dict[str, Any] = {"hidden_size": 24, "global_width": 16, "steps": 4}
 
@@ -361,6 +362,18 @@ def test_stored_boxes_reach_the_network() -> None:
     assert torch.equal(net.boxes(images, images, keys), net.stored_boxes[[7, 3, 3]])
 
 
+def test_images_that_are_predicted_have_no_stored_boxes(tmp_path: Path) -> None:
+    model = small("rra", patches="file", patch_file="boxes.npz")
+    model.network.stored_boxes = torch.rand(9, 10, 4).sort(dim=-1).values  # of the split that ran last
+    with pytest.raises(UsageError, match="looks boxes up by the images' names"):
+        trainer(tmp_path).predict(model, loader())
+
+
+def test_loaders_without_names_have_no_stored_boxes(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="looks boxes up by the images' names, which only a data module's have"):
+        trainer(tmp_path, max_epochs=1).fit(small("rra", patches="file", patch_file="boxes.npz"), loader())
+
+
 def test_stored_boxes_need_named_images() -> None:
     model = make(patches="file", patch_file="boxes.npz").eval()
     with pytest.raises(UsageError, match="looks boxes up by the images' names"):
@@ -415,7 +428,7 @@ def test_box_file_with_code_is_not_executed(tmp_path: Path) -> None:
         ({"refocus": True, "recursion": False}, r"refocus: .* leave --model\.local and --model\.recursion on"),
         ({"refocus": True, "local": False}, r"refocus: .* leave --model\.local and --model\.recursion on"),
         ({"global_width": -1}, r"global_width: -1; give 0"),
-        ({"local_scale": 0.0}, r"local_scale: 0\.0; must be more than 0"),
+        ({"local_scale": 0.0}, r"local_scale: 0\.0 is not in \(0, inf\)"),
         ({"patches": "file"}, "patch_file"),
         ({"patch_file": "boxes.npz"}, "patch_file"),
     ],

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgzoo import MethodOutput
 from fgzoo.errors import UsageError
-from fgzoo.methods.baseline import Baseline
+from fgzoo.methods.baseline import Baseline, BaselineNetwork
 from fgzoo.methods.training_stages import TrainingStage
 from fgzoo.testing import check_method
 from tests.training.toys import make
@@ -33,6 +33,23 @@ class MapOfABatch(Baseline):
         """Of the sum of the pixels."""
         maps = images.abs().sum(dim=1, keepdim=True)
         return maps / maps.max()
+
+
+class UnmappedNetwork(BaselineNetwork):
+    """The baseline's, without its map."""
+
+    def forward(self, images: Tensor, targets: Tensor | None = None, keys: Tensor | None = None) -> MethodOutput:
+        """Classify."""
+        output = super().forward(images, targets, keys)
+        return output._replace(attention=output.attention[:, :0])
+
+
+class Unmapped(Baseline):
+    """A method that shows nothing, which the contract allows."""
+
+    def build_network(self) -> nn.Module:
+        """Its own."""
+        return self.build(UnmappedNetwork, backbone=self.make_backbone())
 
 
 class LossOfNothing(Baseline):
@@ -63,3 +80,19 @@ def test_a_rate_of_no_parameter_group_is_refused() -> None:
 
     with pytest.raises(UsageError, match="stage 'warm' has a rate for backbon; parameter groups are backbone, new"):
         make(Misspelt)
+
+
+def test_a_rate_inside_of_what_a_stage_freezes_is_refused() -> None:
+    class Nested(Baseline):
+        def learning_rates(self) -> dict[str, float]:
+            return {**super().learning_rates(), "backbone.model.conv_head": 1.0}
+
+        def stages(self) -> tuple[TrainingStage, ...]:
+            return TrainingStage("warm", 0.5, {"backbone": 0.0}), TrainingStage("all", 0.5)
+
+    with pytest.raises(UsageError, match=r"a stage freezes 'backbone', and 'backbone\.model\.conv_head' in it has a rate"):
+        make(Nested)
+
+
+def test_a_network_without_maps_passes() -> None:
+    check_method(Unmapped)

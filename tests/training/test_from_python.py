@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from fgzoo import FGVCDataModule, FineGrainedClassifier, create_model, load
 from fgzoo.checkpoints.run_folder import LAST
 from fgzoo.errors import CheckpointError, UntrainedError, UsageError
+from fgzoo.methods import available
 from fgzoo.methods.baseline import Baseline
 from fgzoo.training.callbacks import ImageScores
 from tests.builders import picture
@@ -172,16 +173,28 @@ def test_a_spawned_process_answers_and_reads_as_this_one(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["baseline", "rra", "iagn", "coarse2fine", "srbn"])
-def test_a_model_answers_in_another_precision(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [*((name, {}) for name in ("baseline", "rra", "iagn", "coarse2fine", "srbn")), ("srbn", {"batch_norm": True})],
+)
+def test_a_model_answers_in_another_precision(name: str, arguments: dict[str, Any], dtype: torch.dtype) -> None:
     image = picture(1)
-    expected = small(name).predict([image])[0]
-    found = small(name).to(dtype).predict([image])[0]
+    expected = small(name, **arguments).predict([image])[0]
+    found = small(name, **arguments).to(dtype).predict([image])[0]
     assert found.error is None
     shares = dict(zip(found.classes, found.probabilities, strict=True))
     tolerance = 1e-4 if dtype == torch.float64 else 0.1
     for label, share in zip(expected.classes, expected.probabilities, strict=True):
         assert shares[label] == pytest.approx(share, abs=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", available())
+def test_a_model_explains_in_another_precision(name: str, dtype: torch.dtype) -> None:
+    model = small(name, **{"batch_norm": True} if name == "srbn" else {}).eval().to(dtype)
+    images = torch.randn(2, 3, 64, 64, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    assert model.explain(images).isfinite().all()
+    assert model.map_shares(images, torch.tensor([0, 1])).isfinite().all()
 
 
 def test_a_model_without_memory_has_its_shapes() -> None:

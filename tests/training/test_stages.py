@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgzoo.checkpoints.loading import load
 from fgzoo.errors import UsageError
@@ -228,3 +228,42 @@ def test_the_stage_stands_beside_the_metrics(whole: SimpleNamespace) -> None:
 
 def test_terms_of_a_stage_are_logged_in_that_stage_only(whole: SimpleNamespace) -> None:
     assert ["train/loss_second" in row for row in metrics(whole.run)] == [False, True, True]
+
+
+def test_the_rest_of_the_network_stands_still_where_its_rate_is_zero(tmp_path: Path) -> None:
+    class Normed(Staged):
+        def build_network(self) -> nn.Module:
+            network = super().build_network()
+            network.second = nn.Sequential(nn.BatchNorm1d(network.second.in_features), nn.Dropout(), network.second)
+            return network
+
+        def stages(self) -> tuple[TrainingStage, ...]:
+            return TrainingStage("backbone", 1 / 2, {"new": 0.0}), TrainingStage("all", 1 / 2)
+
+    model = make(Normed)
+    start = {name: value.clone() for name, value in model.network.second.state_dict().items()}
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            now = pl_module.network.second.state_dict()
+            seen.append((pl_module.network.second[0].training, all(torch.equal(now[name], start[name]) for name in start)))
+
+    trainer(tmp_path, max_epochs=2, callbacks=[Look()]).fit(model, loader())
+    half = len(seen) // 2
+    assert seen == [(False, True)] * half + [(True, False)] * half
+    assert model.network.training
+
+
+def test_an_optimizer_of_ones_own_needs_no_names(tmp_path: Path) -> None:
+    class Plain(Staged):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), 1e-3)
+
+        def stages(self) -> tuple[TrainingStage, ...]:
+            return (TrainingStage("train", 1.0),)
+
+    model = make(Plain)
+    before = model.network.first.weight.clone()
+    trainer(tmp_path, max_epochs=1).fit(model, loader())
+    assert not torch.equal(model.network.first.weight, before)
