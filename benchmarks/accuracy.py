@@ -26,7 +26,7 @@ import numpy as np
 from common import Row, hide_paths, say
 from costs import cost_of
 from filelock import FileLock
-from plan import BASELINE, Cell, Plan, cells_of, read_plan
+from plan import BASELINE, Cell, Plan, cells_of, not_free, read_plan
 from results import Results, add_finished, check_answers, predicted_name, targets_name
 from runner import Machine, fit_arguments, paths_by_name, run_cells, scores_of
 from tables import VIEWS, pages
@@ -51,7 +51,7 @@ def run(
     only: str = "*",
     more: str = "",
     dry_run: bool = False,
-    runs: Path = RUNS,
+    runs: Path | None = None,
 ) -> int:
     """Run a plan's cells that are not done; status 1 where one failed.
 
@@ -63,13 +63,16 @@ def run(
         jobs: Cells at a time, without devices; 0 starts none.
         threads: Threads of a cell (default: the cores shared equally).
         only: Cells whose label, method, data set, variant or name fits this pattern.
-        more: Further arguments of every fit, in one word: '--data.num_workers 0 --data.cache disk'.
+        more: Further arguments of every fit, of folders, memory and speed, in one word: '--data.num_workers 0 --data.cache disk'.
         dry_run: List cells and commands, and how long finished ones took.
-        runs: Where runs lie; shared by all who help.
+        runs: Where runs lie, by default in runs/accuracy/PLAN; shared by all who help.
     """
-    planned, slots, runs = read_plan(plan), list(devices) or [None] * jobs, runs.expanduser().resolve()
+    planned, slots, further = read_plan(plan), list(devices) or [None] * jobs, tuple(shlex.split(more))
+    runs = (runs or RUNS / planned.name).expanduser().resolve()
+    if others := not_free(further):
+        raise UsageError(f"--more: {', '.join(others)} would make other runs than the plan's; put it into a plan of your own")
     places = paths_by_name(root, "--root"), paths_by_name(weights, "--weights")
-    machine = Machine(runs, *places, tuple(shlex.split(more)), threads or max(1, usable_cores() // max(1, len(slots))))
+    machine = Machine(runs, *places, further, threads or max(1, usable_cores() // max(1, len(slots))))
     known = Results(planned.name).rows
     every_cell = all_cells(planned, known)
     cells = [cell for cell in every_cell if cell.is_called(only)]
@@ -91,29 +94,38 @@ def run(
     return 0 if succeeded else 1
 
 
-def collect(plan: str, *, runs: Path = RUNS) -> int:
+def collect(plan: str, *, runs: Path | None = None) -> int:
     """Bring a plan's finished cells into the results, and start none.
 
     Args:
         plan: A plan's name, or a YAML file.
-        runs: Where runs lie.
+        runs: Where runs lie, by default in runs/accuracy/PLAN.
     """
+    return run(plan, jobs=0, runs=there(runs, read_plan(plan)))
+
+
+def there(runs: Path | None, plan: Plan) -> Path:
+    """The folder of a plan's runs, by default its own; refuses one that is not there."""
+    runs = runs or RUNS / plan.name
     if not runs.is_dir():
         raise UsageError(f"--runs: there is no {runs}")
-    return run(plan, jobs=0, runs=runs)
+    return runs
 
 
-def views(plan: str, *, root: Sequence[str] = (), runs: Path = RUNS) -> None:
+def views(plan: str, *, root: Sequence[str] = (), runs: Path | None = None) -> None:
     """Test a plan's finished Baselines on more views of an image, for the tables.
 
     Args:
         plan: A plan that runs the test split.
         root: Folders of data sets, NAME=PATH, or PATH where there is one.
-        runs: Where runs lie; those whose checkpoints are gone are left out.
+        runs: Where runs lie, by default in runs/accuracy/PLAN; those whose checkpoints are gone are left out.
     """
-    name, places, viewed = read_plan(plan).name, paths_by_name(root, "--root"), {}
-    results = Results(name)
-    for row in (row for row in results.rows if row["label"] == BASELINE and (runs / row["cell"] / LAST).is_file()):
+    planned, places, viewed = read_plan(plan), paths_by_name(root, "--root"), {}
+    runs, results = there(runs, planned), Results(planned.name)
+    baselines = [row for row in results.rows if row["label"] == BASELINE and (runs / row["cell"] / LAST).is_file()]
+    if not baselines:
+        raise UsageError(f"--runs: {runs} holds no {BASELINE} of {planned.name} with its checkpoint")
+    for row in baselines:
         model = load(runs / row["cell"] / LAST)
         images = FGVCDataModule(row["dataset"], places.get(row["dataset"], places.get("")))
         images.setup("test")
@@ -127,7 +139,7 @@ def views(plan: str, *, root: Sequence[str] = (), runs: Path = RUNS) -> None:
                 viewed[predicted_name(row) + view] = found
             say(f"{row['cell']}, {VIEWS[view]}: {(found == results.arrays[targets_name(row)]).mean():.4f}")
     with FileLock(runs / ".collect.lock"):  # others may have brought in runs meanwhile
-        results = Results(name)
+        results = Results(planned.name)
         results.arrays |= viewed
         results.write()
 

@@ -59,7 +59,12 @@ def write_report(title: str, text: str, rows: Sequence[Row], name: str | None) -
     """Print a report; with a name also write results/NAME.md and .csv, both of which say what made them.
 
     Rows that were read from results keep what they say of that.
+
+    Raises:
+        UsageError: There is no row to write.
     """
+    if name is not None and not rows:
+        raise UsageError(f"nothing that fits was found, so results/{name}.md and .csv stay as they are; see --runs and --only")
     about = environment()
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(hide_paths, sys.argv[1:])])
     made_by = {

@@ -1,6 +1,6 @@
 """What readers make of damaged files: seeded mutations of pictures, checkpoints, lists and configs.
 
-    python benchmarks/fuzzing.py --count 10000              # results/fuzzing.csv and .md
+    python benchmarks/fuzzing.py --count 10000 --write fuzzing              # results/fuzzing.csv and .md
 
 A file is cut off, some of its bits are flipped, its beginning goes over into another one's end, bytes of its header are
 overwritten, or a word is replaced. What reads it must answer, or raise one of fgzoo's errors that names the file, within

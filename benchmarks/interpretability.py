@@ -3,8 +3,8 @@
 A method's maps stand beside Grad-CAM and an occlusion sweep of the same network, the centred Gaussian, which any map must beat,
 and the uniform map, which is chance. On CUB-200-2011 there are boxes and parts, but no deciding part.
 
-    python benchmarks/accuracy.py run birds                                                  # trains; runs/accuracy/METHOD-seed0
-    python benchmarks/interpretability.py measure --runs runs/accuracy/* --write interpretability
+    python benchmarks/accuracy.py run birds                                            # trains; runs/accuracy/birds/METHOD-seed0
+    python benchmarks/interpretability.py measure --runs runs/accuracy/birds/*/ --write interpretability
     python benchmarks/interpretability.py measure --runs RUN --root PATH --write interpretability_cub
     python benchmarks/interpretability.py picture                                            # README's
 

@@ -24,6 +24,11 @@ from fgzoo.training.arguments import expand_presets, settings_of
 PLANS = Path(__file__).parent / "plans"
 #: Label of the experiment that all others are compared with.
 BASELINE = "Baseline"
+#: Options of folders, memory and speed, which a run may have beside those of its plan.
+FREE = re.compile(
+    r"--(data\.(root|csv|cache\w*|num_workers|decoder)|model\.(\w*backbone_weights|teacher)"
+    r"|trainer\.(accelerator|devices|precision|strategy))"
+)
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,14 @@ class Cell:
 
 def is_made_by(wanted: str, command: str) -> bool:
     """Whether a command, which may say more of folders and speed, makes the run that is wanted."""
-    return f"{command} ".startswith(f"{wanted} ")
+    more = command.removeprefix(wanted)
+    return command.startswith(wanted) and more[:1] in ("", " ") and not not_free(shlex.split(more))
+
+
+def not_free(words: Sequence[str]) -> list[str]:
+    """Those of a command's words that say more than folders, memory and speed."""
+    options = [word.partition("=")[0] for place, word in enumerate(words) if word.startswith("--") or place == 0]
+    return [option for option in options if not FREE.fullmatch(option)]
 
 
 def default_of(kind: Any, argument: str) -> Any:

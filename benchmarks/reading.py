@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from common import Row, markdown_table, say, write_report
 from plan import read_plan
 from results import Results, check_answers
-from runner import paths_by_name
+from runner import paths_by_name, root_of
 from sizes import finished_runs, opened
 from tables import mean_std, percentage_points, with_interval
 from torch import Tensor
@@ -82,7 +82,7 @@ def reading(*, runs: Path, root: Sequence[str] = (), plan: str = "srbn", label: 
     results, places, rows = Results(read_plan(plan).name), paths_by_name(root, "--root"), []
     lost: dict[tuple[str, str], list[np.ndarray]] = {}
     for row, targets, known in finished_runs(results, [label], runs):
-        found, about = read(runs / row["cell"], places[row["dataset"]], int(row["size"]))
+        found, about = read(runs / row["cell"], root_of(row["dataset"], places), int(row["size"]))
         check_answers(row, found[AS_TRAINED], known)
         for what in (SHUFFLED, UNIFORM):
             difference = (found[what] == targets).astype(float) - (found[AS_TRAINED] == targets)

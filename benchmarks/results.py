@@ -70,14 +70,15 @@ class Results:
             row["cell"] = names[row["cell"]]
         renamed = {}
         for key, array in self.arrays.items():
-            kind, _, rest = key.partition("/")
-            cell_name, at, view = rest.partition("@")
-            renamed[f"{kind}/{names.get(cell_name, cell_name)}{at}{view}"] = array
+            kind, cell_name, view = parts_of(key)
+            renamed[f"{kind}/{names.get(cell_name, cell_name)}{view}"] = array
         self.arrays = renamed
 
     def add(self, cell: Cell, folder: Path, averaged: bool) -> None:
         """Bring in a finished run, its probabilities, too, where they are averaged; one of the same cell gives way."""
         row = row_of(cell, folder)
+        # Its views, too, which are of the run before.
+        self.arrays = {name: array for name, array in self.arrays.items() if parts_of(name)[1] != cell.name}
         epochs = [{"cell": cell.name, **epoch} for epoch in read_csv(folder / METRICS)]
         self.rows = [*(known for known in self.rows if known["cell"] != cell.name), row]
         self.epochs = [*(known for known in self.epochs if known["cell"] != cell.name), *epochs]
@@ -86,6 +87,13 @@ class Results:
             self.arrays[targets_name(row)] = scored["targets"].astype(np.uint16)
             if averaged:
                 self.arrays[f"probabilities/{cell.name}"] = scored["probabilities"]
+
+
+def parts_of(name: str) -> tuple[str, str, str]:
+    """Kind, cell and view (`@flip`, or nothing) of an array's name."""
+    kind, _, rest = name.partition("/")
+    cell, at, view = rest.partition("@")
+    return kind, cell, at + view
 
 
 def row_of(cell: Cell, folder: Path) -> Row:
@@ -143,6 +151,8 @@ def check_answers(row: Row, found: NDArray[Any], known: NDArray[Any]) -> None:
     Raises:
         UsageError: It is another run.
     """
+    if len(found) != len(known):
+        raise UsageError(f"{row['cell']}: there are {len(found)} images, and the plan's results are of {len(known)}")
     if (changed := (found != known).mean()) > 0.002:
         raise UsageError(f"{row['cell']}: {changed:.1%} of the classes are not those of the plan's results")
 

@@ -54,6 +54,13 @@ def paths_by_name(words: Sequence[str], option: str) -> dict[str, Path]:
     return found
 
 
+def root_of(dataset: str, places: dict[str, Path]) -> Path:
+    """The folder of a data set among those that were given by name; refuses one that was not."""
+    if dataset not in places:
+        raise UsageError(f"--root: where is {dataset}? Give {dataset}=PATH")
+    return places[dataset]
+
+
 def weights_of(cell: Cell, machine: Machine) -> dict[str, Path]:
     """The method's arguments that say where its backbones' weights lie."""
     networks = {"backbone_weights": cell.backbone}

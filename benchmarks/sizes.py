@@ -17,7 +17,7 @@ import torch
 from common import Row, markdown_table, say, write_report
 from plan import read_plan
 from results import Results, check_answers, predicted_name, targets_name
-from runner import paths_by_name
+from runner import paths_by_name, root_of
 from tables import percentage_points, with_interval
 
 from fgzoo import FGVCDataModule, FineGrainedClassifier, load
@@ -69,10 +69,10 @@ def sizes(
     """
     results, places, gains, rows = Results(read_plan(plan).name), paths_by_name(root, "--root"), {}, []
     for row, targets, known in finished_runs(results, labels, runs):
-        run, size = runs / row["cell"], int(row["size"])
-        check_answers(row, predicted(run, places[row["dataset"]], size), known)
+        run, place, size = runs / row["cell"], root_of(row["dataset"], places), int(row["size"])
+        check_answers(row, predicted(run, place, size), known)
         for other in pixels:
-            found = predicted(run, places[row["dataset"]], other)
+            found = predicted(run, place, other)
             gain = (found == targets).astype(float) - (known == targets)
             gains.setdefault((row["dataset"], row["label"], size, other), {}).setdefault(row["seed"], []).append(gain)
             rows.append(

@@ -37,7 +37,8 @@ README_COLUMNS = ("what", "runs", "top-1 %", "to Baseline", "to parent", "passes
 def with_interval(gains: Sequence[NDArray[Any]], resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
     """The mean gain in accuracy over data sets, and the ends of its 95 % percentile interval by paired bootstrap.
 
-    A data set's gain is (S, N), of seed s on image n; a resample draws N images and S seeds of each with replacement.
+    A data set's gain is (S, N), of seed s on image n; a resample draws N images and S seeds of each with replacement. On folds,
+    which the seed deals, n is another image for every seed: what is drawn are places in what each seed holds out.
     """
     means = np.zeros(resamples)
     for gained in gains:
@@ -355,6 +356,10 @@ LEGEND = (
 )
 
 
+OF_FOLDS = (
+    " Of folds, which the seed deals, a resample draws places in what each seed holds out: a place is another image for another "
+    "seed."
+)
 OF_ONE_MACHINE = "; they, and memory, are of the machine that most runs are of"
 
 
@@ -364,7 +369,7 @@ def plan_page(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> str:
     text = [
         f"# {plan.title}",
         plan.notes.strip(),
-        LEGEND,
+        LEGEND + (OF_FOLDS if plan.folds else ""),
         f"{'; '.join(sorted(machines))}. Seconds where other work ran on the machine are an upper bound"
         f"{OF_ONE_MACHINE if len({row['hardware'] for row in rows}) > 1 else ''}.",
         f"`python benchmarks/accuracy.py run {plan.name}` makes the runs, `make table` this page. Every run's command, "

@@ -22,7 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,12 +142,23 @@ def painted(birds: Birds, seed: int, batch: int) -> FGVCDataModule:
     return data
 
 
+def birds_of(setting: Setting, seed: int) -> Birds:
+    """The birds of a setting and seed."""
+    body, side = (setting.body, setting.body), default_resize(SIZE, "standard")
+    return Birds(CLASSES, setting.train, TEST, side, seed=seed, body=body, trait=setting.trait, clutter=setting.clutter)
+
+
+@cache
+def fingerprint(birds: Birds) -> str:
+    """That of their data, before an image is painted."""
+    return SyntheticBirds(birds).listing().fingerprint()
+
+
 class Images:
     """The images of a setting and seed, the same for all methods."""
 
     def __init__(self, setting: Setting, seed: int) -> None:
-        body, side = (setting.body, setting.body), default_resize(SIZE, "standard")
-        birds = Birds(CLASSES, setting.train, TEST, side, seed=seed, body=body, trait=setting.trait, clutter=setting.clutter)
+        birds = birds_of(setting, seed)
         self.data = painted(birds, seed, BATCH)
         shares = map(SyntheticBirds(birds).deciding_share, self.data.listing.test[:SHOWN])
         #: The deciding part's mean share of an image.
@@ -286,8 +297,10 @@ class Results:
             return dict(found)
 
     def has(self, cell: Cell) -> bool:
-        """Whether a cell was run with the arguments that its method has now."""
-        return self.rows.get(cell.name, {}).get("arguments") == methods()[cell.label].settings
+        """Whether a cell was run on the images, and with the arguments, that it has now."""
+        row, images = self.rows.get(cell.name, {}), fingerprint(birds_of(cell.setting, cell.seed))
+        same = (row.get("arguments"), row.get("fingerprint")) == (methods()[cell.label].settings, images)
+        return same and row.get("batch") in (None, "", str(BATCH))  # older rows do not say it
 
     def add(self, row: Row, arrays: Arrays) -> None:
         """Write a cell; the table comes last, and says that the rest is there."""
@@ -336,7 +349,7 @@ def run(*, only: str = "*", budget: float = 12.0, locks: Path = Path("runs/trait
             scores, predicted = judge(model, images[place].test)
             row = {
                 "cell": cell.name, **cell.setting._asdict(), "share": f"{images[place].share:.6f}", "label": cell.label,
-                "seed": cell.seed, "fold": "", "epochs": cell.epochs, "train_seconds": f"{seconds:.2f}", **scores,
+                "seed": cell.seed, "fold": "", "epochs": cell.epochs, "batch": BATCH, "train_seconds": f"{seconds:.2f}", **scores,
                 "method": method.method, "arguments": method.settings, "fingerprint": data.card.fingerprint,
                 "torch": about["packages"]["torch"], "fgzoo": about["git"] or about["fgzoo"], "hardware": about["processor"],
             }  # fmt: skip

@@ -10,7 +10,6 @@ their covariance are of the images that were trained on.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import random
@@ -34,7 +33,7 @@ from tables import mean_std
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
-from fgzoo import FGVCDataModule, FineGrainedClassifier, load
+from fgzoo import FGVCDataModule, FineGrainedClassifier, files, load
 from fgzoo.data.records import Record
 from fgzoo.errors import DataError, TrainingError, UsageError
 from fgzoo.prediction.inference import Classifier, compute
@@ -59,6 +58,11 @@ class Answers(NamedTuple):
     targets: Tensor
 
 
+def arguments_of(method: str, seed: int | str) -> str:
+    """What is typed after `fgzoo fit`, but for folders; rows say it of their runs."""
+    return f"--config folder --model {method} {SETTINGS} --data.val_fraction {HELD_OUT} --seed_everything {seed}"
+
+
 def halves(classes: int, seed: int) -> tuple[list[int], list[int]]:
     """The classes that are learnt, and the others."""
     order = random.Random(seed).sample(range(classes), classes)
@@ -68,13 +72,13 @@ def halves(classes: int, seed: int) -> tuple[list[int], list[int]]:
 def write_list(path: Path, data: FGVCDataModule, classes: Sequence[int], root: Path) -> None:
     """The images of some classes, as `--data.csv` takes them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split"])
-        for split, records in (("train", data.listing.train), ("test", data.listing.test)):
-            for record in records:
-                if record.target in classes and record.path is not None:
-                    writer.writerow([record.path.relative_to(root).as_posix(), data.class_names[record.target], split])
+    rows = [
+        (record.path.relative_to(root).as_posix(), data.class_names[record.target], split)
+        for split, records in (("train", data.listing.train), ("test", data.listing.test))
+        for record in records
+        if record.target in classes and record.path is not None
+    ]
+    files.write_csv(path, ("path", "label", "split"), rows)
 
 
 def both(model: Classifier, images: Tensor) -> Tensor:
@@ -191,6 +195,8 @@ def run(
 ) -> int:  # fmt: skip
     """Train every method on half of the classes, and judge every score; what is in results/unknown.csv already is skipped.
 
+    Rows of a cell that was run with other arguments give way.
+
     Any number of processes may share the folders; a training that was stopped goes on.
 
     Args:
@@ -210,7 +216,8 @@ def run(
     for seed, method in product(seeds, METHODS):
         name = f"{method}-seed{seed}"
         with locked(runs / f"{name}.lock") as lock:
-            if lock is None or not fnmatchcase(name, only) or any(row["cell"] == name for row in read_csv(table)):
+            wanted = {"cell": name, "arguments": arguments_of(method, seed)}
+            if lock is None or not fnmatchcase(name, only) or any(wanted.items() <= row.items() for row in read_csv(table)):
                 continue
             say(f"{time.strftime('%X')}  running  {name}")
             try:
@@ -220,7 +227,8 @@ def run(
                 say(f"{time.strftime('%X')}  failed: {common.hide_paths(str(error))}  {name}")
                 continue
             with FileLock(runs / ".results.lock"):
-                write_csv(table, [*read_csv(table), *({"cell": name, "method": method, "seed": seed} | row for row in rows)])
+                others = [row for row in read_csv(table) if row["cell"] != name]
+                write_csv(table, [*others, *({"cell": name, "method": method, "seed": seed} | row for row in rows)])
             say(f"{time.strftime('%X')}  done  {name}")
     return int(failed > 0)
 
@@ -232,11 +240,11 @@ def measure(method: str, seed: int, machine: Machine, folder: Path, lock: int) -
     learnt, others = halves(birds.num_classes, seed)
     images = folder.parent / f"half{seed}.csv"
     write_list(images, birds, learnt, root)
-    arguments = f"--config folder --model {method} {SETTINGS} --data.val_fraction {HELD_OUT} --seed_everything {seed}"
-    files = {"backbone_weights": machine.weights.get("mobilenetv2_100", machine.weights.get(""))}
+    arguments = arguments_of(method, seed)
+    weights = {"backbone_weights": machine.weights.get("mobilenetv2_100", machine.weights.get(""))}
     if method == "srbn":
-        files["second_backbone_weights"] = machine.weights.get("tf_efficientnet_lite0")
-    places = [word for key, path in files.items() if path for word in (f"--model.{key}", str(path))]
+        weights["second_backbone_weights"] = machine.weights.get("tf_efficientnet_lite0")
+    places = [word for key, path in weights.items() if path for word in (f"--model.{key}", str(path))]
     typed = ["fit", *arguments.split(), "--data.root", str(root), "--data.csv", str(images), *places]
     environment_of_run = {**os.environ, "OMP_NUM_THREADS": str(machine.threads)}
     train(f"fgzoo fit {arguments}", typed, folder, environment_of_run, lock, threading.Event())
@@ -258,7 +266,8 @@ PAGE = """\
 
 {about}
 
-{hardware}. `fgzoo fit {arguments}`. Mean ± standard deviation over seeds; "runs" says how many.
+{hardware}. `fgzoo fit {arguments}`. Mean ± standard deviation over runs, of which "runs" says how many: over methods and seeds in
+the first table, over seeds in the others.
 
 AUROC: the share of pairs of a known and an unknown image in which the known one scores higher (50: chance). FPR95: the share of
 unknown images that is accepted where 95 % of the known test images are. "Rejected" is what the threshold of the held-out images
@@ -284,6 +293,11 @@ Known test images; a temperature above 1 makes answers less certain. ECE: expect
 def figures(rows: Sequence[Row], column: str, **shown: int) -> str:
     """Mean and standard deviation of a column."""
     return mean_std([float(row[column]) for row in rows], **shown)
+
+
+def shared_arguments(row: Row) -> str:
+    """A row's arguments without its method and its seed."""
+    return row["arguments"].replace(f"--model {row['method']} ", "--model METHOD ").partition(" --seed_everything ")[0]
 
 
 def report() -> None:
@@ -316,7 +330,7 @@ def report() -> None:
     text = PAGE.format(
         about=(__doc__ or "").split("\n\n")[2],
         hardware="; ".join(f"{key} {value}" for key, value in made_by.items()),
-        arguments=f"--config folder --model METHOD {SETTINGS} --data.val_fraction {HELD_OUT}",
+        arguments="`, `fgzoo fit ".join(sorted({shared_arguments(row) for row in rows})),
         by_score=markdown_table(by_score), by_method=markdown_table(by_method), temperature=markdown_table(temperature),
     )  # fmt: skip
     (common.RESULTS / f"{TABLE}.md").write_text(text, encoding="utf-8")

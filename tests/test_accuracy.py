@@ -194,6 +194,8 @@ def test_cells_are_what_a_person_types(bench: Any, plan_file: Path) -> None:
     assert bench.runner.fit_arguments(cell, machine) == given
     assert cell.is_made_by(bench.common.hide_paths(f"fgzoo {' '.join(given)}"))
     assert not cell.is_made_by(f"fgzoo {typed}0")
+    for other in ("--trainer.max_epochs 1", "--model.class_weights sqrt", "--config=other.yaml"):
+        assert not cell.is_made_by(f"fgzoo {' '.join(given)} {other}")
     two = next(cell for cell in cells_of(bench, "small") if cell.experiment.label == "B-CNN, two networks")
     machine = bench.runner.Machine(Path("runs"), weights={"tf_efficientnet_lite0": Path("lite0")})
     assert bench.runner.fit_arguments(two, machine)[-2:] == ["--model.second_backbone_weights", "lite0"]
@@ -291,6 +293,42 @@ def test_what_others_finished_is_collected_under_the_names_of_today(
     assert sum(line["cell"] == "rra-seed0-earlier" for line in kept.epochs) == 2
     assert calls(plan_file.parent) == []
     assert accuracy(bench, "collect", str(plan_file), "--runs", "nowhere") == 2
+
+
+def test_runs_of_plans_lie_apart_unless_that_is_said(bench: Any, plan_file: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.results, "FOLDER", plan_file.parent / "results")
+        assert accuracy(bench, "run", str(plan_file), "--root", f"cub={plan_file.parent / 'cub'}", "--only", "rra-seed0") == 0
+    assert (plan_file.parent / "runs/accuracy/small_plan/rra-seed0/cost.json").is_file()
+
+
+@pytest.mark.parametrize(("runs", "said"), [("nowhere", "--runs: there is no"), ("cub", "holds no Baseline of small_plan")])
+def test_views_of_runs_that_are_not_there_change_nothing(
+    bench: Any, plan_file: Path, finished: Path, runs: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "results", plan_file.parent / "results")
+    kept = plan_file.parent / "results" / "small_plan.npz"
+    before = kept.stat().st_mtime_ns
+    assert run(bench, plan_file, "--runs", str(plan_file.parent / runs), verb="views") == 2
+    assert said in capsys.readouterr().err
+    assert kept.stat().st_mtime_ns == before
+    assert not (plan_file.parent / "nowhere").exists()
+
+
+def test_a_run_that_takes_anothers_place_takes_that_of_its_views(bench: Any, plan_file: Path, finished: Path) -> None:
+    shutil.copytree(finished / "runs", plan_file.parent / "runs")
+    cell = cells_of(bench, plan_file)[0]
+    kept = results(bench, finished)
+    kept.arrays |= {f"predicted/{name}@flip": kept.arrays[f"predicted/{name}"] for name in (cell.name, "baseline-seed1")}
+    kept.add(cell, plan_file.parent / "runs" / cell.name, averaged=False)
+    assert f"predicted/{cell.name}" in kept.arrays
+    assert [name for name in kept.arrays if "@" in name] == ["predicted/baseline-seed1@flip"]
+
+
+@pytest.mark.parametrize(("found", "said"), [([0, 1], "there are 2 images, and"), ([1, 1, 1], "66.7% of the classes are not")])
+def test_answers_of_another_run_are_refused(bench: Any, found: list[int], said: str) -> None:
+    with pytest.raises(bench.results.UsageError, match=f"a-cell: {said}"):
+        bench.results.check_answers({"cell": "a-cell"}, np.array(found), np.array([0, 1, 2]))
 
 
 def test_a_broken_cell_says_why_and_is_resumed(bench: Any, plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,6 +429,8 @@ def test_dry_run_says_what_would_be_typed(bench: Any, plan_file: Path, capsys: p
     said = capsys.readouterr().out
     assert said.count("fgzoo fit --config cub --model") == said.count("--data.num_workers 0 --data.cache disk") == 8
     assert "8 cells, 8 to do" in said
+    assert run(bench, plan_file, "--dry-run", "--more", "--data.num_workers 0 --trainer.max_epochs=1") == 2
+    assert "--more: --trainer.max_epochs would make other runs than the plan's" in capsys.readouterr().err
     (plan_file.parent / "cub").rmdir()
     assert run(bench, plan_file) == 2  # no folder of the data
     assert calls(plan_file.parent) == []

@@ -275,6 +275,24 @@ def test_traits_are_run_once_and_reported(traits: Any, written: Path, tmp_path: 
     assert (written / "traits.png").stat().st_size > 10_000
 
 
+def test_traits_of_other_images_or_batches_are_run_again(traits: Any, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, method = traits.cells()[0], traits.METHODS[0]
+    images = traits.fingerprint(traits.birds_of(cell.setting, cell.seed))
+    row = {"cell": cell.name, "arguments": method.settings, "fingerprint": images}
+    found = traits.Results()
+    for said, there in (({}, True), ({"batch": "2"}, True), ({"batch": "9"}, False), ({"fingerprint": "f"}, False)):
+        found.rows = {cell.name: row | said}
+        assert found.has(cell) is there
+    found.rows = {cell.name: row}
+    monkeypatch.setattr(traits, "TEST", 5)
+    assert not found.has(cell)
+
+
+def test_the_rows_of_traits_are_todays(bench: Any) -> None:
+    found = bench.traits.Results()
+    assert len(found.rows) == sum(map(found.has, bench.traits.cells()))
+
+
 def test_traits_train_as_the_command_line_does(traits: Any, written: Path, tmp_path: Path) -> None:
     images, method = traits.Images(traits.CENTRE, 1), traits.METHODS[1]
     model, _ = traits.train(method, images.data, 2, 1)
@@ -314,6 +332,22 @@ def test_results_say_how_they_came_about(bench: Any, written: Path, monkeypatch:
     assert "python benchmarks/speed.py data --images=PATH --size 64" in page
     assert [row["torch"] for row in rows] == [torch.__version__.partition("+")[0]] * 2
     assert [row["value"] for row in rows] == ["1", ""]
+
+
+def test_results_are_not_replaced_by_none(bench: Any, written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.common.write_report("Title", "", [{"what": "a"}], "sizes")
+    before = (written / "sizes.csv").read_text()
+    assert bench.common.main(bench.sizes.sizes, ["converged", "--runs", "nowhere"]) == 2
+    assert "results/sizes.md and .csv stay as they are; see --runs and --only" in capsys.readouterr().err
+    assert (written / "sizes.csv").read_text() == before
+
+
+def test_a_data_set_of_no_name_is_asked_for(bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for plan, script, typed in (("converged", bench.sizes.sizes, ["converged"]), ("srbn", bench.reading.reading, [])):
+        for row in bench.results.Results(plan).rows:
+            (tmp_path / row["cell"]).mkdir(exist_ok=True)
+        assert bench.common.main(script, [*typed, "--runs", str(tmp_path), "--root", str(tmp_path)]) == 2
+        assert "--root: where is cub? Give cub=PATH" in capsys.readouterr().err
 
 
 def test_no_folder_of_this_machine_is_written(bench: Any) -> None:
@@ -460,9 +494,20 @@ def test_half_of_the_classes_is_learnt_another_by_another_seed(bench: Any) -> No
     assert bench.unknown.halves(7, 1) != (learnt, others)
 
 
+def test_a_list_that_is_read_is_replaced_whole(bench: Any, tmp_path: Path) -> None:
+    records = [Record(f"{target}.jpg", target, tmp_path / f"{target}.jpg") for target in (0, 1)]
+    data = SimpleNamespace(listing=SimpleNamespace(train=records, test=records), class_names=["crow", "gull"])
+    half, opened = tmp_path / "half.csv", tmp_path / "opened.csv"
+    bench.unknown.write_list(half, data, [0], tmp_path)
+    opened.hardlink_to(half)
+    bench.unknown.write_list(half, data, [1], tmp_path)
+    for path, row in ((opened, "0.jpg,crow"), (half, "1.jpg,gull")):
+        assert path.read_bytes().decode().splitlines() == ["path,label,split", f"{row},train", f"{row},test"]
+
+
 @pytest.mark.timeout(900)  # a training in a process of its own
 def test_unknown_classes_are_judged_once_and_reported(
-    bench: Any, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Any, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unknown, cub, cars = bench.unknown, make_cub(tmp_path / "cub", classes=4, per_class=8), make_cars(tmp_path / "cars")
     small = "--model.backbone test_efficientnet --model.pretrained false --data.image_size 64 --data.batch_size 2"
@@ -482,3 +527,15 @@ def test_unknown_classes_are_judged_once_and_reported(
     page = (written / "unknown.md").read_text()
     assert page.count("| Mahalanobis |") == 2
     assert str(tmp_path) not in page
+    # Rows of other arguments: what they say is shown, and their runs do not count.
+    monkeypatch.setattr(unknown, "SETTINGS", f"{small} {fixed} --model.lr 0.5")
+    assert unknown.common.main({"report": unknown.report}, ["report"]) == 0
+    assert (written / "unknown.md").read_text() == page
+    assert "`fgzoo fit --config folder --model METHOD --model.backbone test_efficientnet" in page
+    assert unknown.common.main({"run": unknown.run}, typed) == 1
+    assert "its folder holds a run of other arguments" in capsys.readouterr().out
+    (tmp_path / "runs" / "baseline-seed3").rename(tmp_path / "before")
+    assert unknown.common.main({"run": unknown.run}, typed) == 0
+    again = unknown.read_csv(written / "unknown.csv")
+    assert len(again) == len(rows)
+    assert {row["arguments"].partition(" --model.lr ")[2][:3] for row in again} == {"0.5"}

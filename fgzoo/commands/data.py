@@ -63,12 +63,12 @@ def info(name: Dataset, *, root: Path | None = None) -> int:
 
 
 def verify(name: Dataset, root: Path, *, decode: bool = False) -> int:
-    """Compare a data set with its official counts, and look for every image.
+    """Compare a data set with its official counts, and look for every image; images of your own are decoded, too.
 
     Args:
         name: The data set.
         root: Its folder.
-        decode: Decode every image, too.
+        decode: Decode every image, whatever the data set.
 
     Returns:
         0 where it is whole, 1 where it is not.
@@ -77,7 +77,7 @@ def verify(name: Dataset, root: Path, *, decode: bool = False) -> int:
 
     if name == "birds":
         raise UsageError("data verify: 'birds' are drawn from a seed; there are no files to verify")
-    report = check(name, root, decode)
+    report = check(name, root, decode or None)
     Console(soft_wrap=True).print(str(report), highlight=False, markup=False)
     return 0 if report.passed else 1
 

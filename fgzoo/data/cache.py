@@ -225,7 +225,7 @@ class ImageCache:
             entry = manifest.entries.get(record.name)
             if entry is None:
                 return None
-            stamp = _stamp(record)
+            stamp = stamp_of(record)
             if stamp != entry.stamp:
                 if _digest(record) != entry.digest:
                     return None
@@ -284,7 +284,7 @@ class ImageCache:
     def _resized(self, record: Record) -> tuple[Tensor | None, CachedImage]:
         """The bytes of an image, `None` where it cannot be read, and its entry, whose offset is not yet known."""
         # Looked at before it is decoded: a file that changes in between will not look the same when the cache is next opened.
-        stamp, digest = _stamp(record), _digest(record)
+        stamp, digest = stamp_of(record), _digest(record)
         try:
             image = self.resize(self.source(record))
         except DataError:
@@ -346,7 +346,8 @@ def pixel_versions(decoder: str, *modules: ModuleType) -> dict[str, str]:
 # ---------------------------------------------------------------------- files
 
 
-def _stamp(record: Record) -> Stamp:
+def stamp_of(record: Record) -> Stamp:
+    """That of a record's file; of one that is not there the size is -1."""
     if record.path is None:
         return Stamp(0, 0, 0)  # the settings of generated images are in the cache's name
     try:

@@ -34,7 +34,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from fgzoo.data.cache import disk_folder
+from fgzoo.data.cache import disk_folder, stamp_of
 from fgzoo.data.images import decode
 from fgzoo.data.records import Record
 from fgzoo.errors import DataError, UsageError
@@ -92,7 +92,7 @@ def near_duplicates(
         The groups.
     """
     with ThreadPoolExecutor(threads) as pool:
-        seen = list(_told(pool.map(lambda image: _look(image, read), images), len(images)))
+        seen = list(told(pool.map(lambda image: _look(image, read), images), len(images), "Looking for near-duplicates among"))
     digests: dict[str, list[int]] = defaultdict(list)
     unreadable = {}
     for index, found in enumerate(seen):
@@ -160,8 +160,10 @@ def _kept_at(records: Sequence[Record], cache_folder: str | Path | None) -> Path
     try:
         for record in records:
             assert record.path is not None
-            file = record.path.stat()
-            digest.update(f"\n{record.name} {file.st_size} {file.st_mtime_ns}".encode(errors="surrogateescape"))
+            stamp = stamp_of(record)
+            if stamp.size < 0:
+                return None
+            digest.update(f"\n{record.name} {record.path.resolve()} {stamp}".encode(errors="surrogateescape"))
         return disk_folder(cache_folder, "duplicates") / f"{digest.hexdigest()[:32]}.json"
     except (OSError, UsageError):
         return None
@@ -176,17 +178,17 @@ def _read_kept(path: Path) -> NearDuplicates | None:
     return NearDuplicates(groups, identical, {})
 
 
-def _told(items: Iterable[_Item], total: int) -> Iterator[_Item]:
-    """Hand items on; where that takes long, say on standard error what is being done, in a terminal with a bar."""
+def told(items: Iterable[_Item], total: int, what: str) -> Iterator[_Item]:
+    """Hand items on; where that takes long, say on standard error what is done to how many images, in a terminal with a bar."""
     console = Console(stderr=True, soft_wrap=True)
-    columns = TextColumn("looking for near-duplicates"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task, started, said = bar.add_task("", total=total), time.monotonic(), False
     try:
         for item in items:
             bar.advance(task)
             if not said and time.monotonic() - started > PATIENCE:
-                console.print(f"Looking for near-duplicates among {total} images", highlight=False)
+                console.print(f"{what} {total} images", highlight=False)
                 bar.start()
                 said = True
             yield item

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Callable
+import struct
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -19,10 +21,11 @@ from fgzoo.errors import DataError, UsageError
 
 DecoderName = Literal["auto", "torchcodec", "pillow"]
 
-#: Pillow's own limit: a larger picture is taken for a decompression bomb.
-MAX_PIXELS = 178_956_970
+#: A larger picture is taken for a decompression bomb; the largest photos of phones have 200 million. Pillow's readers of TIFF and
+#: WebP have a limit of their own, 178,956,970.
+MAX_PIXELS = 220_000_000
 #: The same of an animated WebP, whose decoder keeps several copies: 40 seconds and 7 GiB at Pillow's limit, 3 and 1 at this one.
-MAX_ANIMATED_PIXELS = MAX_PIXELS // 8
+MAX_ANIMATED_PIXELS = 22_369_621
 
 #: Packages that teach Pillow a format, by the suffixes of its files: name on the index, module, function to call.
 _PLUGINS = {
@@ -55,7 +58,7 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
     Args:
         path: The image file.
         decoder: `auto` takes torchcodec where it can be imported, otherwise Pillow ([active_decoder][] says which).
-        max_pixels: Largest width x height that is decoded; more than Pillow's limit, the default, has no effect.
+        max_pixels: Largest width x height that is decoded.
         enough: A JPEG file may come at a half, a quarter or an eighth of its size, which is much faster, as long as both of its
             sides keep this many pixels; `None`: every picture comes whole.
 
@@ -188,12 +191,26 @@ def _all_formats() -> tuple[str, ...]:
 
 
 def open_picture(stream: io.BytesIO) -> Image.Image:
-    """A picture whose header Pillow understands, whatever its format, but for those that it hands to another program."""
-    try:
-        return Image.open(stream, formats=_COMMON)
-    except UnidentifiedImageError:
-        stream.seek(0)
-        return Image.open(stream, formats=_all_formats())
+    """A picture whose header Pillow understands, whatever its format, but for those that it hands to another program.
+
+    As `Image.open`, but for the limit of that, which is the process's own, and the warning at half of it.
+    """
+    beginning = stream.read(16)
+    for name in _formats():
+        factory, accept = Image.OPEN[name]
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):  # another format's, after all
+            accepted = accept is None or accept(beginning)
+            if accepted and not isinstance(accepted, str):  # a text says which library is missing
+                stream.seek(0)
+                return factory(stream, "")
+    raise UnidentifiedImageError
+
+
+def _formats() -> Iterator[str]:
+    """Names of the formats to try; those that are not common are imported when it is their turn."""
+    Image.preinit()
+    yield from _COMMON
+    yield from _all_formats()
 
 
 def why_unidentified(data: bytes) -> str | None:
@@ -220,7 +237,10 @@ def _most_pixels(image: Image.Image, max_pixels: int) -> int:
 
 
 def _decode_with_pillow(image: Image.Image) -> Tensor:
-    image.load()
+    if image.format == "TIFF":  # whose reader warns of large pictures, too
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         gray = np.asarray(image).astype(np.uint32)
@@ -229,4 +249,4 @@ def _decode_with_pillow(image: Image.Image) -> Tensor:
         raise ValueError(f"samples of 32 bits (Pillow mode {image.mode}) have no defined range; save the picture with 8 bits")
     elif "transparency" in image.info:
         image = image.convert("RGBA")
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)

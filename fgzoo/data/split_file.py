@@ -66,8 +66,8 @@ def read_split(path: Path, listing: Listing) -> tuple[dict[str, Split], Listing]
         listing: The data as it is now.
 
     Returns:
-        Part by image, of those that are gone, too; and the listing whose test images are the table's, without images that the
-        table does not know.
+        Part by image, of those that are gone, too; and the listing whose test images are the table's, without images and classes
+        that the table does not know.
 
     Raises:
         DataError: The table cannot be read, or images of it are of another class.
@@ -80,10 +80,14 @@ def read_split(path: Path, listing: Listing) -> tuple[dict[str, Split], Listing]
         if (now := listing.class_names[record.target]) != label:
             raise row.error(f"{record.name!r} is of class {now!r} now, and was of {label!r}.")
     new = len(listing.records) - len(known)
+    labels = {label for _, label, _ in said.values()}
+    class_names = tuple(name for name in listing.class_names if name in labels)
+    known = [replace(record, target=class_names.index(listing.class_names[record.target])) for record in known]
     note = f"Images left out because {path.name} of the run does not know them: {new}."
     own_val = {record.name for record in listing.val}
     return parts, replace(
         listing,
+        class_names=class_names,
         train=tuple(record for record in known if parts[record.name] != "test" and record.name not in own_val),
         val=tuple(record for record in known if record.name in own_val),
         test=tuple(record for record in known if parts[record.name] == "test"),

@@ -75,8 +75,10 @@ def read_image_table(csv: Path, root: Path | None = None) -> Table:
 
     Separated by commas, semicolons, tabs, bars or single spaces, with or without a header, in UTF-8 or UTF-16. Columns are
     known by their usual names, or without a header by what they hold. Instead of a column of classes there may be one column a
-    class, with a single 1 in every row; instead of one of splits, columns such as `is_valid` that say true or false. Paths may be
-    Windows', absolute, mere file names, or without suffix; they lie below `root`, or else beside the table.
+    class, with a single 1 in every row; instead of one of splits, columns such as `is_valid` or `test` that say true or false.
+    A column whose every cell is a split is that of the splits, whatever it is called; without any, folders called as splits are,
+    in which all images lie, say it. Paths may be Windows', absolute, mere file names, or without suffix; they lie below `root`,
+    or else beside the table.
 
     Args:
         csv: The table.
@@ -99,6 +101,9 @@ def read_image_table(csv: Path, root: Path | None = None) -> Table:
     places = _Places(csv, root)
     paths = places.find([entry.said for entry in entries])
     base, found = places.below_root(entries, paths)
+    by_folder = None if columns.split is not None or columns.flags else _splits_by_folder(found)
+    if by_folder is not None:
+        entries = [entry._replace(split=split) for entry, split in zip(entries, by_folder, strict=True)]
 
     splits: dict[Split, Labelled] = {"train": []}
     seen: dict[str, _Entry] = {}
@@ -116,6 +121,8 @@ def read_image_table(csv: Path, root: Path | None = None) -> Table:
         repeated += 1
     ordered = {split: sorted(listed, key=lambda item: natural_order(item[1].as_posix())) for split, listed in splits.items()}
     notes = [*_understood(rows[0], columns, header, separator), *places.notes]
+    if by_folder is not None:
+        notes.append(f"No column says the splits; they are those of the folders: {', '.join(sorted(set(by_folder)))}.")
     if repeated:
         notes.append(f"Rows left out because they repeat another one: {repeated}.")
     return Table(base, ordered, tuple(notes))
@@ -195,22 +202,40 @@ def _named_columns(rows: Sequence[Row]) -> _Columns:
     split = next((i for i in splits if any(map(split_of, cells(i)))), None)
     if split is None and "split" in names:
         split = names.index("split")  # whose row is named that says something else
+    whole = [i for i in range(len(names)) if i not in (path, label) and _all_splits(rows[1:], i)]
+    if split is None and whole:
+        if len({tuple(map(split_of, cells(i))) for i in whole}) > 1:
+            listed = " and ".join(repr(header.fields[i]) for i in whole)
+            raise header.error(f"columns {listed} contradict each other; call the one that says the splits split.")
+        split = whole[0]
     flags = [(i, said) for i, name in enumerate(names) if name[:2] == "is" and (said := split_of(name[2:]))]
+    bare = [(i, said) for i, name in enumerate(names) if i not in (path, label, split) and (said := split_of(name))]
+    yes_or_no = [flag for flag in bare if all(cell.lower() in (*_YES, *_NO) for cell in cells(flag[0]))]
     no_classes = (path, split, *known(FOLD_COLUMNS), *(i for i, _ in flags))
     others = [i for i, name in enumerate(names) if name and i not in no_classes]
-    marks = list(zip(*map(cells, others), strict=False))
-    marked = len(others) > 1 and all(mark in ("0", "1", "0.0", "1.0") for row in marks for mark in row)
+
+    def marks(columns: Sequence[int]) -> tuple[bool, bool]:
+        """Whether columns say 0 or 1 alone; and whether in every row one of them says 1."""
+        found = list(zip(*map(cells, columns), strict=False))
+        marked = len(columns) > 1 and all(mark in ("0", "1", "0.0", "1.0") for row in found for mark in row)
+        return marked, marked and all(sum(map(float, row)) == 1 for row in found)
+
+    unflagged = [i for i in others if i not in dict(yes_or_no)]
+    # A class may be called train: then the others alone leave rows without one.
+    if label is not None or not unflagged or marks(unflagged)[1] or not marks(others)[1]:
+        flags, others = sorted([*flags, *yes_or_no]), unflagged
+    marked, one_each = marks(others)
     classes: tuple[tuple[int, str], ...] = ()
-    if marked and (label is None or all(sum(map(float, row)) == 1 for row in marks)):
+    if marked and (label is None or one_each):
         classes, label = tuple((i, header.fields[i]) for i in others), None
     if path is None or (label is None and not classes):
         missing = "images" if path is None else "classes"
         raise header.error(f"no column of {missing} among {', '.join(header.fields)}; expected {_EXPECTED}.")
     unread = [i for i in labels if label is not None and not one_to_one(i, label)]
-    unread += [i for i in (*splits, *known(FOLD_COLUMNS)) if i != split and not (classes and i in others)]
-    if split is not None:
-        unread, flags = [*unread, *(i for i, _ in flags)], []
-    return _Columns(path, label, split, tuple(flags), classes, tuple(unread))
+    unread += [*splits, *known(FOLD_COLUMNS), *whole, *dict(bare), *dict(flags)]
+    flags = flags if split is None else []
+    read = (split, *dict(flags), *(others if classes else ()))
+    return _Columns(path, label, split, tuple(flags), classes, tuple(i for i in dict.fromkeys(unread) if i not in read))
 
 
 def _is_number(cell: str) -> bool:
@@ -270,6 +295,14 @@ def _split(row: Row, columns: _Columns) -> Split:
     if len(set(marked)) != 1:
         raise row.error(f"the image is in {' and '.join(marked) or 'no split'}; give a column split that says {SPLIT_NAMES}.")
     return marked[0]
+
+
+def _splits_by_folder(paths: Sequence[Path]) -> list[Split] | None:
+    """The splits of the folders that images lie in, the outermost that means one; `None` where an image has none, or all one."""
+    depth = len(Path(os.path.commonpath([path.parent for path in paths])).parts)
+    found: list[Split | None] = [next(filter(None, map(split_of, path.parent.parts[depth:])), None) for path in paths]
+    splits = [split for split in found if split is not None]
+    return splits if len(splits) == len(paths) and len(set(splits)) > 1 else None
 
 
 def _understood(first: Row, columns: _Columns, header: bool, separator: str) -> list[str]:

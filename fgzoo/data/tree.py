@@ -73,6 +73,7 @@ class Folder:
         images: Files whose suffix is that of an image that can be read.
         others: Other files.
         folders: Its subfolders.
+        hidden: Subfolders whose name begins with a dot, which are left out.
         count: Images at any depth.
     """
 
@@ -80,6 +81,7 @@ class Folder:
     images: tuple[Path, ...]
     others: tuple[Path, ...]
     folders: tuple[Folder, ...]
+    hidden: tuple[Path, ...]
     count: int
 
     @property
@@ -113,7 +115,9 @@ def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
         here = path.stat()
         within = above | {(here.st_dev, here.st_ino)}
         with os.scandir(path) as entries:
-            kept = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in LITTER]
+            found = [entry for entry in entries if entry.name.lower() not in LITTER]
+        hidden = sorted(path / entry.name for entry in found if entry.name[0] == "." and _is_folder(entry))
+        kept = [entry for entry in found if entry.name[0] != "."]
         for entry in sorted(kept, key=lambda entry: natural_order(entry.name)):
             child = path / entry.name
             if not _is_folder(entry):
@@ -125,7 +129,8 @@ def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
     suffixes = image_suffixes()
     images = tuple(file for file in files if file.suffix.lower() in suffixes)
     others = tuple(file for file in files if file.suffix.lower() not in suffixes)
-    return Folder(path, images, others, tuple(folders), len(images) + sum(folder.count for folder in folders))
+    count = len(images) + sum(folder.count for folder in folders)
+    return Folder(path, images, others, tuple(folders), tuple(hidden), count)
 
 
 def find_images(path: Path) -> list[Path]:
@@ -409,10 +414,18 @@ def _left_out(tree: Folder, used: set[Path]) -> list[str]:
     if unused:
         shown = ", ".join(f"{count} in {name}" for name, count in unused.items())
         notes.append(f"Images left out because they lie in no class folder: {shown}.")
+    hidden = [_name(path, tree.path) for folder in tree.walk() for path in folder.hidden if _holds_images(path)]
+    if hidden:
+        notes.append(f"Folders of images left out because their name begins with a dot: {first_five(hidden)}.")
     others = [file for folder in tree.walk() for file in folder.others]
     if others:
         notes.append(f"Files left out because they are no images that can be read: {_kinds(others)}.")
     return notes
+
+
+def _holds_images(path: Path) -> bool:
+    suffixes = image_suffixes()
+    return any(Path(file).suffix.lower() in suffixes for _, _, files in os.walk(path) for file in files)
 
 
 def _kinds(files: list[Path]) -> str:

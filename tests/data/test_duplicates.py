@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,18 @@ def test_a_file_that_has_changed_is_compared_anew(records: list[Record]) -> None
     known_near_duplicates(records)
     records[3].path.write_bytes(encode(bird(9)))  # type: ignore[union-attr]
     assert known_near_duplicates(records).groups == ((2, 4),)
+
+
+def test_other_files_of_the_same_names_sizes_and_times_are_compared(tmp_path: Path) -> None:
+    found = []
+    for folder, numbers in (("apart", (0, 1, 2)), ("copies", (0, 0, 0))):
+        (tmp_path / folder).mkdir()
+        paths = [tmp_path / folder / f"{place}.bmp" for place in range(3)]
+        for path, number in zip(paths, numbers, strict=True):
+            bird(number).save(path)
+            os.utime(path, (1e9, 1e9))
+        found.append(known_near_duplicates([Record(path.name, 0, path) for path in paths]).groups)
+    assert found == [(), ((0, 1, 2),)]
 
 
 def test_images_are_compared_where_nothing_can_be_kept(records: list[Record], tmp_path: Path) -> None:

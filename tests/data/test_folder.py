@@ -74,8 +74,6 @@ def test_unusual_names_and_suffixes_are_read(name: str, tmp_path: Path) -> None:
         "class 0/desktop.ini",
         "__MACOSX/class 0/._image0.jpg",
         "__MACOSX/image.jpg",
-        ".cache/image.jpg",
-        "class 0/.ipynb_checkpoints/image.jpg",
         "class 0/@eaDir/image0.jpg/SYNOPHOTO_THUMB_M.jpg",
         "#recycle/class 9/image.jpg",
     ],
@@ -85,6 +83,18 @@ def test_litter_is_ignored(litter: str, tmp_path: Path) -> None:
     expected = read_folder(tmp_path)
     save(tmp_path / litter)
     assert read_folder(tmp_path) == expected
+
+
+def test_folders_that_begin_with_a_dot_are_named_where_they_hold_images(tmp_path: Path) -> None:
+    make_folder(tmp_path, splits=())
+    save(tmp_path / ".class 9" / "image.jpg")
+    save(tmp_path / "class 0" / ".ipynb_checkpoints" / "image.jpg")
+    (tmp_path / ".git").mkdir()
+    listing = read_folder(tmp_path)
+    assert len(listing.class_names) == 3
+    assert listing.notes == (
+        "Folders of images left out because their name begins with a dot: .class 9/, class 0/.ipynb_checkpoints/.",
+    )
 
 
 def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
@@ -196,6 +206,15 @@ def test_verify_knows_no_official_size(tmp_path: Path) -> None:
     assert report.passed
 
 
+def test_verify_opens_every_image_of_ones_own(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, splits=())
+    broken = root / "class 0" / "image0.jpg"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    report = verify("folder", root)
+    assert not report.passed
+    assert f"{report.found.train - 1} images decoded, 1 failed\n{broken} is damaged or incomplete: " in str(report)
+
+
 def test_verify_reports_what_a_table_names_and_is_not_there(tmp_path: Path) -> None:
     make_csv(tmp_path, "images/nowhere.jpg,bird 1,train").rename(tmp_path / "images" / "list.csv")
     (tmp_path / "images" / "class 0" / "image0.jpg").unlink()
@@ -220,4 +239,4 @@ def test_fit_says_which_files_are_in_two_splits(tmp_path: Path) -> None:
     typed = ("--config", "folder", "--model", "baseline", "--data.root", root, "--trainer.fast_dev_run", "true")
     result = fgzoo("fit", *typed, *NETWORK, *IMAGES, *MACHINE)
     assert result.status == 0
-    assert "Note: 1 validation or test images are files of another split, too: test/class 0/copy.jpg" in result.out
+    assert "Note: 1 validation or test image is a file of another split, too: test/class 0/copy.jpg" in result.out

@@ -56,6 +56,7 @@ FORMS = {
     "other names": ["Class Name,Image_Path,Subset", *rows("{label},{path},{split}")],
     "names of a download": ["class id,filepaths,labels,data set", *rows("0,{path},{label},{split}")],
     "other names of splits": ["file,species,set", *(row.replace(",val", ",Valid").replace(",train", ",TRAIN") for row in rows())],
+    "splits under a name of one's own": ["path,label,phase", *rows()],
     "no header": rows(),
     "no header, split first": rows("{split},{path},{label}"),
     "blank lines": ["path,label,split", "", *rows("{path},{label},{split}\n"), ",,", ""],
@@ -182,6 +183,9 @@ def test_labels_of_any_text(label: str, root: Path, tmp_path: Path) -> None:
         ("path,label,isVal,Is Test", "{path},{label},{val},{test}", (4, 2, 2)),
         ("path,label,is_train,is_val,is_test", "{path},{label},{train},{val},{test}", (4, 2, 2)),
         ("path,crow,wren,is_test", "{path},{crow},{wren},{test}", (6, 0, 2)),
+        ("path,label,test", "{path},{label},{test}", (6, 0, 2)),
+        ("path,label,Train,Validation,Test Set", "{path},{label},{train},{val},{test}", (4, 2, 2)),
+        ("path,crow,wren,test", "{path},{crow},{wren},{test}", (6, 0, 2)),
     ],
 )
 @pytest.mark.parametrize("words", [("False", "True"), ("0", "1")])
@@ -203,6 +207,8 @@ def test_columns_that_mark_a_split_are_read(
     [
         ("path,label,fold", "{path},{label},3", "'fold'"),
         ("path,label,set", "{path},{label},A", "'set'"),
+        ("path,label,valid", "{path},{label},perhaps", "'valid'"),
+        ("path,label,split,phase", "{path},{label},{split},train", "'phase'"),
         ("path,label,split,is_test", "{path},{label},{split},1", "'is_test'"),
         ("path,label,category", "{path},{label},bird", "'category'"),
     ],
@@ -228,6 +234,24 @@ def test_a_class_may_be_called_class(root: Path, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_class_may_be_called_as_a_split_is(root: Path, tmp_path: Path) -> None:
+    lines = ["crow/crow0.jpg,1,0,0", "wren/wren0.jpg,0,1,0", "wren/wren1.jpg,0,0,1"]
+    listing = read_folder(root, write_lines(tmp_path / "list.csv", ["filename,train,bus,car", *lines]))
+    assert (listing.class_names, len(listing.train)) == (("bus", "car", "train"), 3)
+
+
+@pytest.mark.parametrize("form", ["{split}/{bird}{i}.jpg,{bird}", "data/{bird}/{split}/{i}.jpg,{bird}"])
+def test_folders_that_all_images_lie_in_are_splits_where_no_column_says_them(form: str, tmp_path: Path) -> None:
+    lines = [form.format(split=split, bird=bird, i=i) for split in ("train", "test") for bird in BIRDS for i in range(2)]
+    for line in lines:
+        save(tmp_path / line.partition(",")[0])
+    listing = read_folder(tmp_path, write_lines(tmp_path / "list.csv", ["path,label", *lines]))
+    assert {record.name for record in listing.test} == {line.partition(",")[0] for line in lines if "test" in line}
+    assert "No column says the splits; they are those of the folders: test, train." in listing.notes
+    save(tmp_path / "more" / "a.jpg")
+    assert not read_folder(tmp_path, write_lines(tmp_path / "list.csv", ["path,label", *lines, "more/a.jpg,crow"])).test
+
+
 @pytest.mark.parametrize(("one", "other"), [("Crow", "crow"), ("1", "1.0"), ("great crow", "Great_crow")])
 def test_classes_whose_names_hardly_differ_are_told(one: str, other: str, root: Path, tmp_path: Path) -> None:
     lines = [f"crow/crow0.jpg,{one}", f"crow/crow1.jpg,{other}", "wren/wren0.jpg,wren"]
@@ -251,6 +275,7 @@ BAD = {
     "neither true nor false": (["path,label,is_valid", "crow/crow0.jpg,crow,"], "line 2: '' does not say whether .* in val"),
     "in two splits": (["path,label,is_valid,is_test", "crow/crow0.jpg,crow,1,1"], "line 2: the image is in val and test; give"),
     "in no split": (["path,label,is_train", "crow/crow0.jpg,crow,False"], "line 2: the image is in no split; give a column"),
+    "two columns of splits": (["path,label,phase,mode", "crow/crow0.jpg,crow,train,test"], "'phase' and 'mode' contradict"),
     "a label that is nan": (["path,label", "crow/crow0.jpg,nan"], "line 2: the label is 'nan', as tools write an empty cell"),
     "no column of images": (["label,weight", "crow,1"], "line 1: no column of images among label, weight"),
     "two columns of one name": (["path,label,Label", "crow/crow0.jpg,a,b"], "line 1: two columns are called 'label'"),
