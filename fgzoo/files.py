@@ -34,6 +34,11 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a pipe or a device is there, which is written straight into."""
+    return os.path.exists(path) and not is_file(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112 - as above
+
+
 #: An absolute path in a text, after what may stand before one; `https://...` and `hf://...` are none.
 _PLACE = re.compile(r"""(?<![^\s=:,;('"\[{])(?:file://|~|[A-Za-z]:)?(?:[/\\](?![/\\])[^\s/\\'",;\])}]+)+[/\\]?""")
 
@@ -82,18 +87,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary file beside another, which it replaces when it is whole; what goes wrong leaves the other as it was.
 
     Args:
-        path: The file.
+        path: The file, or a link to it, which stays one.
 
     Yields:
-        The temporary file, to be written.
+        The temporary file, to be written; a pipe or a device itself.
 
     Raises:
         OSError: It cannot be written; names the file, not the temporary one.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if is_stream(path):
+        yield path
+        return
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         yield part
-        part.replace(path)
+        part.replace(target)
     except OSError as error:
         if error.filename != str(part):
             raise

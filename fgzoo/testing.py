@@ -154,6 +154,7 @@ def check_finite(make: Make) -> None:
     for name, logits in {"logits": output.logits, **output.heads}.items():
         assert torch.isfinite(logits).all(), f"{name} are not finite"
     assert torch.isfinite(model.explain(images)).all(), "explain() is not finite"
+    assert torch.isfinite(model.map_shares(images, targets)).all(), "map_shares() are not finite"
 
 
 def check_maps_in_range(make: Make) -> None:

@@ -9,6 +9,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from fgzoo.commands.models import load_models, loader_processes
 from fgzoo.errors import UsageError
+from fgzoo.files import is_file
 
 
 def explain(
@@ -26,7 +27,7 @@ def explain(
 ) -> int:
     """Where a checkpoint looked: a page of every image's classes, the method's maps over it, and Grad-CAM for comparison.
 
-    The page is OUTPUT/index.html, one file that needs no network.
+    The page is OUTPUT/index.html, one file that needs no network. What predict calls unknown is called so there, too.
     Exit status: 0, or 1 where not one image could be read.
 
     Args:
@@ -46,7 +47,7 @@ def explain(
     Returns:
         0, or 1 where not one image could be read.
     """
-    if output.exists() and not output.is_dir():
+    if is_file(output):
         raise UsageError(f"explain: --output {output} is a file; give a folder")
     from fgzoo.interpret import explanation, page, pictures
     from fgzoo.prediction import files
@@ -56,7 +57,7 @@ def explain(
     explained = None if class_ == "predicted" else class_
     workers = loader_processes(num_workers, single_batch=len(paths) <= batch_size)
     found = explanation.explain(model, list(paths), top_k, explained, batch_size, workers)
-    output.mkdir(parents=True, exist_ok=True)
+    files.prepare_folder(output, "explain")
     with files.Watch(len(paths), "explain") as watch:
         counted = watch.predictions(found)
         drawn = pictures.write_pictures(output, paths, counted) if png else counted

@@ -64,8 +64,9 @@ def export(
     calibrated = quantization.quantization_images(model, path, shown) if quantize == "int8" else None
     compared = shown if calibrated is None else quantization.thinned(shown, exporting.COMPARED)
     about, outputs = exporting.export(model, output, format_, name, list(compared), opset, calibrated, force)
-    written = sum(file.stat().st_size for file in (output, output.with_suffix(".bin")) if file.is_file()) / 1e6
-    said = [f"{written:.1f} MB" + (f", opset {about['opset']}" if about["opset"] else ""), exporting.summary(outputs)]
+    written = [output, *([output.with_suffix(".bin")] if format_ == "openvino" else [])]
+    megabytes = sum(file.stat().st_size for file in written) / 1e6
+    said = [f"{megabytes:.1f} MB" + (f", opset {about['opset']}" if about["opset"] else ""), exporting.summary(outputs)]
     said += [str(quantization.Loss(**about["int8"]))] if calibrated else []
     sys.stderr.write(f"fgzoo: {'; '.join(said)}\n")
     sys.stdout.write(f"{output}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Literal, cast
@@ -10,6 +11,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from fgzoo.commands.models import load_models, loader_processes
 from fgzoo.errors import UsageError
+from fgzoo.files import is_stream
 from fgzoo.prediction import Form, Precision, Reject, TestTime
 
 #: What predictions and features can be written as; by default a file's suffix says it.
@@ -79,6 +81,8 @@ def predict(
         raise UsageError("predict: --embed gives features, of which --reject has nothing to reject")
     from fgzoo.prediction import files, inference
 
+    if output is not None and not is_stream(output):
+        files.prepare_folder(output.resolve().parent, "predict")
     paths = files.image_paths(images, sys.stdin)
     models = load_models([checkpoint, *also], trust, files.find_device(device))
     resized = models if size is None else [model.at_size(size) for model in models]
@@ -120,7 +124,6 @@ def _form(output: Path | None, asked: Literal["csv", "jsonl"] | None, features: 
         raise UsageError(f"predict: --output {output}{hint}: the file's name ends in none of {ends}; - is standard output")
     if asked is not None and said in FEATURE_FORMS and said != asked:
         raise UsageError(f"predict: --output {output} and --format {asked} contradict each other; leave one away")
-    if output.is_dir():
+    if os.path.isdir(output):  # noqa: PTH112 - Path.is_dir raises
         raise UsageError(f"predict: --output {output} is a folder; give a file in it")
-    output.parent.mkdir(parents=True, exist_ok=True)
     return asked or cast(Form, said)

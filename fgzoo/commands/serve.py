@@ -34,11 +34,11 @@ def serve(
         The exit status.
     """
     from fgzoo.prediction.files import find_device
-    from fgzoo.serve.server import LOOPBACK, Server
+    from fgzoo.serve.server import Server
 
     (model,) = load_models([checkpoint], trust, find_device(device, "serve"))
     with Server(model, checkpoint, host, port) as server, contextlib.suppress(KeyboardInterrupt):
-        if host not in LOOPBACK:
+        if not server.alone:
             sys.stderr.write(f"fgzoo: everybody who reaches {host} may send photos; there is no password\n")
         sys.stdout.write(f"{server.url}\n")
         sys.stdout.flush()

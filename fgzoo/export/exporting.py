@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +39,7 @@ from fgzoo.export.parity import Parity, Run, compare, comparison_images, prepare
 from fgzoo.export.quantization import INT8_LIMITS, QuantizationImages, check_loss, measure, quantized
 from fgzoo.files import user_path
 from fgzoo.methods.base import FineGrainedClassifier
+from fgzoo.prediction.files import prepare_folder
 from fgzoo.prediction.inference import ImageLike, listed, required_card
 
 #: What a format needs; torch.export needs nothing more than torch.
@@ -144,7 +144,8 @@ def _quantize(
     eight = quantized(content, prepared(model, images.calibration))
     about |= INT8_LIMITS[form]
     write(eight, about, path, form)
-    loss = measure(run, read(path, form), prepared(model, images.measured), images.targets, images.kind)
+    measured = prepared(model, images.measured)
+    loss = measure(run, read(path, form), measured, images.targets, images.kind, about["threshold"])
     check_loss(loss, force)
     about["int8"] = loss._asdict()
     write(eight, about, path, form)
@@ -162,12 +163,11 @@ def check_request(path: Path, form: Format, quantize: bool = False, opset: int |
     """Refuse a file that cannot be written or has another suffix, a form whose packages are missing, and an unknown opset.
 
     Raises:
-        UsageError: Something of it does not fit.
-        ExportError: The file's folder cannot be made or written to.
+        UsageError: Something of it does not fit, or the file's folder cannot be made or written to.
     """
     if form not in get_args(Format):
         raise UsageError(f"export: format '{form}' is none of {', '.join(get_args(Format))}")
-    if path.suffix.lower() != SUFFIXES[form]:
+    if path.suffix != SUFFIXES[form]:  # OpenVINO takes no .XML
         raise UsageError(f"export: {path} must end with {SUFFIXES[form]}, by which programs know a file of format {form}")
     if path.is_dir():
         raise UsageError(f"export: {path} is a folder; give a file in it")
@@ -180,12 +180,7 @@ def check_request(path: Path, form: Format, quantize: bool = False, opset: int |
         raise UsageError(
             f"export: {_in_words(missing)} not installed; pip install 'fgzoo[export]', or take --format torch-export"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"export: {path.parent} cannot be made ({error.strerror or error})") from error
-    if not os.access(path.parent, os.W_OK):
-        raise ExportError(f"export: {path.parent} cannot be written to; give another place by --output")
+    prepare_folder(path.parent, "export")
 
 
 def _check_weights(model: FineGrainedClassifier, form: Format) -> None:

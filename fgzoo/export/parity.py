@@ -230,8 +230,7 @@ def _prepared(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> Iter
     bad = [error for _, errors in read for error in errors if error is not None]
     if bad:
         raise DataError(f"export: {len(bad)} of {len(images)} images cannot be read, the first because {bad[0]}")
-    # The file is that of the network in single precision, whatever the weights are kept in.
-    return (_normalized(model, views).float() for views, _ in read)
+    return (_normalized(model, views) for views, _ in read)
 
 
 def prepared(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> Iterator[Tensor]:
@@ -252,7 +251,8 @@ def _read(model: FineGrainedClassifier, images: Sequence[ImageLike]) -> Iterator
 
 
 def _normalized(model: FineGrainedClassifier, views: list[Tensor]) -> Tensor:
-    return model.normalize(views[0][:, 0].to(model.device)).cpu()
+    # The file is that of the network in single precision, whatever the weights are kept in.
+    return model.normalize(views[0][:, 0].to(model.device)).cpu().float()
 
 
 def probes(batch: int, size: int, seed: int) -> Tensor:

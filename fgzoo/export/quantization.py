@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -67,6 +68,8 @@ class Loss(NamedTuple):
         images: How many were measured.
         kind: What they are, for people.
         known: Whether their classes are known.
+        unknown_before: Share of the measured images that the float file calls unknown; `None` where it calls nothing so.
+        unknown_after: The same of the quantised file.
     """
 
     before: float
@@ -75,10 +78,15 @@ class Loss(NamedTuple):
     images: int
     kind: str
     known: bool
+    unknown_before: float | None = None
+    unknown_after: float | None = None
 
     def __str__(self) -> str:
         top1 = f"top-1 {100 * self.before:.2f} -> {100 * self.after:.2f} %, " if self.known else ""
-        return f"int8: {top1}{self.changed} of {self.images} {self.kind} named otherwise"
+        said = f"int8: {top1}{self.changed} of {self.images} {self.kind} named otherwise"
+        if self.unknown_before is None or self.unknown_after is None:
+            return said
+        return f"{said}, {100 * self.unknown_before:.2f} -> {100 * self.unknown_after:.2f} % of them called unknown"
 
 
 # ---------------------------------------------------------------------- images
@@ -145,8 +153,9 @@ def _given(class_names: Sequence[str], paths: Sequence[Path]) -> tuple[Sequence[
     paths = thinned(paths, MEASURED)
     if not paths:
         raise UsageError("export: --quantize int8: two images at least, of which one calibrates and one is measured on")
-    indices = {name: index for index, name in enumerate(class_names)}
-    targets = [indices.get(path.absolute().parent.name) for path in paths]
+    # Some file systems store accents as characters of their own.
+    indices = {normalize("NFC", name): index for index, name in enumerate(class_names)}
+    targets = [indices.get(normalize("NFC", path.absolute().parent.name)) for path in paths]
     known = [target for target in targets if target is not None]
     return paths, known if len(known) == len(paths) else None, "given images"
 
@@ -221,8 +230,15 @@ def _quantizable(graph: onnx.GraphProto) -> list[str]:
 
 
 @torch.no_grad()
-def measure(before: Run, after: Run, batches: Iterable[Tensor], targets: Sequence[int] | None, kind: str) -> Loss:
-    """Compare the classes that a quantised file names with those of the float one.
+def measure(
+    before: Run,
+    after: Run,
+    batches: Iterable[Tensor],
+    targets: Sequence[int] | None,
+    kind: str,
+    threshold: float | None = None,
+) -> Loss:
+    """Compare the classes that a quantised file names, and what it calls unknown, with those of the float one.
 
     Args:
         before: The float file.
@@ -230,23 +246,30 @@ def measure(before: Run, after: Run, batches: Iterable[Tensor], targets: Sequenc
         batches: Normalised images (B, 3, S, S).
         targets: Their classes; `None` where they are not known.
         kind: What they are, for people.
+        threshold: The score `known` below which an image is unknown; `None` where none is.
 
     Raises:
         ExportError: An answer is not finite or has another shape.
     """
-    wanted: list[Tensor] = []
-    found: list[Tensor] = []
+    named: tuple[list[Tensor], list[Tensor]] = [], []
+    known: tuple[list[Tensor], list[Tensor]] = [], []
     for images in batches:
         pair = answers_of(before, images), answers_of(after, images)
         for name, values in pair[0].items():
             if pair[1][name].shape != values.shape or not torch.isfinite(pair[1][name]).all():
                 raise ExportError(f"export: the quantised file's {name} are not finite or of another shape; nothing was written")
-        for named, answers in zip((wanted, found), pair, strict=True):
-            named.append(answers["logits"].argmax(dim=1))
-    first, second = torch.cat(wanted), torch.cat(found)
+        for answers, classes, scores in zip(pair, named, known, strict=True):
+            classes.append(answers["logits"].argmax(dim=1))
+            scores += [] if threshold is None else [answers["known"]]
+    first, second = map(torch.cat, named)
     truth = first if targets is None else torch.tensor(targets)
-    right = [float((named == truth).float().mean()) for named in (first, second)]
-    return Loss(right[0], right[1], int((first != second).sum()), len(truth), kind, targets is not None)
+    right = [_share(classes == truth) for classes in (first, second)]
+    unknown = [None if threshold is None else _share(torch.cat(scores) < threshold) for scores in known]
+    return Loss(right[0], right[1], int((first != second).sum()), len(truth), kind, targets is not None, unknown[0], unknown[1])
+
+
+def _share(which: Tensor) -> float:
+    return float(which.double().mean())
 
 
 def check_loss(loss: Loss, force: bool) -> None:

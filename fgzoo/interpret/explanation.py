@@ -21,12 +21,15 @@ from fgzoo.prediction.inference import (
     batches,
     calibrated,
     check_reading,
+    lacks_memory,
     listed,
     most_probable,
     naming_lack_of_memory,
     required_card,
+    threshold_of,
     views_transform,
 )
+from fgzoo.prediction.rejection import UNKNOWN
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier
@@ -47,6 +50,7 @@ class Explanation(NamedTuple):
         map_shares: How much of the explained class's evidence each of the first maps carries, in [0, 1]; empty where the method
             does not say.
         error: Why there is no answer, in one line; everything else is empty then.
+        accepted: Whether it looks like the images that the model knows.
     """
 
     classes: tuple[str, ...] = ()
@@ -59,6 +63,13 @@ class Explanation(NamedTuple):
     cam: Tensor | None = None
     map_shares: tuple[float, ...] = ()
     error: str | None = None
+    accepted: bool = True
+
+    @property
+    def answers(self) -> str:
+        """The most probable classes in words, and whether the image is none of them."""
+        ranked = ", ".join(f"{name} {share:.1%}" for name, share in zip(self.classes, self.probabilities, strict=True))
+        return ranked if self.accepted else f"{UNKNOWN}; looks most like: {ranked}"
 
 
 def explain(
@@ -131,16 +142,29 @@ def _batch(model: FineGrainedClassifier, pixels: Tensor, top_k: int, target: int
         classes = shares.argmax(dim=1) if asked is None else asked
         maps, names = own_maps(model, inputs, classes)
         carried = own_shares(model, inputs, classes, len(names))
+        accepted = _accepted(model, inputs, logits)
     ranked, order = (found.tolist() for found in most_probable(shares, top_k))
     explanations = []
     for index, (pixel, place) in enumerate(zip(pixels, classes.tolist(), strict=True)):
-        if not torch.isfinite(shares[index]).all() or not torch.isfinite(maps[index]).all():
+        if not all(torch.isfinite(values[index]).all() for values in (shares, maps, carried)):
             explanations.append(Explanation(error="the network's answer is not finite; nothing can be drawn"))
             continue
         answer = tuple(known[rank] for rank in order[index]), tuple(ranked[index]), known[place], float(shares[index, place])
         cam = None if cams is None else cams[index]
-        explanations.append(Explanation(*answer, pixel, maps[index], names, cam, tuple(carried[index].tolist())))
+        carries = tuple(carried[index].tolist())
+        explanations.append(Explanation(*answer, pixel, maps[index], names, cam, carries, accepted=accepted[index]))
     return explanations
+
+
+@torch.no_grad()
+def _accepted(model: FineGrainedClassifier, inputs: Tensor, logits: Tensor) -> list[bool]:
+    """Whether images are accepted as in a prediction; all are where nothing is rejected."""
+    threshold = threshold_of([model])
+    if threshold is None or model.calibration is None:
+        return [True] * len(inputs)
+    features = None if model.calibration.means is None else model.features(inputs)
+    found: list[bool] = (model.calibration.scores(logits, features) >= threshold).tolist()
+    return found
 
 
 def own_maps(model: FineGrainedClassifier, images: Tensor, classes: Tensor) -> tuple[Tensor, tuple[str, ...]]:
@@ -215,9 +239,8 @@ def answers(model: FineGrainedClassifier, images: Tensor, classes: Tensor | None
     if layer is not None:
         try:
             cams = torch.nan_to_num(grad_cam(scores, layer, images, classes)).clamp(0, 1).cpu()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # what autograd raises where the logits do not depend on the features
-            pass
+        except RuntimeError as error:  # what autograd raises where the logits do not depend on the features
+            if lacks_memory(error):
+                raise
     with torch.no_grad():
         return (found[0] if found else scores(images)).detach(), cams

@@ -13,6 +13,8 @@ from matplotlib.ft2font import FT2Font
 OWN = "DejaVu Sans"
 #: Parts of the names of fonts that know many characters; asked before any other.
 LIKELY = ("noto sans cjk", "source han", "wenquanyi", "droid sans fallback", "arial unicode", "noto sans", "unifont")
+#: Part of the names of fonts that have the same box for every character.
+BOXES = "last resort"
 
 
 def fonts_for(text: str) -> tuple[list[str], set[str]]:
@@ -24,15 +26,8 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
     Returns:
         Their names, matplotlib's own first; and the characters that no font knows.
     """
-    families, missing = [OWN], {character for character in text if character.isprintable()} - _characters(own_font())
-    for name, path in _likely_first() if missing else ():
-        found = missing & _characters(path)
-        if found:
-            families.append(name)
-            missing -= found
-        if not missing:
-            break
-    return families, missing
+    fonts, missing = _chosen(text)
+    return [name for name, _ in fonts], missing
 
 
 def own_font() -> Path:
@@ -43,8 +38,20 @@ def own_font() -> Path:
 def font_file(text: str) -> Path:
     """The font that knows most of a text's characters, where one has to do."""
     wanted = set(text)
-    files = [own_font(), *(Path(font_manager.findfont(name)) for name in fonts_for(text)[0][1:])]
-    return max(files, key=lambda path: len(wanted & _characters(path)))
+    return max((path for _, path in _chosen(text)[0]), key=lambda path: len(wanted & _characters(path)))
+
+
+def _chosen(text: str) -> tuple[list[tuple[str, Path]], set[str]]:
+    """Families and their files, and what they lack, as [fonts_for][] says."""
+    fonts, missing = [(OWN, own_font())], {character for character in text if character.isprintable()} - _characters(own_font())
+    for name, path in _likely_first() if missing else ():
+        found = missing & _characters(path)
+        if found:
+            fonts.append((name, path))
+            missing -= found
+        if not missing:
+            break
+    return fonts, missing
 
 
 @functools.cache
@@ -56,6 +63,7 @@ def _characters(path: Path) -> set[str]:
 
 
 def _likely_first() -> list[tuple[str, Path]]:
-    fonts = {entry.name: Path(entry.fname) for entry in font_manager.fontManager.ttflist if entry.style == "normal"}
+    upright = [entry for entry in font_manager.fontManager.ttflist if entry.style == "normal"]
+    fonts = {entry.name: Path(entry.fname) for entry in upright if BOXES not in entry.name.lower()}
     rank = {name: next((place for place, part in enumerate(LIKELY) if part in name.lower()), len(LIKELY)) for name in fonts}
     return sorted(fonts.items(), key=lambda font: (rank[font[0]], font[0]))

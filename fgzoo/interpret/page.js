@@ -89,7 +89,8 @@
       this.order = [...maps.keys()].sort((a, b) => (shares[b] ?? 2) - (shares[a] ?? 2));
       this.offered = shares.length ? Math.min(FIRST, maps.length) : maps.length;
       this.step = shares.length ? 0 : Math.max(0, maps.length - 1);
-      this.element = make("article", this.entry.error ? "photo bad" : "photo", null, this.header());
+      const kind = this.entry.error ? "bad" : this.entry.accepted ? "" : "unknown";
+      this.element = make("article", `photo ${kind}`, null, this.header());
       this.element.append(this.entry.error ? make("p", "error", this.entry.error) : this.body());
     }
 
@@ -110,7 +111,7 @@
     body() {
       this.element.setAttribute("aria-labelledby", `title-${this.number}`);
       const references = make("div", "references", null, ...this.compared());
-      const facts = make("div", "facts", null, this.answers(), this.explains(), this.all(), references);
+      const facts = make("div", "facts", null, this.unknown(), this.answers(), this.explains(), this.all(), references);
       this.grid = make("div", "grid");
       return make("div", "body", null, this.viewer(), facts, this.grid);
     }
@@ -173,6 +174,15 @@
 
     figure(map, name) {
       return make("figure", map === "cam" ? "compared" : "", null, this.stage(map, name), make("figcaption", "", name));
+    }
+
+    /** What a photo is called that looks like none of the classes. */
+    unknown() {
+      const likest = make("span", "", null, ...breakable(this.entry.classes[0]));
+      likest.dir = "auto";
+      const badge = make("p", "badge", null, make("strong", "", "unknown"), "; looks most like: ", likest);
+      badge.hidden = this.entry.accepted;
+      return badge;
     }
 
     answers() {
@@ -320,22 +330,27 @@
     end.observe(byId("more"));
   }
 
+  /** The choice of the filter that an image belongs to. */
+  const answerOf = ({ classes, accepted, error }) => (error ? "error" : accepted ? `class ${classes[0]}` : "unknown");
+
   function choose() {
     const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const answer = byId("filter").value;
     const order = byId("order").value;
     const certainty = (number) => (photos[number].error ? -1 : photos[number].shares[0]);
     chosen = [...photos.keys()].filter((number) => {
-      const { path, classes = [], error = "" } = photos[number];
-      const text = [path, classes[0] ?? "", error].join(" ").toLowerCase();
-      const fits = answer === "" || (answer === "error" ? Boolean(error) : !error && `class ${classes[0]}` === answer);
-      return fits && words.every((word) => text.includes(word));
+      const { path, classes = [], accepted = true, error = "" } = photos[number];
+      const text = [path, accepted ? "" : "unknown", classes[0] ?? "", error].join(" ").toLowerCase();
+      return (answer === "" || answer === answerOf(photos[number])) && words.every((word) => text.includes(word));
     });
     if (order !== "given") chosen.sort((a, b) => (order === "doubt" ? 1 : -1) * (certainty(a) - certainty(b)) || a - b);
-    const bad = chosen.filter((number) => photos[number].error).length;
+    const count = (what) => chosen.filter((number) => answerOf(photos[number]) === what).length;
+    const [unknown, bad] = [count("unknown"), count("error")];
     const all = chosen.length === photos.length ? "" : ` of ${photos.length}`;
     byId("count").textContent =
-      `${chosen.length}${all} ${photos.length === 1 ? "image" : "images"}` + (bad ? `, ${bad} without an answer` : "");
+      `${chosen.length}${all} ${photos.length === 1 ? "image" : "images"}` +
+      (unknown ? `, ${unknown} unknown` : "") +
+      (bad ? `, ${bad} without an answer` : "");
     byId("photos").replaceChildren();
     shown = 0;
     more();
@@ -349,11 +364,16 @@
 
   function fillFilter() {
     const counts = new Map();
-    for (const { classes, error } of photos) if (!error) counts.set(classes[0], (counts.get(classes[0]) ?? 0) + 1);
-    const bad = photos.filter(({ error }) => error).length;
-    const names = [...counts.keys()].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
-    byId("filter").append(option("", "all"), ...names.map((name) => option(`class ${name}`, `${name} (${counts.get(name)})`)));
-    if (bad) byId("filter").append(option("error", `without an answer (${bad})`));
+    for (const answer of photos.map(answerOf)) counts.set(answer, (counts.get(answer) ?? 0) + 1);
+    const said = { unknown: "unknown", error: "without an answer" };
+    const names = photos.filter(({ accepted }) => accepted).map(({ classes }) => classes[0]);
+    const sorted = [...new Set(names)].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+    const others = Object.keys(said).filter((answer) => counts.has(answer));
+    byId("filter").append(
+      option("", "all"),
+      ...sorted.map((name) => option(`class ${name}`, `${name} (${counts.get(`class ${name}`)})`)),
+      ...others.map((answer) => option(answer, `${said[answer]} (${counts.get(answer)})`)),
+    );
   }
 
   function view(side) {

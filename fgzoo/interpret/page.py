@@ -34,6 +34,7 @@ from fgzoo.interpret.explanation import Explanation
 from fgzoo.interpret.overlays import COLOURS
 from fgzoo.methods import method_name
 from fgzoo.prediction.inference import required_card
+from fgzoo.prediction.rejection import UNKNOWN
 from fgzoo.version import __version__
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def _entry(name: str, found: Explanation) -> dict[str, Any]:
         return entry | {"error": without_places(found.error)}
     shares = [round(share, 4) for share in found.probabilities]
     answer = {"classes": found.classes, "shares": shares, "explained": found.explained, "share": round(found.share, 4)}
+    answer |= {"accepted": found.accepted}
     shown = {"maps": found.names, "map_shares": [round(share, 4) for share in found.map_shares], "cam": found.cam is not None}
     return entry | answer | shown
 
@@ -119,7 +121,8 @@ def _article(entry: Mapping[str, Any], found: Explanation) -> str:
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
     pictures = [_picture(image, IMAGE_QUALITY, f"{name} as the network saw it")]
     pictures += [] if maps is None else [_picture(maps, MAP_QUALITY, f"Maps of {name}")]
-    return f'<article class="photo plain">{title}{"".join(pictures)}<ol>{"".join(answers)}</ol></article>'
+    unknown = "" if found.accepted else f'<p class="badge">{UNKNOWN}; looks most like:</p>'
+    return f'<article class="photo plain">{title}{"".join(pictures)}{unknown}<ol>{"".join(answers)}</ol></article>'
 
 
 def _picture(picture: Image.Image, quality: int, said: str) -> str:
@@ -152,7 +155,7 @@ def _colours() -> str:
 
 def json_data(value: object) -> str:
     """Data as JSON in which no name can end the element that holds it, or begin another."""
-    text = json.dumps(value, separators=(",", ":"))
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # JSON.parse knows no NaN
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

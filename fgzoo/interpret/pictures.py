@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from fgzoo.files import atomic_write
+from fgzoo.files import atomic_write, is_file
 from fgzoo.interpret.explanation import Explanation
 from fgzoo.interpret.fonts import font_file
 from fgzoo.interpret.overlays import drawn
@@ -18,19 +19,23 @@ from fgzoo.interpret.overlays import drawn
 STEM = 48
 #: Side of a sheet's tiles, and room round them, in pixels.
 TILE, GAP, LINE = 224, 12, 20
+#: What stands in files that were made here.
+MARK = ("Software", "fgzoo explain")
 #: Most tiles in a row of a sheet.
 COLUMNS = 6
 
 
 def write_pictures(folder: Path, paths: Sequence[Path], explanations: Iterable[Explanation]) -> Iterator[Explanation]:
-    """Write the PNG files of explanations while they come, in a folder for each image that could be read, and pass them on.
+    """Write the PNG files of explanations while they come, in a folder for each image that has an answer, and pass them on.
 
     Args:
-        folder: Where these folders are made.
+        folder: Where these folders are made; those of an earlier run go when the first explanation comes.
         paths: The images.
         explanations: One an image.
     """
     for number, (path, found) in enumerate(zip(paths, explanations, strict=True), start=1):
+        if number == 1:
+            _clear(folder)
         if found.error is None:
             own = folder / folder_name(number, len(paths), path)
             own.mkdir(parents=True, exist_ok=True)
@@ -85,10 +90,29 @@ def _write_one(folder: Path, path: Path, found: Explanation) -> None:
     pictures = tiles(found)
     for index, (name, picture) in enumerate(pictures):
         _save(folder / f"{index:02d}_{safe(name)}.png", picture)
-    answers = ", ".join(f"{name} {share:.1%}" for name, share in zip(found.classes, found.probabilities, strict=True))
-    _save(folder / "sheet.png", sheet(f"{path.name}\n{answers}; explained: {found.explained} ({found.share:.1%})", pictures))
+    title = f"{path.name}\n{found.answers}; explained: {found.explained} ({found.share:.1%})"
+    _save(folder / "sheet.png", sheet(title, pictures))
 
 
 def _save(path: Path, picture: Image.Image) -> None:
+    made_by = PngInfo()
+    made_by.add_text(*MARK)
     with atomic_write(path) as part:
-        picture.save(part, "PNG")
+        picture.save(part, "PNG", pnginfo=made_by)
+
+
+def _clear(folder: Path) -> None:
+    """Take away an earlier run's pictures, and its folders that then are empty; whatever else lies there stays."""
+    for own in folder.glob("[0-9][0-9][0-9]*_*"):
+        made = [] if own.is_symlink() else [file for file in own.glob("*.png") if _made_here(file)]
+        for file in made:
+            file.unlink()
+        if made and not any(own.iterdir()):
+            own.rmdir()
+
+
+def _made_here(file: Path) -> bool:
+    if not is_file(file):
+        return False
+    with file.open("rb") as stream:  # of a person's picture, however large, its beginning will do
+        return "\0".join(MARK).encode() in stream.read(200)

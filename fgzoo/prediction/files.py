@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import io
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgzoo.data.images import picture_suffixes
-from fgzoo.data.tree import LITTER, find_images, natural_order
+from fgzoo.data.tree import LITTER, natural_order
 from fgzoo.errors import TrainingError, UsageError
 from fgzoo.files import atomic_write, user_path
 from fgzoo.prediction import Form
@@ -30,14 +32,17 @@ from fgzoo.prediction.inference import BatchValues, Prediction
 
 # ---------------------------------------------------------------------- in
 
+#: What a list may begin with, by which Windows marks its encoding.
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
 
 def image_paths(arguments: Sequence[str], stdin: TextIO, verb: str = "predict") -> list[Path]:
     """The image files that arguments mean, in the arguments' order.
 
     A file stands for itself, whatever its name; a folder for the images below it, in natural order and without litter; a pattern
-    (`*`, `?`, `[...]`, `**` for folders at any depth) for the images and folders it matches; `-` for a list on standard input. A
-    path where nothing is, a folder without images and a pattern without matches stand for themselves and end as rows with an
-    error.
+    (`*`, `?`, `[...]`, `**` for folders at any depth) for the images and folders it matches; `-` for a list of files and folders
+    on standard input. A path where nothing is or that cannot be looked at, a folder without images or that cannot be read, and a
+    pattern without matches stand for themselves and end as rows with an error.
 
     Args:
         arguments: Paths, patterns, `-`.
@@ -50,15 +55,15 @@ def image_paths(arguments: Sequence[str], stdin: TextIO, verb: str = "predict") 
     Raises:
         UsageError: Folders, patterns and lists hold not one image.
     """
-    named = [name for argument in arguments for name in (_lines(stdin) if argument == "-" else [argument])]
+    named = [(name, argument != "-") for argument in arguments for name in (_lines(stdin) if argument == "-" else [argument])]
     found: list[Path] = []
     empty = 0
-    for name in named:
+    for name, typed in named:
         name = str(user_path(name)) if name.startswith("~") else name
         path = Path(name)
         # Brackets are common in names, so what exists is no pattern.
-        pattern = not path.exists() and glob.has_magic(name)
-        matches = _matches(name) if pattern else find_images(path) if path.is_dir() else [path]
+        pattern = typed and glob.has_magic(name) and not os.path.exists(path)  # noqa: PTH110 - Path.exists raises
+        matches = _matches(name) if pattern else _pictures(path) if os.path.isdir(path) else [path]  # noqa: PTH112
         empty += not matches
         found += matches or [path]
     if empty == len(named):  # true of an empty list, too
@@ -70,26 +75,107 @@ def image_paths(arguments: Sequence[str], stdin: TextIO, verb: str = "predict") 
 
 
 def _lines(stdin: TextIO) -> list[str]:
-    """One path a line, or as `find -print0` separates them."""
+    """One path a line, or as `find -print0` separates them; in an encoding that a mark at the beginning says."""
     if isinstance(stdin, io.TextIOWrapper):
-        stdin.reconfigure(errors="surrogateescape")  # file names need not be valid UTF-8
-    text = stdin.read()
+        content = stdin.buffer.read()
+        marked = next((encoding for mark, encoding in MARKS.items() if content.startswith(mark)), None)
+        # File names need not be valid UTF-8.
+        text = content.decode(marked or stdin.encoding, "replace" if marked == "utf-16" else "surrogateescape")
+    else:
+        text = stdin.read()
     lines = text.split("\0") if "\0" in text else [line.removesuffix("\r") for line in text.split("\n")]
     return [line for line in lines if line]
 
 
 def _matches(pattern: str) -> list[Path]:
-    matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207 - which refuses absolute patterns
+    # A slash at the end asks for folders alone.
+    parts = [*Path(pattern).parts, *([""] if pattern.endswith(("/", os.sep)) and not pattern[:-1].endswith("**") else [])]
     found: list[Path] = []
-    for match in sorted(matches, key=lambda path: natural_order(path.as_posix())):
+    for match in sorted(_globbed(Path(), parts), key=lambda path: natural_order(path.as_posix())):
         if any(part.lower() in LITTER for part in match.parts):  # hidden files match no pattern by themselves
             continue
-        if match.is_dir():
-            found += find_images(match)
+        if os.path.isdir(match):  # noqa: PTH112
+            found += _pictures(match, _above(match))
         elif match.suffix.lower() in picture_suffixes():
             found.append(match)
     # `**` matches folders as well as the images in them.
     return list(dict.fromkeys(found))
+
+
+def _globbed(folder: Path, pattern: Sequence[str]) -> Iterator[Path]:
+    """What a pattern, by its parts, matches in a folder, and what cannot be read where `**` looks."""
+    plain = list(itertools.takewhile(lambda part: part != "**", pattern))
+    rest = pattern[len(plain) + 1 :]
+    # Path.glob refuses absolute patterns, and Python's own `**` follows links back.
+    for match in glob.glob(os.path.join(*plain), root_dir=folder) if plain else [""]:  # noqa: PTH118, PTH207
+        start = folder / match
+        if not rest:
+            yield start
+        elif os.path.isdir(start):  # noqa: PTH112
+            for path, what in _below(start, _above(start)):
+                if what == "folder":
+                    yield from _globbed(path, rest)
+                elif what == "unread":
+                    yield path
+
+
+def _pictures(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> list[Path]:
+    """The pictures that [_below][] finds, and the folders that cannot be read, perhaps this one itself."""
+    return [
+        path
+        for path, what in _below(folder, above)
+        if what == "unread" or (what == "file" and path.suffix.lower() in picture_suffixes())
+    ]
+
+
+def _below(
+    folder: Path, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[Path, Literal["file", "folder", "unread"]]]:
+    """A folder and what lies below it, each with what it is, in natural order and without litter.
+
+    Args:
+        folder: The folder; symbolic links are followed.
+        above: Device and number of the folders that this one lies in; a link back to one of them is not followed.
+    """
+    try:
+        here = _identity(folder)
+        if here in above and folder.is_symlink():
+            return
+        inside = [child for child in folder.iterdir() if child.name[0] != "." and child.name.lower() not in LITTER]
+    except OSError:
+        yield folder, "unread"
+        return
+    yield folder, "folder"
+    for child in sorted(inside, key=lambda child: natural_order(child.name)):
+        if os.path.isdir(child):  # noqa: PTH112
+            yield from _below(child, above | {here})
+        else:
+            yield child, "file"
+
+
+def _above(path: Path) -> frozenset[tuple[int, int]]:
+    return frozenset(map(_identity, path.parents))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def prepare_folder(folder: Path, verb: str) -> None:
+    """Make a folder to write to.
+
+    Raises:
+        UsageError: It cannot be made or written to; in the verb's name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"cannot be made ({error.strerror or error})"
+    else:
+        why = "" if os.access(folder, os.W_OK) else "cannot be written to"
+    if why:
+        raise UsageError(f"{verb}: {folder} {why}; give another place by --output")
 
 
 def find_device(name: str, verb: str = "predict") -> torch.device:
@@ -126,8 +212,8 @@ class Features(NamedTuple):
     """The features of all images.
 
     Shape:
-        - values: (N, D) float32; the rows of images that could not be read are NaN
-        - errors: why they could not, `None` for the others
+        - values: (N, D) float32; the rows of images without an answer are NaN
+        - errors: why they have none, `None` for the others
     """
 
     values: np.ndarray[Any, np.dtype[np.float32]]
@@ -187,25 +273,27 @@ def write_features(output: Path | None, form: Form, paths: Sequence[Path], found
 
 def _write_csv(output: Path | None, header: list[str], rows: Iterable[list[str]]) -> None:
     line = io.StringIO(newline="")
-    writer = csv.writer(line, lineterminator="\n")
+    writer = csv.writer(line)  # which quotes what its own line ends are made of
 
     def line_of(row: list[str]) -> str:
         line.seek(0)
         line.truncate()
         writer.writerow(row)
-        return line.getvalue()
+        return f"{line.getvalue().removesuffix(writer.dialect.lineterminator)}\n"
 
-    # File names need not be valid UTF-8; their bytes come out as they are.
-    _write_lines(output, line_of(header), map(line_of, rows), "surrogateescape")
+    _write_lines(output, line_of(header), map(line_of, rows))
 
 
 def _write_jsonl(output: Path | None, rows: Iterable[dict[str, Any]]) -> None:
-    # A byte that is no UTF-8 comes out as \udcXX, which is JSON's own way of writing it.
-    _write_lines(output, "", (json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "backslashreplace")
+    _write_lines(output, "", (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _write_lines(output: Path | None, header: str, rows: Iterable[str], errors: str) -> None:
-    """Write lines, each in one piece; the rows that are written when Ctrl-C, a signal, or want of memory ends it stay."""
+def _write_lines(output: Path | None, header: str, rows: Iterable[str]) -> None:
+    r"""Write lines, each in one piece; the rows that are written when Ctrl-C, a signal, or want of memory ends it stay.
+
+    A byte of a file's name that is no UTF-8 comes out as \udcXX, JSON's own way of writing it.
+    """
+    errors = "backslashreplace"
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors=errors)
@@ -270,13 +358,17 @@ def _fill(table: Table, rows: Iterable[tuple[Path, Prediction]]) -> None:
 # ---------------------------------------------------------------------- how far
 
 
-class _MayFail(Protocol):
+class _Answer(Protocol):
     @property
     def error(self) -> str | None:
-        """Why there is no answer."""
+        """Why there is none."""
+
+    @property
+    def accepted(self) -> bool | None:
+        """Whether the image looks like those that the model knows."""
 
 
-Outcome = TypeVar("Outcome", bound=_MayFail)
+Outcome = TypeVar("Outcome", bound=_Answer)
 
 
 class Watch(AbstractContextManager["Watch"]):
@@ -288,11 +380,13 @@ class Watch(AbstractContextManager["Watch"]):
         shown: Whether there may be a bar.
 
     Attributes:
-        failed: Images without an answer so far.
+        unknown: Images called so, and
+        failed: images without an answer, so far.
     """
 
     def __init__(self, total: int, verb: str = "predict", shown: bool = True) -> None:
         self.total = total
+        self.unknown = 0
         self.failed = 0
         self.seconds = 0.0
         self._console = Console(stderr=True, soft_wrap=True)
@@ -309,6 +403,7 @@ class Watch(AbstractContextManager["Watch"]):
     def predictions(self, predictions: Iterable[Outcome]) -> Iterator[Outcome]:
         """Count predictions, or explanations, on their way."""
         for prediction in predictions:
+            self.unknown += prediction.accepted is False
             self._count(prediction.error)
             yield prediction
 
@@ -320,8 +415,8 @@ class Watch(AbstractContextManager["Watch"]):
             for error in batch.errors:
                 self._count(error)
             errors += batch.errors
-            values += [batch.values] if len(batch.values) else []
-        good = torch.cat(values).float().numpy() if values else np.empty((0, 0), np.float32)
+            values.append(batch.values)
+        good = torch.cat(values).float().numpy()
         found = np.full((len(errors), good.shape[1]), np.nan, np.float32)
         found[[error is None for error in errors]] = good
         return Features(found, errors)
@@ -332,6 +427,7 @@ class Watch(AbstractContextManager["Watch"]):
 
     def report(self) -> None:
         """One line on stderr."""
-        bad = f"; {self.failed} could not be read" if self.failed else ""
-        rate = f"{self.total} images in {self.seconds:.1f} s ({self.total / max(self.seconds, 1e-9):.1f} images/s){bad}"
+        counts = {"unknown": self.unknown, "without an answer": self.failed}
+        told = "".join(f"; {count} {what}" for what, count in counts.items() if count)
+        rate = f"{self.total} images in {self.seconds:.1f} s ({self.total / max(self.seconds, 1e-9):.1f} images/s){told}"
         self._console.print(f"fgzoo: {rate}", highlight=False)

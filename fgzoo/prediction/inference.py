@@ -104,8 +104,8 @@ class BatchValues(NamedTuple):
     """What was computed for a batch.
 
     Attributes:
-        values: (G, D), on the CPU, of the images that could be read, in their order.
-        errors: For every image of the batch why it could not be read, `None` where it could.
+        values: (G, D), on the CPU, finite, of the images that have an answer, in their order.
+        errors: For every image of the batch why it has none, `None` where it has one.
     """
 
     values: Tensor
@@ -153,7 +153,11 @@ def classify(
         accepted = [True] * len(values) if threshold is None else (values[:, -1] >= threshold).tolist()
         found = iter(zip(ranked.tolist(), classes.tolist(), accepted, strict=True))
         for error in errors:
-            yield Prediction(error=error) if error is not None else _named(*next(found), names)
+            if error is not None:
+                yield Prediction(error=error)
+                continue
+            shares, indices, known = next(found)
+            yield Prediction(tuple(names[index] for index in indices), tuple(shares), accepted=known)
 
 
 def embed(
@@ -268,14 +272,26 @@ def compute(
     prepare = {preparation: views_transform(card, tta) for preparation, card in zip(preparations, cards, strict=True)}
     device = models[0].device
     for views, errors in batches(listed(images), list(prepare.values()), batch_size, num_workers, device.type == "cuda"):
-        if not views:
-            yield BatchValues(torch.empty(0, len(class_names(models))), errors)
-            continue
-        by_preparation = dict(zip(prepare, views, strict=True))
+        # Where none could be read, a black image tells how wide answers are.
+        shown = views or [torch.zeros(1, 1, 3, size, size, dtype=torch.uint8) for size, *_ in prepare]
+        by_preparation = dict(zip(prepare, shown, strict=True))
         seen = [by_preparation[preparation] for preparation in preparations]
-        with naming_lack_of_memory("predict", len(views[0])):
+        with naming_lack_of_memory("predict", len(seen[0])):
             values = _mean(models, seen, quantity, mirrored=tta in ("flip", "ten-crop"), precision=precision)
-        yield BatchValues(values, errors)
+        yield _finite(values if views else values[:0], errors, precision)
+
+
+def _finite(values: Tensor, errors: list[str | None], precision: Precision) -> BatchValues:
+    """Answers that are no number are errors."""
+    finite = values.isfinite().all(dim=1)
+    why = "the network's answer is not finite" + ("" if precision == "32-true" else "; compute in precision 32-true")
+    told = iter([None if good else why for good in finite.tolist()])
+    return BatchValues(values[finite], [next(told) if error is None else error for error in errors])
+
+
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch's says that memory, of a device or of the machine, has run out."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -288,10 +304,11 @@ def naming_lack_of_memory(verb: str, images: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not lacks_memory(error):
             raise
         said = str(error).splitlines()[0]
-        raise TrainingError(f"{verb}: no memory left for {images} images at a time; lower --batch-size ({said})") from error
+        what = "an image; take another --device" if images == 1 else f"{images} images at a time; lower --batch-size"
+        raise TrainingError(f"{verb}: no memory left for {what} ({said})") from error
 
 
 @torch.inference_mode()
@@ -314,12 +331,6 @@ def _mean(
                 if mirrored:
                     answers.append(quantity(model, images.flip(-1)))
     return (answers[0] if len(answers) == 1 else torch.stack(answers).mean(dim=0)).cpu()
-
-
-def _named(ranked: list[float], classes: list[int], accepted: bool, names: Sequence[str]) -> Prediction:
-    if not all(math.isfinite(value) for value in ranked):
-        return Prediction(error="the network's answer is not finite; compute in precision 32-true")
-    return Prediction(tuple(names[index] for index in classes), tuple(ranked), accepted=accepted)
 
 
 # ---------------------------------------------------------------------- what models must have in common

@@ -14,10 +14,12 @@ from __future__ import annotations
 import html
 import io
 import json
+import socket
 import sys
 import threading
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,7 +27,7 @@ from urllib.parse import urlsplit
 from PIL import Image, UnidentifiedImageError
 
 from fgzoo.data.images import from_pillow, open_picture, unreadable, why_unidentified
-from fgzoo.errors import DataError, UsageError
+from fgzoo.errors import DataError, TrainingError, UsageError
 from fgzoo.files import without_places
 from fgzoo.interpret.explanation import Explanation, explain
 from fgzoo.interpret.page import data_uri, fill, head, packaged, policy
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 
 #: The largest upload in bytes, and the largest picture in pixels.
 MAX_BYTES, MAX_PIXELS = 25 * 2**20, 50_000_000
-#: Where only this machine is heard.
-LOOPBACK = ("127.0.0.1", "localhost")
 #: Seconds that a connection may be silent, and that a photo waits for those before it.
 TIMEOUT, PATIENCE = 30, 60
 #: Classes that are named, and the most maps that are shown.
@@ -56,22 +56,27 @@ class Server(ThreadingHTTPServer):
         host: The address to listen at.
         port: The port; 0 takes a free one.
 
+    Attributes:
+        alone: Whether only this machine is heard.
+
     Raises:
         UsageError: The address cannot be had.
     """
 
     daemon_threads = True
 
-    def __init__(self, model: FineGrainedClassifier, checkpoint: str, host: str = LOOPBACK[0], port: int = 0) -> None:
+    def __init__(self, model: FineGrainedClassifier, checkpoint: str, host: str = "127.0.0.1", port: int = 0) -> None:
         self.model = model
         self.checkpoint = checkpoint
         self.host = host
         self.turn = threading.Lock()
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), Handler)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or error
-            raise UsageError(f"serve: {host}:{port} cannot be had ({why}); give another --port") from error
+            raise UsageError(f"serve: {host}:{port} cannot be had ({why}); give another --host or --port") from error
+        self.alone = _is_loopback(str(self.server_address[0]))
 
     def server_bind(self) -> None:
         """Take the address without looking up a name for it, which might ask another machine."""
@@ -85,7 +90,7 @@ class Server(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where the page is."""
-        return f"http://{self.host}:{self.server_address[1]}/"
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.server_address[1]}/"
 
     @cached_property
     def page(self) -> tuple[str, str]:
@@ -106,21 +111,28 @@ class Server(ThreadingHTTPServer):
 
     def answer(self, content: bytes) -> dict[str, Any]:
         """What the page shows of an image file's content, or `error`, why there is nothing to show."""
-        try:
-            image = from_pillow(opened(content), MAX_PIXELS)
-        except DataError as error:
-            return {"error": str(error)}
         if not self.turn.acquire(timeout=PATIENCE):
             return {"error": "Too many photos at once; try again."}
         try:
+            image = from_pillow(opened(content), MAX_PIXELS)
             (found,) = self.model.predict(image, top_k=CLASSES)
             (seen,) = explain(self.model, image, top_k=1)
+        except (TrainingError, UsageError) as error:
+            return {"error": str(error)}
         finally:
             self.turn.release()
         if wrong := found.error or seen.error:
             return {"error": wrong}
         shown = [(name, data_uri(picture, QUALITY)) for name, picture in ordered(seen)]
         return {"classes": found.classes, "shares": found.probabilities, "accepted": found.accepted, "pictures": shown}
+
+
+def _is_loopback(name: str | None) -> bool:
+    """Whether a name is an address of this machine that no other reaches."""
+    try:
+        return ip_address(name or "").is_loopback
+    except ValueError:
+        return False
 
 
 def opened(content: bytes) -> Image.Image:
@@ -182,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(415)
         elif not length.isdecimal():
             self.send_error(411)
-        elif int(length) > MAX_BYTES:
+        elif len(length) > len(str(MAX_BYTES)) or int(length) > MAX_BYTES:  # int() takes a few thousand digits at most
             self.send_error(413, f"at most {MAX_BYTES >> 20} MB")
         elif len(content := self.rfile.read(int(length))) < int(length):
             self.send_error(400, "the body is shorter than its Content-Length")
@@ -197,7 +209,7 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError:
             self.send_error(400, "the host is no address")
             return False
-        if self.server.host in LOOPBACK and name not in LOOPBACK:
+        if self.server.alone and name not in ("localhost", self.server.host.lower()) and not _is_loopback(name):
             self.send_error(403, "this page is for this machine alone")
             return False
         return True

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fgzoo import list_models, load
-from fgzoo.errors import UntrainedError, UsageError
+from fgzoo.checkpoints.safetensors import save_safetensors
+from fgzoo.errors import TrainingError, UntrainedError, UsageError
 from fgzoo.interpret import pictures
 from fgzoo.interpret.explanation import Explanation, explain
 from fgzoo.interpret.metrics import grad_cam
@@ -27,6 +28,8 @@ from fgzoo.methods.baseline import Baseline, BaselineNetwork
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.output import MethodOutput
 from fgzoo.nn.passes import shared_passes
+from fgzoo.prediction.rejection import Calibration, ClassMeans
+from fgzoo.testing import NUM_CLASSES, check_finite
 from tests.builders import encode, picture
 from tests.command import Result, fgzoo
 from tests.small import CARD, NAMES, small
@@ -275,6 +278,13 @@ class NotFinite(Baseline):
         return super().explain(images, targets) * float("nan")
 
 
+class SharesNotFinite(Baseline):
+    """Divides nothing by nothing."""
+
+    def map_shares(self, images: Tensor, targets: Tensor) -> Tensor:
+        return torch.zeros(len(images), 1) / 0
+
+
 def own(cls: type[FineGrainedClassifier]) -> FineGrainedClassifier:
     model = cls(len(NAMES), "test_efficientnet", pretrained=False)
     model.card, model.trained = CARD, True
@@ -303,8 +313,51 @@ def test_maps_that_are_not_as_promised_are_refused(cls: type[FineGrainedClassifi
         one(own(cls))
 
 
-def test_maps_that_are_no_numbers_are_an_error_of_their_image() -> None:
-    assert "not finite" in str(one(own(NotFinite)).error)
+@pytest.mark.parametrize("cls", [NotFinite, SharesNotFinite])
+def test_maps_that_are_no_numbers_are_an_error_of_their_image(cls: type[FineGrainedClassifier]) -> None:
+    assert "not finite" in str(one(own(cls)).error)
+
+
+def test_the_suite_of_methods_refuses_shares_that_are_no_numbers() -> None:
+    with pytest.raises(AssertionError, match=r"map_shares\(\) are not finite"):
+        check_finite(lambda: SharesNotFinite(NUM_CLASSES, "test_efficientnet", pretrained=False))
+
+
+def test_a_machine_without_memory_for_grad_cam_is_no_network_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch.autograd, "grad", full)
+    with pytest.raises(TrainingError, match="explain: no memory left for an image"):
+        one(small())
+
+
+# ---------------------------------------------------------------------- what is unknown
+
+
+def by_cosine(threshold: float) -> Calibration:
+    means = ClassMeans(torch.ones(len(NAMES), small().embed(WIDE).shape[1]))
+    return Calibration(1.0, "cosine", (0.0, 0.05), (threshold, threshold), 40, means)
+
+
+@pytest.mark.parametrize("found", [Calibration(2.0, "probability", (0.0, 0.05), (0.0, 0.5), 40), by_cosine(0.5)])
+def test_what_predict_calls_unknown_is_unknown(found: Calibration) -> None:
+    model = small()
+    model.calibration = found
+    (score,) = model.predict(WIDE)
+    for threshold, accepted in ((-1.1, True), (1.1, False)):
+        model.calibration = replace(found, thresholds=(threshold, threshold))
+        assert model.predict(WIDE)[0].accepted is one(model).accepted is accepted
+    assert one(model).answers.startswith(f"unknown; looks most like: {score.classes[0]} ")
+
+
+def test_unknown_images_are_counted_and_shown_so(trained: SimpleNamespace, tmp_path: Path) -> None:
+    model = small()
+    model.calibration = Calibration(1.0, "probability", (0.0, 0.05), (1.5, 2.0), 40)
+    save_safetensors(model, tmp_path / "model.safetensors")
+    result = run(SimpleNamespace(run="model.safetensors"), *trained.photos, "--output", "out")
+    assert "; 3 unknown" in result.err
+    assert (tmp_path / "out" / "index.html").read_text().count(">unknown; looks most like:<") == 3
 
 
 # ---------------------------------------------------------------------- PNG files
@@ -407,7 +460,7 @@ def test_bad_files_are_entries_and_a_run_without_any_good_fails(trained: SimpleN
     (tmp_path / "text.jpg").write_text("no picture")
     result = run(trained, trained.photos[0], "text.jpg", "nowhere.jpg", "--output", "out")
     assert result.status == 0
-    assert "2 could not be read" in result.err
+    assert "2 without an answer" in result.err
     text = (tmp_path / "out" / "index.html").read_text()
     assert "nowhere.jpg cannot be read" in text
     assert "text.jpg is not an image" in text

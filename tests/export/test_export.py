@@ -581,6 +581,7 @@ def test_weights_beyond_what_onnx_holds_are_refused(tmp_path: Path, monkeypatch:
         ("model.pt2", "onnx", r"model\.pt2 must end with \.onnx"),
         ("model.onnx", "torch-export", r"model\.onnx must end with \.pt2"),
         ("model.onnx", "openvino", r"model\.onnx must end with \.xml"),
+        ("model.XML", "openvino", r"model\.XML must end with \.xml"),
         ("model", "onnx", r"must end with \.onnx"),
         ("folder.onnx", "onnx", "is a folder; give a file in it"),
         ("model.onnx", "tflite", "format 'tflite' is none of onnx, openvino, torch-export"),
@@ -605,15 +606,24 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match=r"file/below cannot be made \(Not a directory\)"):
+    with pytest.raises(UsageError, match=r"file/below cannot be made \(Not a directory\); give another place by --output"):
         export(bare(), tmp_path / "file" / "below" / "model.onnx")
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_folder_that_is_not_ones_own_is_named(tmp_path: Path) -> None:
-    (tmp_path / "theirs").mkdir(mode=0o555)
-    with pytest.raises(ExportError, match="theirs cannot be written to"):
-        export(bare(), tmp_path / "theirs" / "model.onnx")
+@pytest.mark.parametrize(
+    ("verb", "output"), [("export", "theirs/model.onnx"), ("predict", "theirs/p.csv"), ("explain", "theirs")]
+)
+def test_a_folder_that_is_not_ones_own_is_named_by_every_verb(
+    verb: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_safetensors(small(), tmp_path / "weights.safetensors")
+    (tmp_path / "theirs").mkdir()
+    access = os.access  # the superuser may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode, **how: Path(path).name != "theirs" and access(path, mode, **how))
+    result = fgzoo(verb, "weights.safetensors", *([] if verb == "export" else ["photo.jpg"]), "--output", output)
+    assert result.status == 2
+    assert result.err.startswith(f"fgzoo: {verb}: ")
+    assert result.err.endswith("theirs cannot be written to; give another place by --output\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
@@ -695,3 +705,12 @@ def test_a_run_gives_its_name(tmp_path: Path) -> None:
     named = folder.rename(tmp_path / "mine")
     assert checkpoint_name("mine", named / "checkpoints" / "last.ckpt") == "mine"
     assert checkpoint_name("cub-rra", tmp_path / "cache" / "0123.safetensors") == "cub-rra"
+
+
+def test_the_size_is_that_of_what_was_written(tmp_path: Path) -> None:
+    save_safetensors(small(card=CARD, backbone="tiny_vgg"), tmp_path / "weights.safetensors")
+    (tmp_path / "mine.bin").write_bytes(bytes(5_000_000))
+    result = fgzoo("export", "weights.safetensors", "--format", "torch-export", "--output", "mine.pt2")
+    said = re.search(r"fgzoo: ([\d.]+) MB", result.err)
+    assert said
+    assert float(said[1]) == pytest.approx((tmp_path / "mine.pt2").stat().st_size / 1e6, abs=0.06)

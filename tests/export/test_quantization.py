@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.errors import ExportError, UsageError
 from fgzoo.export.exporting import export
 from fgzoo.export.graph import NamedOutputs, onnx_bytes, onnx_file, openvino_files, outputs_of, trace
-from fgzoo.export.parity import probes, read
+from fgzoo.export.parity import prepared, probes, read
 from fgzoo.export.quantization import (
     INT8_LIMITS,
     Loss,
@@ -30,9 +32,10 @@ from fgzoo.export.quantization import (
 )
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.nn.output import MethodOutput
-from tests.builders import make_folder, picture
+from fgzoo.prediction.rejection import Calibration
+from tests.builders import make_folder, picture, save
 from tests.command import fgzoo
-from tests.small import NAMES, small
+from tests.small import CARD, NAMES, small
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,30 @@ def test_more_than_a_point_is_refused_unless_it_is_forced() -> None:
     check_loss(worse, force=True)
 
 
+def test_a_loss_of_exactly_a_point_is_allowed_wherever_it_is() -> None:
+    for right in range(1, 101):
+        before, after = (answering(*[0] * count, *[1] * (100 - count)) for count in (right, right - 1))
+        images = [torch.zeros(100, 3, 8, 8)]
+        found = measure(lambda _, now=before: {"logits": now}, lambda _, now=after: {"logits": now}, images, [0] * 100, "x")
+        check_loss(found, force=False)
+
+
+def test_what_is_called_unknown_before_and_after_is_measured(
+    model: FineGrainedClassifier, images: QuantizationImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([torch.tensor([0.9, 0.2, 0.6, 0.7]), torch.tensor([0.9, 0.2, 0.4, 0.3])])
+
+    def run(_: Tensor) -> dict[str, Tensor]:
+        return {"logits": answering(0, 1, 2, 3), "known": next(scores)}
+
+    found = measure(run, run, [torch.zeros(4, 3, 8, 8)], [0, 1, 2, 3], "test images", threshold=0.5)
+    assert (found.unknown_before, found.unknown_after) == (0.25, 0.75)
+    assert str(found).endswith("0 of 4 test images named otherwise, 25.00 -> 75.00 % of them called unknown")
+    monkeypatch.setattr(model, "calibration", Calibration(1.0, "probability", (0.0, 0.05), (1.5, 2.0), 40))
+    about, _ = export(model, tmp_path / "int8.onnx", quantization=images, force=True)
+    assert (about["int8"]["unknown_before"], about["int8"]["unknown_after"]) == (1.0, 1.0)
+
+
 def test_a_refused_file_leaves_the_old_one(
     model: FineGrainedClassifier, images: QuantizationImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +214,17 @@ def test_given_images_have_the_classes_of_their_folders(tmp_path: Path, model: F
     assert found.targets == [0, 1, 2, 3]
     paths[1].rename(tmp_path / "elsewhere.jpg")
     assert quantization_images(model, Path("weights.safetensors"), [paths[0], tmp_path / "elsewhere.jpg"]).targets is None
+
+
+def test_a_folder_has_its_classs_name_however_its_accents_are_stored(tmp_path: Path) -> None:
+    birds = small(card=replace(CARD, class_names=["Amsel", "Möwe"]), backbone="test_resnet")
+    paths = [save(tmp_path / unicodedata.normalize("NFD", "Möwe") / f"{number}.jpg") for number in range(2)]
+    assert quantization_images(birds, Path("weights.safetensors"), paths).targets == [1]
+
+
+def test_weights_in_half_precision_are_quantised_by_images_in_single() -> None:
+    (batch,) = prepared(small(backbone="test_resnet").half(), [picture(0)])
+    assert batch.dtype == torch.float32
 
 
 def test_without_images_there_is_nothing_to_calibrate_on(model: FineGrainedClassifier) -> None:

@@ -161,6 +161,11 @@ def test_jpeg_stands_in_where_there_is_no_webp(monkeypatch: pytest.MonkeyPatch) 
     assert page.data_uri(Image.new("L", (8, 8), 200), 70).startswith("data:image/jpeg;base64,")
 
 
+def test_a_number_that_no_page_can_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        page.json_data([float("nan")])
+
+
 def test_as_many_names_as_explanations(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zip"):
         page.write_page(tmp_path / "index.html", small(), ["a.jpg"], [])

@@ -137,6 +137,20 @@ def test_files_that_could_not_be_read_are_cards_with_the_reason(reader: Reader, 
     assert page.locator("#count").inner_text() == "2 images, 1 without an answer"
 
 
+def test_what_is_unknown_says_so_and_can_be_found(reader: Reader, tmp_path: Path) -> None:
+    odd = explanation()._replace(accepted=False)
+    page = reader.open(write(tmp_path, {"a.jpg": explanation(), "odd.jpg": odd, "b.jpg": Explanation(error="no image")}))
+    known, unknown = page.locator(".photo .badge").all()
+    assert known.is_hidden()
+    assert unknown.inner_text() == "unknown; looks most like: Gull"
+    assert page.locator("#count").inner_text() == "3 images, 1 unknown, 1 without an answer"
+    choices = page.locator("#filter option").all_inner_texts()
+    assert choices == ["all", "Gull (1)", "unknown (1)", "without an answer (1)"]
+    for choice, name in zip(choices[1:], ("a.jpg", "odd.jpg", "b.jpg"), strict=True):
+        page.get_by_label("Answer").select_option(label=choice)
+        assert page.locator(".photo h2").all_text_contents() == [name]
+
+
 def test_a_method_without_maps_and_a_network_without_grad_cam(reader: Reader, tmp_path: Path) -> None:
     page = reader.open(write(tmp_path, {"a.jpg": explanation(steps=0), "b.jpg": explanation(cam=False)}), drawn=False)
     reader.wait("document.querySelectorAll('.viewer canvas').length === 1")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import csv
+import errno
 import io
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +23,9 @@ from torch.utils.data import get_worker_info
 from torchvision.transforms import FiveCrop
 
 from fgzoo import create_model, list_models, load
+from fgzoo.checkpoints.safetensors import save_safetensors
 from fgzoo.data.card import DataCard
 from fgzoo.data.images import MAX_PIXELS, decode, from_pillow
-from fgzoo.data.tree import find_images
 from fgzoo.errors import CheckpointError, DataError, TrainingError, UntrainedError, UsageError
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction import files as prediction_files
@@ -147,9 +149,11 @@ def test_a_folder_is_read_in_natural_order_without_litter(trained: SimpleNamespa
     assert paths(rows(predict(trained, tree))) == [(tree / name).as_posix() for name in TREE]
 
 
-def test_a_folder_that_links_to_itself_is_read_once(tree: Path) -> None:
-    (tree / "a" / "loop").symlink_to(tree)
-    assert len(find_images(tree)) == len(TREE)
+@pytest.mark.parametrize("name", ["tree", "tree/*", "tree/**", "tree/**/*", "tree/**/*/**"])
+def test_a_folder_that_links_to_those_above_is_read_once(tree: Path, name: str) -> None:
+    for place in ("a/loop", "a/again", "a/y 1/loop"):
+        (tree / place).symlink_to(tree)
+    assert len(prediction_files.image_paths([name], io.StringIO())) == len(TREE)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +175,19 @@ def test_a_list_on_standard_input(trained: SimpleNamespace, tree: Path, listed: 
     monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
     found = paths(rows(predict(trained, "tree/c.d", "-")))
     assert found == ["tree/c.d/x.jpg", "tree/b2.jpg", "tree/a/y 1/ü.jpeg", "tree/a/z.png"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_may_be_windows_own(tree: Path, encoding: str) -> None:
+    listed = io.TextIOWrapper(io.BytesIO("tree/b2.jpg\r\ntree/a/y 1/ü.jpeg\r\n".encode(encoding)), "utf-8")
+    assert prediction_files.image_paths(["-"], listed) == [Path("tree/b2.jpg"), Path("tree/a/y 1/ü.jpeg")]
+
+
+def test_a_line_of_a_list_is_no_pattern(tree: Path) -> None:
+    assert prediction_files.image_paths(["-"], io.StringIO("tree/*.jpg\ntree/b2.jpg\n")) == [
+        Path("tree/*.jpg"),
+        Path("tree/b2.jpg"),
+    ]
 
 
 @pytest.mark.parametrize("arguments", [["empty"], ["*.jpg"], ["-"], ["empty", "-"]])
@@ -205,6 +222,26 @@ BAD: dict[str, Callable[[Path], object]] = {
 }
 
 
+def test_a_path_that_cannot_be_looked_at_is_a_row(trained: SimpleNamespace, photos: list[Path]) -> None:
+    good, bad = rows(predict(trained, photos[0], "x" * 300 + ".jpg"))
+    assert good["error"] == ""
+    assert "File name too long" in bad["error"]
+
+
+@pytest.mark.parametrize("name", ["tree", "tree/**/*", "tree/*"])
+def test_a_folder_that_cannot_be_read_stands_among_the_others(tree: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = Path.iterdir  # whatever the permissions, the superuser may read a folder
+
+    def iterdir(self: Path) -> Iterator[Path]:
+        if self.name == "a":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return inside(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    found = [path.relative_to("tree").as_posix() for path in prediction_files.image_paths([name], io.StringIO())]
+    assert found == ["a", *TREE[2:]]
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_file_is_a_row_with_its_error(trained: SimpleNamespace, photos: list[Path], tmp_path: Path, kind: str) -> None:
     bad = tmp_path / "bad.jpg"
@@ -214,7 +251,7 @@ def test_a_bad_file_is_a_row_with_its_error(trained: SimpleNamespace, photos: li
     assert "bad.jpg" in middle["error"]
     assert middle["class"] == middle["accepted"] == middle["class_1"] == middle["probability_1"] == ""
     assert first["error"] == last["error"] == ""
-    assert "1 could not be read" in result.err
+    assert "1 without an answer" in result.err
 
 
 @pytest.mark.parametrize("output", ["p.csv", "p.jsonl", None])
@@ -222,26 +259,48 @@ def test_nothing_but_bad_files_is_status_1(trained: SimpleNamespace, tmp_path: P
     (tmp_path / "text.jpg").write_text("text")
     result = predict(trained, "text.jpg", "nowhere.jpg", *(["--output", output] if output else []))
     assert result.status == 1
-    assert "2 could not be read" in result.err
+    assert "2 without an answer" in result.err
     written = (tmp_path / output).read_text() if output else result.out
     assert "text.jpg is not an image" in written
     assert "nowhere.jpg cannot be read" in written
 
 
-def test_a_name_that_is_not_utf_8_keeps_its_bytes(trained: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_leaves_the_file_one_of_utf_8(trained: SimpleNamespace, tmp_path: Path) -> None:
     odd = os.fsdecode(b"caf\xe9.jpg")
     save(tmp_path / odd)
     assert predict(trained, odd, "--output", "p.csv").status == 0
     assert predict(trained, odd, "--output", "p.jsonl").status == 0
-    assert b"caf\xe9.jpg" in (tmp_path / "p.csv").read_bytes()
+    assert rows(tmp_path / "p.csv")[0]["path"] == r"caf\udce9.jpg"
     assert json.loads((tmp_path / "p.jsonl").read_text())["path"] == odd
 
 
-def test_an_answer_that_is_no_number_is_an_error(photos: list[Path]) -> None:
-    broken = small()
+@pytest.mark.skipif(os.name == "nt", reason="names that Windows does not take")
+def test_a_line_end_in_a_name_ends_no_row(trained: SimpleNamespace, tmp_path: Path) -> None:
+    names = ["a\rb.jpg", "a\nb.jpg"]
+    for name in names:
+        save(tmp_path / name)
+    assert predict(trained, *names, "--output", "p.csv").status == 0
+    with (tmp_path / "p.csv").open(newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == names
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose network never answers with a number."""
+    found = small()
     with torch.no_grad():
-        next(broken.network.parameters()).fill_(torch.nan)
-    assert "not finite" in str(broken.predict(photos[0])[0].error)
+        next(found.network.parameters()).fill_(torch.nan)
+    path = tmp_path_factory.mktemp("broken") / "model.safetensors"
+    save_safetensors(found, path)
+    return path
+
+
+@pytest.mark.parametrize("how", [[], ["--embed"]])
+def test_an_answer_that_is_no_number_is_an_error(broken: Path, photos: list[Path], how: list[str]) -> None:
+    result = predict(broken, photos[0], *how)
+    (row,) = rows(result, status=1)
+    assert row["error"] == "the network's answer is not finite"
+    assert "1 without an answer" in result.err
 
 
 def test_a_picture_too_large_for_its_resize_is_a_row(model: FineGrainedClassifier, photos: list[Path]) -> None:
@@ -599,7 +658,12 @@ def test_features_into_a_pipe_are_csv(trained: SimpleNamespace, photos: list[Pat
 
 def test_features_of_bad_files_alone_are_status_1(trained: SimpleNamespace, tmp_path: Path) -> None:
     assert predict(trained, "nowhere.jpg", "--embed", "--output", "f.npy").status == 1
-    assert np.load("f.npy").shape == (1, 0)
+    assert np.load("f.npy").shape == (1, 256)
+
+
+def test_a_batch_of_bad_files_has_answers_as_wide_as_the_others(model: FineGrainedClassifier, photos: list[Path]) -> None:
+    found = [answers.values for answers in prediction.embed([model], ["nowhere.jpg", photos[0]], batch_size=1)]
+    assert torch.cat(found).shape == model.embed(photos[0]).shape
 
 
 # ---------------------------------------------------------------------- loader processes

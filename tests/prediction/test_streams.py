@@ -57,6 +57,28 @@ def test_a_format_names_that_of_a_file_of_any_name(trained: SimpleNamespace, tmp
     assert "contradict" in result.err
 
 
+def test_a_link_stays_one_and_the_file_behind_it_is_written(trained: SimpleNamespace, tmp_path: Path) -> None:
+    save(tmp_path / "0.jpg")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "p.csv").symlink_to("real/answers.csv")
+    for _ in range(2):
+        assert fgzoo("predict", trained.run, "0.jpg", "--output", "p.csv", *ON_CPU).status == 0
+        assert (tmp_path / "p.csv").is_symlink()
+        assert len(rows(tmp_path / "real" / "answers.csv")) == 1
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["answers.csv"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")
+def test_a_named_pipe_is_written_into(trained: SimpleNamespace, tmp_path: Path) -> None:
+    save(tmp_path / "0.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert fgzoo("predict", trained.run, "0.jpg", "--output", "pipe", "--format", "jsonl", *ON_CPU).status == 0
+    assert json.loads(os.read(reader, 10_000))["path"] == "0.jpg"
+    os.close(reader)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.jpg", "pipe"]
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_a_row_is_there_before_the_next_image_is_computed(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Flushed(io.StringIO):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -82,7 +83,7 @@ def test_a_picture_that_needs_a_package_names_it(server: Server) -> None:
 
 
 def test_a_port_that_no_machine_has_is_told() -> None:
-    with pytest.raises(UsageError, match=r"serve: 127\.0\.0\.1:70000 cannot be had \(.*0-65535"):
+    with pytest.raises(UsageError, match=r"serve: 127\.0\.0\.1:70000 cannot be had \(.*0-65535.*; give another --host or --port"):
         Server(small("rra"), "runs/mine", port=70000)
 
 
@@ -132,6 +133,48 @@ def test_what_is_no_picture_is_told(content: bytes, said: str, server: Server) -
     assert answer(server, content)["error"].capitalize().startswith(said.capitalize())
 
 
+def test_no_picture_is_decoded_before_its_turn(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(module, "PATIENCE", 0.01)
+    monkeypatch.setattr(module, "opened", decoded)
+    with server.turn:
+        assert answer(server, PHOTO) == {"error": "Too many photos at once; try again."}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("can't allocate memory"), "predict: no memory left for an image; take another --device"),
+        (UsageError("explain: mine gives no maps"), "explain: mine gives no maps"),
+    ],
+)
+def test_what_a_model_cannot_do_is_told(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    with serving(small()) as server:
+        monkeypatch.setattr(server.model, "forward", fails)
+        assert answer(server, PHOTO)["error"].startswith(said)
+        monkeypatch.undo()
+        assert answer(server, PHOTO)["accepted"] is True
+
+
+def test_an_address_of_this_machine_is_one_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("Localhost", "127.0.0.2", *(["::1"] if six() else [])):
+        with Server(small(), "runs/mine", host) as server:
+            assert server.alone
+    with Server(small(), "runs/mine", "0.0.0.0") as server:
+        assert not server.alone
+
+
+def six() -> bool:
+    """Whether this machine has an address of its own by IPv6."""
+    with socket.socket(socket.AF_INET6) as tried:
+        return tried.connect_ex(("::1", 9)) != errno.EADDRNOTAVAIL
+
+
 def test_a_picture_of_too_many_pixels_is_not_decoded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PIXELS", 100)
     assert "is too large: 48 x 40 pixels. Scale it down." in answer(server, PHOTO)["error"]
@@ -177,6 +220,9 @@ def sending(server: Server, content: bytes) -> Iterator[socket.socket]:
         ({"path": "/"}, 404),
         ({"Content_Type": "text/plain"}, 415),
         ({"Host": "localhost:1"}, 200),
+        ({"Host": "127.0.0.2"}, 200),
+        ({"Host": "[::1]:80"}, 200),
+        ({"Content_Length": "9" * 5000}, 413),
         ({"Host": "evil.example:8000"}, 403),
         ({"Host": "["}, 400),
         ({"method": "GET", "path": "/", "Host": "127.0.0.1:x]"}, 400),
@@ -214,7 +260,7 @@ def test_names_are_text_and_no_markup() -> None:
 def test_a_port_that_is_taken_is_named(server: Server) -> None:
     port = server.server_address[1]
     with pytest.raises(
-        UsageError, match=rf"serve: 127\.0\.0\.1:{port} cannot be had \(Address already in use\); give another --port"
+        UsageError, match=rf"serve: 127\.0\.0\.1:{port} cannot be had \(Address already in use\); give another --host or --port"
     ):
         Server(server.model, "x", "127.0.0.1", port)
 
