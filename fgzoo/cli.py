@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import re
 import select
@@ -149,6 +150,8 @@ def _prepare_process() -> None:
     if os.environ.get("HOME") is None:
         # Caches of torch, timm and matplotlib fall back to the home folder, which there may be none of.
         os.environ["HOME"] = tempfile.gettempdir()
+    # Where it cannot write its cache to the home folder it takes a temporary one, which is nothing to be told.
+    logging.getLogger("matplotlib").addFilter(lambda record: record.levelno > logging.WARNING)
     keep_freed_memory()
     # Threads that spin while they wait make every other process on the cores, loader workers too, many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -23,7 +23,7 @@ from fgzoo.errors import UntrainedError
 from fgzoo.methods import available, installed
 from fgzoo.recipes import list_recipes
 from tests.builders import make_cub
-from tests.command import MACHINE, fgzoo, fit, metrics, resolved
+from tests.command import MACHINE, ON_CPU, fgzoo, fit, metrics, resolved
 
 RECIPES = sorted(list_recipes())
 
@@ -304,6 +304,13 @@ def test_a_moved_run_is_scored_where_it_lies(trained: SimpleNamespace, tmp_path:
     (tmp_path / "old").rename(tmp_path / "new")
     assert fgzoo("test", "--ckpt_path", tmp_path / "new").status == 0
     assert not (tmp_path / "old").exists()
+
+
+def test_the_newest_run_is_called_last(trained: SimpleNamespace, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder / "runs", tmp_path / "runs")
+    assert "runs/cub-baseline/000 is done already" in fgzoo("fit", "--resume", "last").out
+    assert "runs/cub-baseline/000/report/index.html" in fgzoo("report", "last", *ON_CPU[:2], "--skip-duplicates").out
+    assert "mine.safetensors: " in fgzoo("publish", "last", "--name", "mine", "--licence", "MIT").out
 
 
 @pytest.mark.parametrize("arguments", [[], ["--config", "birds/rra"], ["--ckpt_path", "last"]])

@@ -3,7 +3,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -195,9 +198,29 @@ def test_data_is_only_read(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     root = make_cub(tmp_path / "data")
     (tmp_path / "locked").mkdir(mode=0o555)
-    result = fit(root, "--output", "locked/run")
-    assert result.status == 1
-    assert "locked" in result.err
+    assert_refused(fit(root, "--output", "locked/run"), "fit: locked/run cannot be made", "give another place by --output")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_done(
+    tmp_path: Path, trained: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained.run, tmp_path / "run")
+    (tmp_path / "theirs/runs/cub-baseline").mkdir(parents=True)
+    access = os.access  # the superuser may write anywhere
+    locked = {tmp_path / "theirs/runs/cub-baseline", tmp_path / "run", tmp_path / "run/report"}
+    monkeypatch.setattr(os, "access", lambda path, mode, **how: Path(path).absolute() not in locked and access(path, mode, **how))
+    for folder, typed in {"runs/cub-baseline": (), "run": ("--output", tmp_path / "run")}.items():
+        result = fit(trained.root, *typed, cwd=tmp_path / "theirs")
+        assert_refused(result, f"{folder} cannot be written to; give another place by --output")
+    assert_refused(fgzoo("report", "run"), "run/report cannot be written to; give another place by --output")
+    assert_refused(fgzoo("fit", "--resume", "run"), "--resume: run cannot be written to", "--ckpt_path run")
+
+
+def test_a_home_that_cannot_be_written_to_is_nothing_to_be_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "fgzoo", "predict", "baseline_birds", "gone.jpg"]
+    done = subprocess.run(command, env={**os.environ, "HOME": str(tmp_path / "file/home")}, capture_output=True, text=True)
+    assert "atplotlib" not in done.stderr
 
 
 def test_a_working_folder_that_cannot_be_written_says_where_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,9 +238,9 @@ def test_a_working_folder_that_cannot_be_written_says_where_to_write(monkeypatch
 def test_an_output_below_a_file_is_named(tmp_path: Path) -> None:
     root = make_cub(tmp_path / "data")
     shutil.copy(root / "images.txt", tmp_path / "file")
-    result = fit(root, "--output", "file/run")
-    assert result.status == 1
-    assert "file/run: a file lies where a folder is needed" in result.err
+    assert_refused(
+        fit(root, "--output", "file/run"), "fit: file/run cannot be made (Not a directory); give another place by --output"
+    )
 
 
 # ---------------------------------------------------------------------- batches

@@ -56,11 +56,13 @@ def test_the_method_of_your_own_passes_its_checks(peak: Path) -> None:
 
 
 def test_the_method_of_your_own_goes_through_the_verbs(peak: Path) -> None:
-    small = ["--model.backbone", "test_efficientnet", "--model.pretrained", "false", "--trainer.max_epochs", "1"]
-    small += ["--trainer.accelerator", "cpu", "--data.birds", "{classes: 3, train_per_class: 4, test_per_class: 2, size: 64}"]
-    small += ["--data.image_size", "64", "--data.batch_size", "4"]
-    assert main(["fit", "--config", "birds", "--model", "peak.Peak", *small, "--output", "run"]) == 0
+    (said,) = re.findall(r"`fgzoo (fit --model peak\.Peak[^`]*)`", TEXT)
+    small = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--data.image_size", "64", "--data.batch_size", "4"]
+    small += ["--data.birds", "{classes: 3, train_per_class: 4, test_per_class: 2, size: 64}"]
+    assert main([*shlex.split(said), *small, "--output", "run"]) == 0
     assert main(["test", "--ckpt_path", "run"]) == 0
+    sys.modules.pop("peak")  # as in a process of its own
+    assert main(["report", "run", "--trust", "peak", "--skip-duplicates"]) == 0
     assert "test/top1" in (peak / "run" / "metrics.csv").read_text()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import inspect
+import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -238,15 +240,32 @@ def load_weights(model: FineGrainedClassifier, checkpoint: dict[str, Any], sourc
     differing = [key for key in mine if card[key] != mine[key] and not (reset_head and key == "num_classes")]
     if differing:
         said = ", ".join(f"{key} is {card[key]} there and {mine[key]} here" for key in differing)
-        hint = "; fine-tune on other classes by --reset_head" if differing == ["num_classes"] else ""
+        add = _own_arguments(model, checkpoint) if "method" not in differing else ""
+        head = " --reset_head true, for other classes" if "num_classes" in differing and "method" not in differing else ""
+        hint = f"; add{add}{head}" if add or head else ""
         raise CheckpointError(f"checkpoint: {source} does not fit: {said}{hint}")
     state: dict[str, Tensor] = checkpoint["state_dict"]
     if reset_head:
         own = model.state_dict()
         state = {**state, **{key: own[key] for key in class_dependent(model)}}
-    _load_state(model, state, str(source))
+    try:
+        _load_state(model, state, str(source))
+    except CheckpointError as error:
+        if add := _own_arguments(model, checkpoint):
+            raise CheckpointError(f"{error}; add{add}") from error
+        raise
     if not reset_head:
         model.on_load_checkpoint(checkpoint)
+
+
+def _own_arguments(model: FineGrainedClassifier, checkpoint: Mapping[str, Any]) -> str:
+    """What to type so that a model has the network of a checkpoint of its class: the method's own arguments that differ."""
+    shared = inspect.signature(FineGrainedClassifier).parameters
+    kept, own = without_files(checkpoint.get("hyper_parameters", {})), without_files(model.hparams)
+    values = [("backbone", checkpoint["fgzoo"]["backbone"], model.backbone)]
+    values += [(name, kept[name], own[name]) for name in kept if name in own and name not in shared]
+    texts = [(name, *(one if isinstance(one, str) else json.dumps(one) for one in both)) for name, *both in values]
+    return "".join(f" --model.{name} {shlex.quote(theirs)}" for name, theirs, mine in texts if theirs != mine)
 
 
 def class_dependent(model: FineGrainedClassifier) -> list[str]:

@@ -106,6 +106,20 @@ def resolve(source: str | Path) -> Path:
     raise CheckpointError(f"checkpoint: no file or run folder '{source}'{hint}")
 
 
+def find_run(said: str | Path, base: Path) -> Path:
+    """The folder of the run that is meant: this one, or for `last` the newest below base.
+
+    Raises:
+        CheckpointError: There is none below base.
+    """
+    if str(said) != "last":
+        return user_path(said)
+    run = newest_run(base)
+    if run is None:
+        raise CheckpointError(f"checkpoint 'last': there is no trained run below {base}")
+    return run
+
+
 def find_checkpoint(said: str, base: Path) -> Path:
     """The file that `--ckpt_path` means.
 
@@ -121,9 +135,7 @@ def find_checkpoint(said: str, base: Path) -> Path:
     """
     if said not in ("last", "best"):
         return resolve(said)
-    run = newest_run(base)
-    if run is None:
-        raise CheckpointError(f"checkpoint '{said}': there is no trained run below {base}")
+    run = find_run("last", base)
     path = run / (LAST if said == "last" else BEST)
     if not path.is_file():
         raise CheckpointError(

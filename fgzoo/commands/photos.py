@@ -14,8 +14,9 @@ from fgzoo.checkpoints.loading import last_test, load
 from fgzoo.checkpoints.run_folder import LAST
 from fgzoo.data.layouts import find
 from fgzoo.errors import UsageError
-from fgzoo.prediction.rejection import REJECTED, Calibration
+from fgzoo.prediction.rejection import Calibration
 from fgzoo.recipes import recipe_files
+from fgzoo.reporting.markup import few_below
 from fgzoo.reporting.report import write_report
 from fgzoo.training.arguments import expand_presets, settings_of, values_of
 from fgzoo.training.command import TrainingCLI, run, score_alone
@@ -103,11 +104,8 @@ def last_words(run_folder: Path, found: Calibration | None, page: Path) -> list[
     """Below which score a photo is unknown, where the report is, and the next commands."""
     folder, lines = shlex.quote(str(run_folder)), []
     if found is not None:
-        share = f"{REJECTED:.0%} of {found.images} held-out ones are" if found.images * REJECTED >= 1 else (
-            f"none of only {found.images} held-out ones is, too few to choose it by"
-        )  # fmt: skip
-        below = f"photos below a {found.score} of {found.threshold():.4g}"
-        lines.append(f"Called unknown: {below}, as {share} (predict --reject RATE moves that)")
+        below = f"photos below a {found.score} of {found.threshold():.4g}, {few_below(found)}"
+        lines.append(f"Called unknown: {below} (predict --reject RATE moves that)")
     return [
         *lines,
         f"Report: {page}",

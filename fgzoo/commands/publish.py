@@ -8,6 +8,9 @@ from typing import Literal
 
 from rich.console import Console
 
+from fgzoo.checkpoints.run_folder import find_run
+from fgzoo.commands.models import RUNS
+
 
 def publish_run(
     run: Path,
@@ -28,7 +31,7 @@ def publish_run(
     checkpoints.
 
     Args:
-        run: The run's folder, after `fgzoo fit` and `fgzoo test`.
+        run: The run's folder, or `last` for the newest below runs/, after `fgzoo fit` and `fgzoo test`.
         name: What people will type: a-z, 0-9, '.', '_', '-'.
         output: Folder of the file and its card.
         registry: The list of checkpoints that gets the entry; without it zoo.yaml in the output folder.
@@ -45,7 +48,7 @@ def publish_run(
     """
     from fgzoo.publish.publishing import publish
 
-    made = publish(run, name, output, registry, seeds, dtype, licence, source, push, trust)
+    made = publish(find_run(run, RUNS), name, output, registry, seeds, dtype, licence, source, push, trust)
     top1 = made.entry.metrics["top1"]["value"]
     Console(soft_wrap=True).print(
         f"{made.file}: {made.entry.size / 1e6:.2f} MB, top-1 {100 * top1:.1f} %. Card: {made.card}. Entry in {made.registry}"

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from jsonargparse.typing import NonNegativeInt
 
+from fgzoo.checkpoints.run_folder import find_run
+from fgzoo.commands.models import RUNS
+
 
 def report(
     run: Path,
@@ -24,7 +27,7 @@ def report(
     near_duplicates.csv. What the run's folder lacks, the page says, and what to type to have it.
 
     Args:
-        run: The run's folder.
+        run: The run's folder, or `last` for the newest below runs/.
         output: The folder to write to; without it `report` in the run's folder.
         root: Where the run's images lie now, if not where they lay in training.
         mistakes: How many of the worst mistakes to show.
@@ -38,6 +41,6 @@ def report(
     from fgzoo.prediction.files import find_device
     from fgzoo.reporting.report import write_report
 
-    found = write_report(run, output, root, mistakes, not skip_duplicates, find_device(device, "report"), trust)
+    found = write_report(find_run(run, RUNS), output, root, mistakes, not skip_duplicates, find_device(device, "report"), trust)
     sys.stdout.write("".join(f"{line}\n" for line in (*found.lines, found.page)))
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -458,7 +460,7 @@ class FGVCDataModule(L.LightningDataModule):
 
     def as_tested(self, split: Split) -> DataLoader[Sample | None]:
         """A split in order, every image once and prepared as for testing, whatever the split, in this process alone."""
-        return DataLoader(
+        return _Loader(
             self.dataset(split, augmented=False), self.eval_batch_size, num_workers=self.num_workers, collate_fn=collate,
             worker_init_fn=keep_in_worker,
         )  # fmt: skip
@@ -555,7 +557,7 @@ class FGVCDataModule(L.LightningDataModule):
         sampler = EpochSampler(len(dataset), split == "train", self.seed, *self._rank(), decks)
         sampler.set_epoch(epoch)
         sampler.done = done
-        return DataLoader(
+        return _Loader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
@@ -570,6 +572,24 @@ class FGVCDataModule(L.LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         """This process, and how many there are."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+class _Loader(DataLoader[Sample | None]):
+    """Its workers start whole, and Ctrl-C is the business of the process that started them."""
+
+    def _get_iterator(self) -> Any:
+        """An interruption waits until the workers are there: at a fork Python would lose it, and workers would die of it."""
+        if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+            return super()._get_iterator()
+        came: list[int] = []
+        # Workers inherit this handler, in which nothing happens.
+        before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+        try:
+            return super()._get_iterator()
+        finally:
+            signal.signal(signal.SIGINT, before)
+            for number in came[:1]:
+                signal.raise_signal(number)
 
 
 def fetch_dataset(name: DatasetName, root: Path) -> None:

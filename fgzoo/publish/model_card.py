@@ -15,7 +15,8 @@ from fgzoo.checkpoints.registry import SUFFIX, ZooEntry
 from fgzoo.data.card import DataCard
 from fgzoo.data.cub import is_cub
 from fgzoo.data.verify import OFFICIAL
-from fgzoo.prediction.rejection import REJECTED, SCORES, Calibration
+from fgzoo.prediction.rejection import SCORES, Calibration
+from fgzoo.reporting.markup import few_below
 
 #: How each metric is called, and how it is shown.
 METRIC_TITLES = {
@@ -237,9 +238,8 @@ def _limits(entry: ZooEntry, calibration: Calibration | None) -> str:
         f'It answers with one of its {entry.classes} classes whatever the image shows; it cannot say "none of these".'
         if calibration is None
         else f"It knows {entry.classes} classes. An image whose {SCORES[calibration.score]} is below "
-        f"{calibration.threshold():.3g} is called unknown: {100 * REJECTED:g} of 100 of its own classes "
-        f"({calibration.images} were held out to find that), and some of other things, not all. Probabilities are calibrated by "
-        f"the temperature {calibration.temperature:.3g}.",
+        f"{calibration.threshold():.3g} is called unknown, {few_below(calibration)}; of other things some are, not all. "
+        f"Probabilities are calibrated by the temperature {calibration.temperature:.3g}.",
         f"{100 * (1 - top1):.0f} of 100 test images are named wrongly, and photographs unlike the test split's fare worse.",
         "Its maps show where evidence came from, not that the answer is right.",
     ]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from fgzoo.prediction.rejection import REJECTED, Calibration
 from fgzoo.reporting.photos import embedded
 
 #: What people call the parts of a run's images.
@@ -29,6 +30,13 @@ def percent(share: float, digits: int = 1) -> str:
 def plural(count: int, one: str, many: str) -> str:
     """A number and what it counts."""
     return f"{count:,} {one if count == 1 else many}"
+
+
+def few_below(found: Calibration) -> str:
+    """Why photos below the threshold are called unknown: how many of the known ones that were held out are, too."""
+    if int(REJECTED * (found.images - 1)) < 1:  # the threshold is the smallest score of all
+        return f"as none of only {plural(found.images, 'held-out photo', 'held-out photos')} is, too few to choose it by"
+    return f"as at most {100 * REJECTED:g} % of {found.images:,} held-out photos are"
 
 
 def path_line(path: str) -> str:

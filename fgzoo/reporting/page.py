@@ -96,7 +96,8 @@ def _figures(run: Run, scores: Scores, copies: Copies | None) -> str:
     ]
     tail = [target for target in tail_classes(run.class_counts) if not np.isnan(by_class[target])]
     if tail:
-        figures.append(("Tail", percent(float(np.mean(by_class[tail]))), f"mean over the {len(tail)} rarest classes"))
+        rarest = f"mean over the {len(tail)} rarest classes" if len(tail) > 1 else "of the rarest class"
+        figures.append(("Tail", percent(float(np.mean(by_class[tail]))), rarest))
     error, before = (calibration_error(reliability(scores, calibrated=how)) for how in (True, False))
     was = "" if run.model.calibration is None else f"; {percent(before)} before calibration"
     figures += [
@@ -138,11 +139,9 @@ def _notices(run: Run) -> str:
     if not run.cost:
         done = max((int(curve[-1][0]) for name, curve in run.curves.items() if name.startswith("train/")), default=0)
         epochs = run.settings["trainer"]["max_epochs"]
-        of = f" of {epochs}" if (epochs or -1) > 0 else ""
-        said.append(
-            f"This training has not come to its end: {done}{of} epochs are done. "
-            f"<code>fgzoo fit --resume {folder}</code> goes on."
-        )
+        of = f"{done} of " if (epochs or -1) > 0 else ""
+        length = f"{of}{plural(epochs if of else done, 'epoch', 'epochs')}"
+        said.append(f"This training ended after {length}, before its end. <code>fgzoo fit --resume {folder}</code> goes on.")
     elif "test" not in run.scores and (run.data is None or run.data.splits["test"]):
         said.append(f"The test part has not been scored: <code>fgzoo test --ckpt_path {folder}</code>, then this report again.")
     if "test" not in run.scores and run.data is not None and not run.data.splits["test"]:
@@ -160,7 +159,7 @@ def _about(run: Run) -> str:
         "What it is": (inspect.getdoc(type(model)) or "").partition("\n")[0],
         "Backbone": without_places(model.backbone),
         "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M",
-        "Data": f"{card.dataset}, {len(card.class_names)} classes",
+        "Data": f"{card.dataset}, {plural(len(card.class_names), 'class', 'classes')}",
         "Images": ", ".join(sizes) or "not to be found",
         "Input": f"{card.image_size} × {card.image_size} pixels",
         "Seed": str(run.settings["seed_everything"]),

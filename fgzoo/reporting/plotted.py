@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fgzoo.prediction.rejection import REJECTED, SCORES
+from fgzoo.prediction.rejection import SCORES
 from fgzoo.reporting import charts
-from fgzoo.reporting.markup import class_name, percent, plural
+from fgzoo.reporting.markup import class_name, few_below, percent, plural
 from fgzoo.reporting.run import Curve, Run
 from fgzoo.reporting.scores import Scores, at_share, calibration_error, coverage, reliability
 
@@ -37,7 +37,8 @@ def confusion_section(scores: Scores, names: Sequence[str]) -> str:
     )
     pairs = f'<table class="small pairs"><tbody>{rows}</tbody></table>' if rows else "<p>Nothing is confused.</p>"
     picture = charts.confusion_picture(scores.confusion)
-    said = f"Confusion matrix of {len(names)} classes; the arrow keys walk through its cells, and the text below names them"
+    of = plural(len(names), "class", "classes")
+    said = f"Confusion matrix of {of}; the arrow keys walk through its cells, and the text below names them"
     return (
         '<h2>What is confused with what</h2><p class="lead">A row is a true class, a column an answer, in the order of the '
         "classes; the stronger the colour, the larger the share of the row. Point at a cell, or tap it, to read it.</p>"
@@ -70,7 +71,7 @@ def confidence_section(run: Run, scores: Scores) -> str:
     elif known is not None:
         rule += (
             f" <code>fgzoo predict</code> says unknown by another measure, the {SCORES[known.score]}, below "
-            f"{known.threshold():.3g}, as {percent(REJECTED, 0)} of {known.images} validation images are."
+            f"{known.threshold():.4g}, {few_below(known)}."
         )
     return (
         '<h2>How far its confidence can be trusted</h2><p class="lead">'

@@ -10,6 +10,7 @@ import torch
 
 from fgzoo.errors import UsageError
 from fgzoo.files import atomic_write
+from fgzoo.prediction.files import prepare_folder
 from fgzoo.reporting.findings import doubtful_labels, find_copies, write_copies, write_label_errors
 from fgzoo.reporting.markup import plural
 from fgzoo.reporting.page import page
@@ -60,18 +61,18 @@ def write_report(
         Where everything is, and what it says in short.
 
     Raises:
-        UsageError: The folder holds no finished run, or `output` is a file.
+        UsageError: The folder holds no finished run, or `output` is a file or cannot be written to.
         CheckpointError: The run's checkpoint cannot be read.
     """
     output = run / FOLDER if output is None else output
     if output.exists() and not output.is_dir():
         raise UsageError(f"report: {output} is a file; give a folder")
     found = read_run(run, root, trust, device)
+    prepare_folder(output, "report")
     names = found.card.class_names
     photos = Photos(found)
     doubts = doubtful_labels(found, photos) if found.scores else None
     copies = find_copies(found) if duplicates and found.data is not None else None
-    output.mkdir(parents=True, exist_ok=True)
     # What this report does not know, an older one's list shall not say.
     for name in (LABEL_ERRORS, NEAR_DUPLICATES):
         (output / name).unlink(missing_ok=True)
@@ -84,13 +85,14 @@ def write_report(
     lines = []
     for scores in found.scores.values():
         low, high = interval(int(scores.right.sum()), len(scores))
-        share = f"{100 * scores.accuracy:.1f} % of {len(scores)} {HELD_OUT[scores.part]} images right"
+        kind = HELD_OUT[scores.part]
+        share = f"{100 * scores.accuracy:.1f} % of {plural(len(scores), f'{kind} image', f'{kind} images')} right"
         lines.append(f"{share} (95 % interval {100 * low:.1f} to {100 * high:.1f} %)")
     for scores in list(found.scores.values())[:1]:
         pairs = [f"{names[true]} taken for {names[answer]} ({count})" for true, answer, count in scores.confused(PAIRS)]
         lines += [f"Most confused: {', '.join(pairs)}"] if pairs else []
     if doubts:
-        lines.append(f"{len(doubts)} labels in doubt: {output / LABEL_ERRORS}")
+        lines.append(f"{plural(len(doubts), 'label', 'labels')} in doubt: {output / LABEL_ERRORS}")
     groups = [] if copies is None else copies.groups
     for what, count in (
         ("across training and held-out images", sum(group.leaks for group in groups)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from argparse import ArgumentError
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -15,13 +16,15 @@ from jsonargparse import ActionConfigFile, Namespace
 
 from fgzoo.checkpoints.loading import arguments_of, data_card, method_class, naming, read_checkpoint
 from fgzoo.checkpoints.run_data import settings_of_card
-from fgzoo.checkpoints.run_folder import CONFIG, LAST, SPLIT, find_checkpoint, newest_run, run_of
+from fgzoo.checkpoints.run_folder import CONFIG, LAST, SPLIT, find_checkpoint, find_run, newest_run, run_of
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.files import parse_yaml, user_path
 from fgzoo.methods import BUILT_IN, available, import_path, method_name
 from fgzoo.recipes import PRESETS, find_recipe, merge, read_config, read_recipe, recipe_files
 from fgzoo.training.messages import NO_METHOD, MisconfiguredError
 
+#: Tells the other processes of a run, which Lightning starts by the same command line, where its folder is.
+RUN_VARIABLE = "FGZOO_RUN_FOLDER"
 #: What `fgzoo fit` runs when nothing is said: of all methods worth most for its CPU time there (benchmarks/results/traits.md).
 DEFAULT_RECIPE = "birds/rra"
 #: Arguments of the data that draw its parts.
@@ -57,17 +60,16 @@ def with_implied(verb: str, arguments: list[str]) -> tuple[list[str], Path | Non
     if {"-h", "--help"} & set(arguments):
         return arguments, None
     configured = _value(arguments, "--config", "-c") is not None or _value(arguments, "--model") is not None
-    resumed = _value(arguments, "--resume")
+    resumed, base = _value(arguments, "--resume"), user_path(_value(arguments, "--trainer.default_root_dir") or "runs")
     if verb == "fit" and resumed is not None:
         if configured:
             raise UsageError("--resume: a run continues with its own config; leave --config and --model away")
-        folder = user_path(resumed)
+        folder = find_run(os.environ.get(RUN_VARIABLE) or resumed, base)
         if not (folder / CONFIG).is_file():
             raise UsageError(f"--resume: {folder} is no run's folder (it holds no {CONFIG})")
-        return ["--config", str(folder / CONFIG), *_split_of(folder, arguments), *arguments], None
+        return ["--config", str(folder / CONFIG), *_split_of(folder, arguments), *arguments, "--resume", str(folder)], None
     if configured:
         return expand_presets([*_scored_run(verb, arguments), *arguments]), None
-    base = user_path(_value(arguments, "--trainer.default_root_dir") or "runs")
     said = _value(arguments, "--ckpt_path")
     if said is not None:
         path = find_checkpoint(said, base)

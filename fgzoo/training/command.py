@@ -18,6 +18,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from lightning.fabric.loggers.tensorboard import _TENSORBOARD_AVAILABLE, _TENSORBOARDX_AVAILABLE
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
@@ -53,8 +54,11 @@ from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.evaluation import tail_classes
 from fgzoo.methods.run_length import StopAfter, step_limit
+from fgzoo.prediction.files import prepare_folder
+from fgzoo.prediction.rejection import UNKNOWN
+from fgzoo.reporting.markup import plural
 from fgzoo.training import resuming
-from fgzoo.training.arguments import RecipeFile, check_one_method, values_of, with_implied
+from fgzoo.training.arguments import RUN_VARIABLE, RecipeFile, check_one_method, values_of, with_implied
 from fgzoo.training.callbacks import EpochLines, ImageScores, ReproducibleSteps, RunRecord, checkpoints
 from fgzoo.training.faults import EndOnSigterm, FiniteLoss, WholeCheckpoints, name_failure
 from fgzoo.training.known_classes import learn_known_classes
@@ -63,9 +67,9 @@ from fgzoo.training.report import write_calibration
 from fgzoo.training.run_logger import RunLogger, run_loggers
 from fgzoo.training.time_budget import duration, epochs_within
 
-#: Tells the other processes of a run, which Lightning starts by the same command line, where its folder is.
-RUN_VARIABLE = "FGZOO_RUN_FOLDER"
-#: Tells them how many epochs fit into `--time`.
+#: Held by the process that writes into a run's folder; the system lets go of it however that ends.
+LOCK = ".lock"
+#: Tells the other processes of a run how many epochs fit into `--time`.
 EPOCHS_VARIABLE = "FGZOO_RUN_EPOCHS"
 
 
@@ -91,6 +95,8 @@ class TrainingCLI(LightningCLI):
         self.started = time.perf_counter()
         #: Folders that this run made for itself, before it had anything to put there; the innermost first.
         self.claimed: list[Path] = []
+        #: Keeps other trainings out of the run's folder, in its first process.
+        self.lock: BaseFileLock | None = None
         arguments, self.checkpoint = with_implied(verb, arguments)
         try:
             super().__init__(
@@ -109,6 +115,7 @@ class TrainingCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
+            self.learn_known_classes()
         finally:
             self._give_back()
 
@@ -230,20 +237,22 @@ class TrainingCLI(LightningCLI):
         if self.verb == "fit" and config.time is not None:
             self.seconds = duration(config.time)  # refused before anything is built
         if self.verb == "fit" and config.resume:
-            self.run_folder = user_path(config.resume)
+            self._take(user_path(config.resume))
             # A run that was stopped in its first epoch begins again.
             self.resuming = (self.run_folder / LAST).is_file()
             if self.resuming:
                 self.checkpoint = self.run_folder / LAST
                 return
+        if self.verb == "fit" and config.reset_head and not (config.ckpt_path or config.resume):
+            raise UsageError("--reset_head: of which weights? Give --ckpt_path, or leave it away")
         if config.ckpt_path and self.checkpoint is None:
             self.checkpoint = find_checkpoint(config.ckpt_path, base)
         if self.verb == "fit" and not config.resume:
-            given = config.output or os.environ.get(RUN_VARIABLE)
-            self.run_folder = user_path(given) if given else self._claim(runs)
-            if not os.environ.get(RUN_VARIABLE):
+            told = os.environ.get(RUN_VARIABLE)
+            given = config.output or told
+            self._take(user_path(given) if given else self._claim(runs))
+            if not told:
                 check_new(self.run_folder)
-            os.environ[RUN_VARIABLE] = str(self.run_folder)
         if self.verb == "fit":
             return
         if self.checkpoint is None:
@@ -255,18 +264,46 @@ class TrainingCLI(LightningCLI):
                 )
             self.checkpoint = newest / LAST
         own = run_of(self.checkpoint)
-        self.run_folder = user_path(config.output) if config.output else own or self._claim(runs)
+        self._take(user_path(config.output) if config.output else own or self._claim(runs))
+
+    def _take(self, folder: Path) -> None:
+        """Make this the run's folder, which the first process does; as long as a training lasts it keeps others out of it."""
+        self.run_folder = folder
+        if self.verb == "fit":
+            os.environ[RUN_VARIABLE] = str(folder)
+        if getattr(rank_zero_only, "rank", 0) or self.dry:
+            return
+        resumed = self.verb == "fit" and self.config.fit.resume
+        if resumed and not os.access(folder, os.W_OK):
+            raise UsageError(f"--resume: {folder} cannot be written to; begin a new run from its weights: --ckpt_path {folder}")
+        self.claimed = self.claimed or _missing(folder)
+        prepare_folder(folder, self.verb)
+        if self.verb == "fit":
+            lock = FileLock(folder / LOCK)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                way = "" if resumed else ", or give another place by --output"
+                raise UsageError(f"fit: another run is writing to {folder}; let it end{way}") from error
+            except (OSError, NotImplementedError):  # a file system that knows no locks
+                return
+            self.lock = lock
 
     def _claim(self, base: Path) -> Path:
         """A new run's folder below this one, which the first process makes."""
         if getattr(rank_zero_only, "rank", 0) or self.dry:
             return next_folder(base)
-        missing = [path for path in (base, *base.parents) if not path.exists()]
+        missing = _missing(base)
+        prepare_folder(base, self.verb)
         self.claimed = [new_folder(base), *missing]
         return self.claimed[0]
 
     def _give_back(self) -> None:
-        """Remove what was claimed where nothing came of the run."""
+        """Let others into the run's folder; where nothing came of the run, remove what was claimed."""
+        if self.lock is not None:
+            with contextlib.suppress(OSError):  # Windows removes no file that is open
+                Path(self.lock.lock_file).unlink()
+            self.lock.release()
         with contextlib.suppress(OSError):  # not empty, so neither is what it lies in
             for path in self.claimed:
                 path.rmdir()
@@ -306,7 +343,8 @@ class TrainingCLI(LightningCLI):
         part: Split = "test" if self.verb == "test" else "val"
         notes = []
         if gone := self.datamodule.gone(part):
-            notes.append(f"{len(gone)} {part} images are gone, and left out: {first_five(gone)}")
+            images = plural(len(gone), f"{part} image is", f"{part} images are")
+            notes.append(f"{images} gone, and left out: {first_five(gone)}")
         if known is not None and not self.datamodule.matches(known):
             notes.append(
                 f"the images are not those that {self.checkpoint} was trained and tested on (fingerprint of the lists "
@@ -333,9 +371,11 @@ class TrainingCLI(LightningCLI):
         resuming.check_model(self.run_folder, self.restored.get("hyper_parameters", {}), self.model.hparams)
         epochs = self.restored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         limit = step_limit(self.trainer)
-        steps_done = limit is not None and limit <= self.restored["global_step"]
-        if steps_done or 0 <= (self.trainer.max_epochs or 0) <= epochs:
-            self.done = self._length()
+        if 0 <= (self.trainer.max_epochs or 0) <= epochs:
+            done = plural(epochs, "epoch", "epochs")
+            self.done = f"{done}, and --trainer.max_epochs {self.trainer.max_epochs} asks for no more"
+        elif limit is not None and limit <= (steps := self.restored["global_step"]):
+            self.done = f"{plural(steps, 'step', 'steps')}, and --trainer.max_steps {limit} asks for no more"
         elif resuming.stopped_early(self.trainer, self.restored, self.changed):
             more = "a larger patience of it, or --trainer.max_epochs or min_epochs, lets it go on"
             self.done = f"early stopping ended it after epoch {epochs} ({more})"
@@ -425,7 +465,7 @@ class TrainingCLI(LightningCLI):
             steps = ReproducibleSteps(self.datamodule.seed)
             epochs, epoch = epochs_within(seconds, self.model, self.datamodule, make, [steps], processes)
             late = ", and one takes longer" if epoch > seconds else ""
-            self.console.print(f"{seconds:.0f} s: {epochs} epochs of about {epoch:.1f} s{late}")
+            self.console.print(f"{seconds:.0f} s: {plural(epochs, 'epoch', 'epochs')} of about {epoch:.1f} s{late}")
             told = os.environ[EPOCHS_VARIABLE] = str(epochs)
         return int(told)
 
@@ -453,13 +493,13 @@ class TrainingCLI(LightningCLI):
             return
         try:
             super()._run_subcommand(subcommand)
-        except (KeyboardInterrupt, SystemExit) as end:
-            # Lightning's interrupt handling ends in exit status 1, ours in 130.
+        except (KeyboardInterrupt, SystemExit, RuntimeError) as end:
+            # Lightning's interrupt handling ends in exit status 1, or in tidying up what it had not begun; ours in 130.
             if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
                 raise self.interrupted() from end
+            if isinstance(end, RuntimeError):
+                raise name_failure(end, self.datamodule) or end from end
             raise
-        except RuntimeError as error:
-            raise name_failure(error, self.datamodule) or error from error
 
     def before_validate(self) -> None:
         """Refuse to validate on nothing."""
@@ -475,10 +515,10 @@ class TrainingCLI(LightningCLI):
         sizes = {split: len(records) for split, records in self.datamodule.splits.items() if records}
         shown = ", ".join(f"{number} {split}" for split, number in sizes.items())
         goes = "no folder: fast_dev_run" if self.dry else self.run_folder
+        classes = plural(self.datamodule.num_classes, "class", "classes")
         self.console.print(
             f"{type(self.model).__name__} on {self.model.backbone}, {count:.1f} M parameters; {self.datamodule.dataset_name}: "
-            f"{self.datamodule.num_classes} classes, {shown} images; {self.trainer.precision}, {self._length()}"
-            f"{self._batch()} -> {goes}",
+            f"{classes}, {shown} images; {self.trainer.precision}, {self._length()}{self._batch()} -> {goes}",
         )
         for note in self._notes() if self.datamodule.dataset_name == "folder" and self.trainer.is_global_zero else []:
             self.console.print(f"Note: {note}")
@@ -490,7 +530,12 @@ class TrainingCLI(LightningCLI):
         # Those of parts that were drawn; of others the listing has said it.
         notes = list(dict.fromkeys([*listing.notes, *absent_classes(listing, splits["val"], splits["test"])]))
         if copied := copied_files(splits):
-            notes.append(f"{len(copied)} validation or test images are files of another split, too: {first_five(copied)}")
+            images = plural(len(copied), "validation or test image is a file", "validation or test images are files")
+            notes.append(f"{images} of another split, too: {first_five(copied)}")
+        if UNKNOWN in data.class_names:
+            notes.append(
+                f"a class is called {UNKNOWN}, as predict calls what it does not know; its column accepted tells them apart"
+            )
         evened = data.balance != "none" or given.class_weights != "none" or given.logit_adjustment
         if tail_classes(counts) and min(counts) and not evened:
             notes.append(
@@ -502,8 +547,8 @@ class TrainingCLI(LightningCLI):
     def _length(self) -> str:
         """What ends the run: epochs, steps or time."""
         epochs, steps, limit = self.trainer.max_epochs, step_limit(self.trainer), self.config[self.verb].trainer.max_time
-        said = [f"{epochs} epochs"] if epochs not in (None, -1) else []
-        said += [] if steps is None else [f"{steps} steps"]
+        said = [plural(epochs, "epoch", "epochs")] if epochs is not None and epochs >= 0 else []
+        said += [] if steps is None else [plural(steps, "step", "steps")]
         said += [] if limit is None else [f"a time of {limit}"]
         return "at most " * (len(said) > 1) + " and ".join(said)
 
@@ -519,6 +564,8 @@ class TrainingCLI(LightningCLI):
             return
         try:
             found = learn_known_classes(self.run_folder, self.datamodule, self.trainer.strategy.root_device)
+        except KeyboardInterrupt as end:
+            raise self.interrupted() from end
         except (UsageError, torch.OutOfMemoryError) as error:
             why = str(error).splitlines()[0]
             self.console.print(f"Note: {why}; probabilities decide what is unknown")
@@ -563,7 +610,6 @@ def run(verb: str, arguments: list[str], *, closing: bool = True) -> TrainingCLI
     import_methods()
     try:
         cli = TrainingCLI(verb, arguments, console)
-        cli.learn_known_classes()
         if closing:
             cli.close()
         return cli
@@ -584,6 +630,11 @@ def score_alone(checkpoint: Path, trust: Sequence[str] = ()) -> None:
     trusted = [word for package in trust for word in ("--trust", package)]
     alone = ["--trainer.devices", "1", "--trainer.num_nodes", "1"]
     run("test", ["--ckpt_path", str(checkpoint), *alone, *trusted], closing=False)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folders that have to be made for one, itself first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _several(given: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -125,9 +126,10 @@ class WholeCheckpoints(TorchCheckpointIO):
             part.replace(final)
         except OSError as error:
             part.unlink(missing_ok=True)
+            way = "Make room, then continue" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Continue"
             raise TrainingError(
                 f"{final}: the checkpoint cannot be written ({error.strerror or error}); the one before it is as it was. "
-                f"Make room, then continue by --resume {final.parent.parent}"
+                f"{way} by --resume {final.parent.parent}"
             ) from error
 
 

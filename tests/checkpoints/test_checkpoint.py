@@ -63,7 +63,7 @@ def test_given_arguments_hold_over_the_checkpoints(trained: SimpleNamespace, tmp
 def test_another_class_count_is_refused_with_the_way_out(trained: SimpleNamespace, tmp_path: Path) -> None:
     result = fit(make_cub(tmp_path, classes=4), "--ckpt_path", trained.run)
     assert result.status == 2
-    assert "num_classes is 3 there and 4 here; fine-tune on other classes by --reset_head" in result.err
+    assert "num_classes is 3 there and 4 here; add --reset_head true, for other classes" in result.err
 
 
 def test_reset_head_keeps_the_backbone(trained: SimpleNamespace, tmp_path: Path) -> None:
@@ -114,6 +114,23 @@ def test_another_method_or_backbone_is_named(trained: SimpleNamespace, model: st
     result = fit(trained.root, "--ckpt_path", trained.run, "--model.backbone", backbone, model=model)
     assert result.status == 2
     assert said in result.err
+
+
+def test_what_is_to_be_added_for_a_checkpoint_of_another_network_is_said(trained: SimpleNamespace) -> None:
+    small = ("--model.hidden_size", 32, "--model.global_width", 32, "--model.steps", 2)
+    assert fit(trained.root, *small, "--output", "run", model="rra").status == 0
+    for backbone in ("test_resnet", "test_efficientnet"):
+        refused = fit(trained.root, "--ckpt_path", "run", "--model.backbone", backbone, "--output", "tuned", model="rra")
+        assert refused.status == 2
+        said = refused.err.rpartition("; add ")[2].split()
+        assert ("--model.backbone" in said) == (backbone == "test_resnet")
+        again = ("--ckpt_path", "run", "--model.backbone", backbone, *said, "--output", f"from {backbone}")
+        assert fit(trained.root, *again, model="rra").status == 0
+
+
+def test_a_head_that_is_reset_is_a_checkpoints(trained: SimpleNamespace) -> None:
+    result = fit(trained.root, "--reset_head", "true")
+    assert (result.status, result.err) == (2, "fgzoo: --reset_head: of which weights? Give --ckpt_path, or leave it away\n")
 
 
 def test_another_shape_of_the_method_is_named() -> None:

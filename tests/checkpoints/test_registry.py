@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import yaml
 import fgzoo as package
 from fgzoo.checkpoints import registry
 from fgzoo.checkpoints.registry import base_url, find_entry, list_checkpoints, read_registry
+from fgzoo.cli import main
 from fgzoo.errors import CheckpointError
-from tests.command import fgzoo
+from tests.command import Terminal, fgzoo
 
 ENTRY: dict[str, Any] = {
     "name": "baseline_tiny_birds",
@@ -175,6 +177,22 @@ def test_list_as_a_table(two: None) -> None:
     assert "another" not in result.out
     words = " ".join(result.out.split())
     assert "baseline_tiny_birds 51.2 50.0 ± 1.0 (3) 1.5 birds" in words
+
+
+@pytest.mark.parametrize("width", [None, 80, 60])
+def test_names_and_licences_of_a_list_stay_whole(width: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "REGISTRY", written(tmp_path, {**ENTRY, "backbone": "b" * 40}))
+    if width is None:
+        out = fgzoo("list", "checkpoints").out
+    else:
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+        assert main(["list", "checkpoints"]) == 0
+        out = terminal.getvalue()
+    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines() if line.strip()]
+    assert [line.split()[0] for line in lines] == ["checkpoints", "name", "baseline_tiny_birds"]
+    assert lines[-1].split()[-1] == ENTRY["licence"]
+    assert ("b" * 40 in out) == (width is None)
 
 
 def test_a_list_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from fgzoo import load
 from fgzoo.commands.photos import choose
 from fgzoo.methods.rra import RRA
+from fgzoo.prediction.rejection import Calibration
+from fgzoo.reporting.markup import few_below
 from fgzoo.reporting.report import write_report
 from fgzoo.training.arguments import settings_of
 from tests.builders import make_cub, save
@@ -143,7 +147,35 @@ def test_the_report_is_written(trained: SimpleNamespace) -> None:
 
 def test_what_is_unknown_is_said(trained: SimpleNamespace) -> None:
     assert "Called unknown: photos below a cosine of" in trained.result.out
-    assert "none of only 3 held-out ones is, too few to choose it by" in trained.result.out
+    said = few_below(load(trained.folder / "runs/folder-rra/000").calibration)
+    assert said == "as none of only 3 held-out photos is, too few to choose it by"
+    assert said in trained.result.out
+    assert said in (trained.folder / "runs/folder-rra/000/report/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("images", "said"), [(20, "none of only 20 held-out photos is"), (21, "at most 5 % of 21 held-out photos are")]
+)
+def test_a_threshold_is_said_to_reject_what_it_rejects(images: int, said: str) -> None:
+    logits, targets = torch.randn(images, 3, generator=torch.Generator().manual_seed(0)), torch.arange(images) % 3
+    found = Calibration.fit(logits, targets)
+    assert said in few_below(found)
+    assert (found.scores(logits).double() < found.threshold()).any() == (images > 20)
+
+
+# ---------------------------------------------------------------------- a class called unknown
+
+
+def test_a_class_called_unknown_is_noted(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", per_class=4)
+    (tmp_path / "photos/species 1").rename(tmp_path / "photos/unknown")
+    result = fgzoo("fit", "photos", "--model", "baseline", *TINY, "--trainer.limit_train_batches", 1, cwd=tmp_path)
+    assert "Note: a class is called unknown, as predict calls what it does not know; its column accepted tells them" in result.out
+
+
+def test_one_epoch_is_one_epoch(trained: SimpleNamespace) -> None:
+    page = (trained.folder / "runs/folder-rra/000/report/index.html").read_text()
+    assert all("1 epoch" in text and "1 epochs" not in text for text in (trained.result.out, page))
 
 
 def test_the_next_commands_are_said(trained: SimpleNamespace) -> None:
@@ -173,7 +205,7 @@ def test_who_interrupts_is_told_how_to_go_on(interrupted: SimpleNamespace) -> No
 
 def test_the_report_of_an_unfinished_run_says_how_far_it_came(interrupted: SimpleNamespace) -> None:
     page = write_report(interrupted.folder / "run", interrupted.folder / "report").page.read_text()
-    assert "This training has not come to its end: 1 of 2 epochs are done. <code>fgzoo fit --resume run</code> goes on." in page
+    assert "This training ended after 1 of 2 epochs, before its end. <code>fgzoo fit --resume run</code> goes on." in page
     assert "held out for validation, either" not in page
     assert "fgzoo test" not in page
 
@@ -188,6 +220,14 @@ def test_an_unfinished_run_is_not_published_though_it_was_tested(
     assert result.status == 2
     assert result.err.startswith("fgzoo: publish: run has not been trained to its end; go on by `fgzoo fit --resume run`")
     assert not Path("zoo").exists()
+
+
+def test_who_interrupts_after_the_last_epoch_is_told_how_to_go_on(
+    trained: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fgzoo.training.command.learn_known_classes", raising(KeyboardInterrupt))
+    result = fgzoo("fit", trained.folder / "my photos", "--model", "baseline", *TINY, "--output", "run")
+    assert (result.status, result.err) == (130, "fgzoo: interrupted; go on by fgzoo fit --resume run\n")
 
 
 def test_a_resumed_run_finishes_what_fit_photos_began_and_tests_once(

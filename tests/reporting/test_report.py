@@ -80,7 +80,7 @@ def test_the_page_shows_calibration_before_and_after(reported: Reported) -> None
 
 def test_the_page_says_what_decides_that_a_photo_is_unknown(reported: Reported) -> None:
     found = load(reported.run).calibration
-    said = f"the cosine to the mean features of the nearest class, below {found.threshold():.3g}"
+    said = f"the cosine to the mean features of the nearest class, below {found.threshold():.4g}"
     assert said in reported.report.page.read_text(encoding="utf-8")
 
 

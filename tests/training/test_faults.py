@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -102,6 +103,17 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ENOENT])
+def test_only_who_has_no_room_is_told_to_make_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(TrainingError) as said:
+        WholeCheckpoints().save_checkpoint({}, tmp_path / "checkpoints" / "last.ckpt")
+    assert ("Make room" in str(said.value)) == (number != errno.ENOENT)
+
+
 def test_a_run_on_a_full_disk_stops_and_goes_on_later(tmp_path: Path, small_files: Callable[[int], None]) -> None:
     root = make_cub(tmp_path / "data")
     assert fit(root, "--output", "run", epochs=1).status == 0
@@ -192,6 +204,18 @@ def test_a_run_that_a_signal_ended_resumes_to_the_same_bits(tmp_path: Path, numb
     torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "whole"), rtol=0, atol=0)
 
 
+def test_a_folder_is_one_runs_as_long_as_that_lasts(tmp_path: Path) -> None:
+    quiet = {"PYTHONWARNINGS": "ignore:This DataLoader will create 2 worker processes"}
+    run = start(tmp_path, "--output", "run", "--trainer.max_epochs", 4000, "--data.num_workers", 2, **quiet)
+    wait_for(tmp_path / "run/checkpoints/last.ckpt", run)
+    for other, way in ((("--resume", "run"), ""), ((*BIRDS, "--output", "run"), ", or give another place by --output")):
+        assert fgzoo("fit", *other).err == f"fgzoo: fit: another run is writing to run; let it end{way}\n"
+    run.kill()
+    run.communicate(timeout=SECONDS)
+    assert "done already" in fgzoo("fit", "--resume", "run", "--trainer.max_epochs", 1).out
+    assert not (tmp_path / "run/.lock").exists()
+
+
 def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
     run = start(tmp_path, "--output", "run", "--trainer.max_epochs", 4000, "--trainer.devices", 2)
     wait_for(tmp_path / "run/checkpoints/last.ckpt", run)
@@ -224,6 +248,27 @@ def test_sigterm_to_a_run_and_its_loader_workers_ends_it_as_sigterm_alone(tmp_pa
     assert run.returncode == TERMINATED
     assert "Error" not in err
     assert "worker" not in err
+
+
+def test_ctrl_c_while_a_loader_worker_starts_ends_the_run(tmp_path: Path) -> None:
+    pressed: list[bool] = []
+
+    def press() -> None:
+        if not pressed:
+            pressed.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    root = make_cub(tmp_path / "data")
+    os.register_at_fork(before=press)  # once, since none can be taken back
+    result = fit(root, "--data.num_workers", 1, "--output", "run")
+    assert (pressed, result.status) == ([True], 130)
+    assert result.err == "fgzoo: interrupted; go on by fgzoo fit --resume run\n"
+
+
+def test_ctrl_c_is_nothing_to_a_loader_worker(tmp_path: Path) -> None:
+    batches: Any = iter(FGVCDataModule("cub", make_cub(tmp_path / "data"), 64, 64, batch_size=3, num_workers=1).test_dataloader())
+    os.kill(batches._workers[0].pid, signal.SIGINT)
+    assert sum(len(targets) for _, targets, _ in batches) == 6
 
 
 def test_the_file_that_kills_a_loader_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

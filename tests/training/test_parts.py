@@ -104,7 +104,7 @@ def test_images_that_are_gone_are_left_out_of_the_runs_own_part(
     split = ("--data.split_file", tmp_path / "copy/run/split.csv")
     done = fgzoo(verb, "--ckpt_path", tmp_path / "copy/run", "--data.root", tmp_path / "copy/photos", *split)
     assert done.status == 0, done.err
-    assert f"Note: 1 {part} images are gone, and left out: {lost}" in done.out
+    assert f"Note: 1 {part} image is gone, and left out: {lost}" in done.out
     with np.load(tmp_path / f"copy/run/{part}_probabilities.npz") as found:
         assert found["names"].tolist() == left
 

@@ -91,7 +91,11 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(runs: SimpleNamespa
     before = content()
     result = fgzoo("fit", "--resume", runs.whole)
     assert result.status == 0
-    assert "is done already: 3 epochs" in result.out
+    assert "is done already: 3 epochs, and --trainer.max_epochs 3 asks for no more." in result.out
+    assert (
+        "is done already: 3 epochs, and --trainer.max_epochs 1 asks for no more."
+        in fgzoo("fit", "--resume", runs.whole, "--trainer.max_epochs", 1).out
+    )
     assert f"Next: fgzoo test --ckpt_path {runs.whole}" in result.out
     assert content() == before
 
