@@ -24,10 +24,9 @@ from fgzoo.training.arguments import expand_presets, settings_of
 PLANS = Path(__file__).parent / "plans"
 #: Label of the experiment that all others are compared with.
 BASELINE = "Baseline"
-#: Options of folders, memory and speed, which a run may have beside those of its plan.
+#: Options of folders, memory, speed and precision (which tables show), which a run may have beside those of its plan.
 FREE = re.compile(
-    r"--(data\.(root|csv|cache\w*|num_workers|decoder)|model\.(\w*backbone_weights|teacher)"
-    r"|trainer\.(accelerator|devices|precision|strategy))"
+    r"--(data\.(root|cache\w*|num_workers|decoder)|model\.\w*backbone_weights|trainer\.(accelerator|devices|precision|strategy))"
 )
 
 
@@ -149,7 +148,12 @@ class Cell:
 
     def is_made_by(self, command: str | None) -> bool:
         """Whether a command, which may say more of folders and speed, makes this run."""
-        return command is not None and is_made_by(self.command, command)
+        return command is not None and is_made_by(self.command, command, self.located)
+
+    @property
+    def located(self) -> tuple[str, ...]:
+        """Options that name runs on this machine, which its command leaves out."""
+        return ("--model.teacher",) if self.teachers else ()
 
     def is_called(self, pattern: str) -> bool:
         """Whether one of its names fits a pattern."""
@@ -157,10 +161,10 @@ class Cell:
         return any(fnmatchcase(name, pattern) for name in names)
 
 
-def is_made_by(wanted: str, command: str) -> bool:
-    """Whether a command, which may say more of folders and speed, makes the run that is wanted."""
+def is_made_by(wanted: str, command: str, located: Sequence[str] = ()) -> bool:
+    """Whether a command, which may say more of folders and speed, and these options, makes the run that is wanted."""
     more = command.removeprefix(wanted)
-    return command.startswith(wanted) and more[:1] in ("", " ") and not not_free(shlex.split(more))
+    return command.startswith(wanted) and more[:1] in ("", " ") and set(not_free(shlex.split(more))) <= {*located}
 
 
 def not_free(words: Sequence[str]) -> list[str]:

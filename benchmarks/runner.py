@@ -123,12 +123,20 @@ def run_cell(cell: Cell, machine: Machine, lock: int, gpu: str | None, stop: thr
     folder = machine.runs / cell.name
     environment = {**os.environ, "OMP_NUM_THREADS": str(machine.threads), "COLUMNS": "160"}
     environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-    train(cell.command, fit_arguments(cell, machine), folder, environment, lock, stop)
+    train(cell.command, fit_arguments(cell, machine), folder, environment, lock, stop, cell.located)
     if scores_of(cell, folder) is None:
         run_fgzoo(["test", "--ckpt_path", str(folder)], folder, environment, lock, stop)
 
 
-def train(command: str, typed: list[str], folder: Path, environment: dict[str, str], lock: int, stop: threading.Event) -> None:
+def train(
+    command: str,
+    typed: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    lock: int,
+    stop: threading.Event,
+    located: Sequence[str] = (),
+) -> None:
     """Make the run of a folder, or go on with it where it stopped; nothing where it is done.
 
     Args:
@@ -138,12 +146,13 @@ def train(command: str, typed: list[str], folder: Path, environment: dict[str, s
         environment: Of its process.
         lock: The descriptor of its lock.
         stop: Ends it.
+        located: Options beside that, which name files of this machine.
 
     Raises:
         TrainingError: The folder holds another run, or the training failed.
     """
     begun = command_of(folder)
-    if begun is not None and not is_made_by(command, begun):
+    if begun is not None and not is_made_by(command, begun, located):
         raise TrainingError(f"its folder holds a run of other arguments, move it away: {begun}")
     if not (folder / "cost.json").is_file():
         fresh = [*typed, "--output", str(folder)]

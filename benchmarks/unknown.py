@@ -247,7 +247,7 @@ def measure(method: str, seed: int, machine: Machine, folder: Path, lock: int) -
     places = [word for key, path in weights.items() if path for word in (f"--model.{key}", str(path))]
     typed = ["fit", *arguments.split(), "--data.root", str(root), "--data.csv", str(images), *places]
     environment_of_run = {**os.environ, "OMP_NUM_THREADS": str(machine.threads)}
-    train(f"fgzoo fit {arguments}", typed, folder, environment_of_run, lock, threading.Event())
+    train(f"fgzoo fit {arguments}", typed, folder, environment_of_run, lock, threading.Event(), ["--data.csv"])
     data = FGVCDataModule("folder", root, csv=images, val_fraction=HELD_OUT, seed=seed, num_workers=0)
     model, about = load(folder), environment()
     splits = [answers(model, data.splits[split]) for split in ("train", "val", "test")]

@@ -145,13 +145,17 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING
+
+
 def _prepare_process() -> None:
     """What the verbs need of the process, before torch is imported."""
     if os.environ.get("HOME") is None:
         # Caches of torch, timm and matplotlib fall back to the home folder, which there may be none of.
         os.environ["HOME"] = tempfile.gettempdir()
     # Where it cannot write its cache to the home folder it takes a temporary one, which is nothing to be told.
-    logging.getLogger("matplotlib").addFilter(lambda record: record.levelno > logging.WARNING)
+    logging.getLogger("matplotlib").addFilter(_is_error)
     keep_freed_memory()
     # Threads that spin while they wait make every other process on the cores, loader workers too, many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -306,6 +306,23 @@ def test_a_moved_run_is_scored_where_it_lies(trained: SimpleNamespace, tmp_path:
     assert not (tmp_path / "old").exists()
 
 
+def test_a_run_that_was_stopped_in_its_first_epoch_is_the_last_one(
+    trained: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained.run, tmp_path / "runs" / "old")
+    begun = tmp_path / "runs" / "begun"
+    begun.mkdir()
+    shutil.copy(trained.run / "config.yaml", begun)
+    (begun / "config.yaml").touch()
+    monkeypatch.setenv("FGZOO_RUN_FOLDER", str(tmp_path / "runs" / "old"))  # not what is typed
+    result = fgzoo("fit", "--resume", begun, "--trainer.max_epochs", 1, cwd=tmp_path)
+    assert result.status == 0
+    shutil.rmtree(begun / "checkpoints")
+    (begun / "config.yaml").touch()
+    monkeypatch.delenv("FGZOO_RUN_FOLDER", raising=False)
+    assert "runs/begun holds" in fgzoo("fit", "--resume", "last", "--trainer.max_epochs", 1, cwd=tmp_path).out
+
+
 def test_the_newest_run_is_called_last(trained: SimpleNamespace, tmp_path: Path) -> None:
     shutil.copytree(trained.folder / "runs", tmp_path / "runs")
     assert "runs/cub-baseline/000 is done already" in fgzoo("fit", "--resume", "last").out

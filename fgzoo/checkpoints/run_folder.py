@@ -43,6 +43,13 @@ def new_folder(base: Path) -> Path:
             return folder
 
 
+def newest_begun(base: Path) -> Path | None:
+    """The folder of the run below another one that was written to last, whether it has a checkpoint yet or not."""
+    found = [path.parent for path in base.glob(f"**/{CONFIG}") if _is_run_config(path)]
+    times = {run: max(path.stat().st_mtime for path in (run / CONFIG, run / LAST) if path.is_file()) for run in found}
+    return max(times, key=lambda run: times[run], default=None)
+
+
 def newest_run(base: Path) -> Path | None:
     """The folder of the run below another one, e.g. `runs`, whose last checkpoint is the most recent; `None` without any."""
     found = list(base.glob(f"**/{LAST.as_posix()}")) if base.is_dir() else []
@@ -106,17 +113,22 @@ def resolve(source: str | Path) -> Path:
     raise CheckpointError(f"checkpoint: no file or run folder '{source}'{hint}")
 
 
-def find_run(said: str | Path, base: Path) -> Path:
-    """The folder of the run that is meant: this one, or for `last` the newest below base.
+def find_run(said: str | Path, base: Path, begun: bool = False) -> Path:
+    """The folder of the run that is meant: this one, or for `last` the newest below base that has a checkpoint.
+
+    Args:
+        said: What was typed.
+        base: The folder of runs.
+        begun: A run counts that has no checkpoint yet.
 
     Raises:
         CheckpointError: There is none below base.
     """
     if str(said) != "last":
         return user_path(said)
-    run = newest_run(base)
+    run = newest_begun(base) if begun else newest_run(base)
     if run is None:
-        raise CheckpointError(f"checkpoint 'last': there is no trained run below {base}")
+        raise CheckpointError(f"checkpoint 'last': there is no {'' if begun else 'trained '}run below {base}")
     return run
 
 

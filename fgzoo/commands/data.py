@@ -62,13 +62,13 @@ def info(name: Dataset, *, root: Path | None = None) -> int:
     return 0
 
 
-def verify(name: Dataset, root: Path, *, decode: bool = False) -> int:
+def verify(name: Dataset, root: Path, *, decode: bool | None = None) -> int:
     """Compare a data set with its official counts, and look for every image; images of your own are decoded, too.
 
     Args:
         name: The data set.
         root: Its folder.
-        decode: Decode every image, whatever the data set.
+        decode: Decode every image; by default those of your own.
 
     Returns:
         0 where it is whole, 1 where it is not.
@@ -77,7 +77,7 @@ def verify(name: Dataset, root: Path, *, decode: bool = False) -> int:
 
     if name == "birds":
         raise UsageError("data verify: 'birds' are drawn from a seed; there are no files to verify")
-    report = check(name, root, decode or None)
+    report = check(name, root, decode)
     Console(soft_wrap=True).print(str(report), highlight=False, markup=False)
     return 0 if report.passed else 1
 

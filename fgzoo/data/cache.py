@@ -28,10 +28,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from fgzoo.allocator import keep_in_worker
 from fgzoo.data.download import locked
+from fgzoo.data.loader import Loader
 from fgzoo.data.records import Record
 from fgzoo.errors import DataError, UsageError
 from fgzoo.files import atomic_write, user_path
@@ -260,12 +259,11 @@ class ImageCache:
         free = int(shutil.disk_usage(self.path.parent).free * ROOM)
         least = 3 * self.side**2 * count
         self._check_room(least, free, f"{count} images take at least {least / _GB:.3g} GB")
-        loader: DataLoader[Any] = DataLoader(
-            records,  # type: ignore[arg-type] # any sequence will do
+        loader = Loader(
+            records,
             batch_size=None,
             num_workers=num_workers,
-            collate_fn=self._resized,  # type: ignore[arg-type] # of one record, as there are no batches
-            worker_init_fn=keep_in_worker,
+            collate_fn=self._resized,  # of one record, as there are no batches
             # Without one of its own, a loader draws from torch's: a run that fills would differ from one that does not.
             generator=torch.Generator(),
         )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from fgzoo.allocator import keep_in_worker
 from fgzoo.data import aircraft, bird_drawing, cub, images, synthetic
 from fgzoo.data.cache import CacheMode, ImageCache, disk_folder, pixel_versions
 from fgzoo.data.card import DataCard
@@ -26,6 +23,7 @@ from fgzoo.data.download import prepare
 from fgzoo.data.folder import read_folder
 from fgzoo.data.images import DecoderName, active_decoder, decode
 from fgzoo.data.lists import first_five
+from fgzoo.data.loader import Loader
 from fgzoo.data.records import AircraftLevel, Listing, Record
 from fgzoo.data.samplers import Balance, ClassDecks, EpochSampler
 from fgzoo.data.split import Groups, k_folds, long_tail, stratified_holdout
@@ -460,9 +458,8 @@ class FGVCDataModule(L.LightningDataModule):
 
     def as_tested(self, split: Split) -> DataLoader[Sample | None]:
         """A split in order, every image once and prepared as for testing, whatever the split, in this process alone."""
-        return _Loader(
+        return Loader(
             self.dataset(split, augmented=False), self.eval_batch_size, num_workers=self.num_workers, collate_fn=collate,
-            worker_init_fn=keep_in_worker,
         )  # fmt: skip
 
     def dataset(self, split: Split, augmented: bool = True) -> RecordDataset:
@@ -557,7 +554,7 @@ class FGVCDataModule(L.LightningDataModule):
         sampler = EpochSampler(len(dataset), split == "train", self.seed, *self._rank(), decks)
         sampler.set_epoch(epoch)
         sampler.done = done
-        return _Loader(
+        return Loader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
@@ -565,31 +562,12 @@ class FGVCDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
-            worker_init_fn=keep_in_worker,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
     def _rank(self) -> tuple[int, int]:
         """This process, and how many there are."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-
-class _Loader(DataLoader[Sample | None]):
-    """Its workers start whole, and Ctrl-C is the business of the process that started them."""
-
-    def _get_iterator(self) -> Any:
-        """An interruption waits until the workers are there: at a fork Python would lose it, and workers would die of it."""
-        if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-            return super()._get_iterator()
-        came: list[int] = []
-        # Workers inherit this handler, in which nothing happens.
-        before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-        try:
-            return super()._get_iterator()
-        finally:
-            signal.signal(signal.SIGINT, before)
-            for number in came[:1]:
-                signal.raise_signal(number)
 
 
 def fetch_dataset(name: DatasetName, root: Path) -> None:

@@ -82,7 +82,9 @@ def read_split(path: Path, listing: Listing) -> tuple[dict[str, Split], Listing]
     new = len(listing.records) - len(known)
     labels = {label for _, label, _ in said.values()}
     class_names = tuple(name for name in listing.class_names if name in labels)
-    known = [replace(record, target=class_names.index(listing.class_names[record.target])) for record in known]
+    if class_names != tuple(listing.class_names):
+        targets = {name: target for target, name in enumerate(class_names)}
+        known = [replace(record, target=targets[listing.class_names[record.target]]) for record in known]
     note = f"Images left out because {path.name} of the run does not know them: {new}."
     own_val = {record.name for record in listing.val}
     return parts, replace(

@@ -29,6 +29,8 @@ LABEL_COLUMNS = (
     "categoryname", "target", "breed", "variety", "taxon", "tag", "y", "classid", "labelid", "categoryid",
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage", "part", "dataset", "datasplit")
+#: Words for splits by which a column of yes and no may mean other things.
+AMBIGUOUS = ("valid", "dev", "eval", "evaluation")
 FOLD_COLUMNS = ("fold", "folds", "kfold", "cv", "cvfold")
 
 _EXPECTED = "a header such as path,label,split (filename, image, file; class, species, category, target; set, subset)"
@@ -101,7 +103,8 @@ def read_image_table(csv: Path, root: Path | None = None) -> Table:
     places = _Places(csv, root)
     paths = places.find([entry.said for entry in entries])
     base, found = places.below_root(entries, paths)
-    by_folder = None if columns.split is not None or columns.flags else _splits_by_folder(found)
+    labels = [entry.label for entry in entries]
+    by_folder = None if columns.split is not None or columns.flags else _splits_by_folder(found, labels)
     if by_folder is not None:
         entries = [entry._replace(split=split) for entry, split in zip(entries, by_folder, strict=True)]
 
@@ -203,14 +206,17 @@ def _named_columns(rows: Sequence[Row]) -> _Columns:
     if split is None and "split" in names:
         split = names.index("split")  # whose row is named that says something else
     whole = [i for i in range(len(names)) if i not in (path, label) and _all_splits(rows[1:], i)]
-    if split is None and whole:
-        if len({tuple(map(split_of, cells(i))) for i in whole}) > 1:
-            listed = " and ".join(repr(header.fields[i]) for i in whole)
+    # One of another name says splits where it tells training images from others.
+    telling = [i for i in whole if {"train"} < {*map(split_of, cells(i))}]
+    if split is None and telling:
+        if len({tuple(map(split_of, cells(i))) for i in telling}) > 1:
+            listed = " and ".join(repr(header.fields[i]) for i in telling)
             raise header.error(f"columns {listed} contradict each other; call the one that says the splits split.")
-        split = whole[0]
+        split = telling[0]
     flags = [(i, said) for i, name in enumerate(names) if name[:2] == "is" and (said := split_of(name[2:]))]
     bare = [(i, said) for i, name in enumerate(names) if i not in (path, label, split) and (said := split_of(name))]
-    yes_or_no = [flag for flag in bare if all(cell.lower() in (*_YES, *_NO) for cell in cells(flag[0]))]
+    plain = [flag for flag in bare if names[flag[0]] not in AMBIGUOUS]
+    yes_or_no = [flag for flag in plain if all(cell.lower() in (*_YES, *_NO) for cell in cells(flag[0]))]
     no_classes = (path, split, *known(FOLD_COLUMNS), *(i for i, _ in flags))
     others = [i for i, name in enumerate(names) if name and i not in no_classes]
 
@@ -297,12 +303,17 @@ def _split(row: Row, columns: _Columns) -> Split:
     return marked[0]
 
 
-def _splits_by_folder(paths: Sequence[Path]) -> list[Split] | None:
-    """The splits of the folders that images lie in, the outermost that means one; `None` where an image has none, or all one."""
+def _splits_by_folder(paths: Sequence[Path], labels: Sequence[str]) -> list[Split] | None:
+    """The splits of the folders that images lie in, the outermost that means one and is no class.
+
+    `None` where an image has none, or they do not tell training images from others.
+    """
     depth = len(Path(os.path.commonpath([path.parent for path in paths])).parts)
-    found: list[Split | None] = [next(filter(None, map(split_of, path.parent.parts[depth:])), None) for path in paths]
-    splits = [split for split in found if split is not None]
-    return splits if len(splits) == len(paths) and len(set(splits)) > 1 else None
+    splits: list[Split] = []
+    for path, label in zip(paths, labels, strict=True):
+        said = [split for name in path.parent.parts[depth:] if name != label and (split := split_of(name))]
+        splits += said[:1]
+    return splits if len(splits) == len(paths) and {"train"} < set(splits) else None
 
 
 def _understood(first: Row, columns: _Columns, header: bool, separator: str) -> list[str]:

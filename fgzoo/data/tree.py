@@ -425,7 +425,10 @@ def _left_out(tree: Folder, used: set[Path]) -> list[str]:
 
 def _holds_images(path: Path) -> bool:
     suffixes = image_suffixes()
-    return any(Path(file).suffix.lower() in suffixes for _, _, files in os.walk(path) for file in files)
+    try:
+        return any(Path(name).suffix.lower() in suffixes for name in os.listdir(path))  # noqa: PTH208
+    except OSError:
+        return False
 
 
 def _kinds(files: list[Path]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import FrameType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from types import FrameType, SimpleNamespace, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import lightning as L
 from lightning.pytorch.utilities.parsing import AttributeDict, collect_init_args
@@ -20,19 +20,26 @@ def check_choices(cls: type, arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that are none of the values of their `Literal` in the innermost constructor that declares them.
 
     Args:
-        cls: The class; annotations that a constructor's module cannot resolve while it runs choose nothing.
+        cls: The class; an annotation that its constructor's module cannot resolve while it runs chooses nothing.
         arguments: Of its constructors, by name.
 
     Raises:
         UsageError: Names the argument and its values.
     """
     declared: dict[str, Any] = {}
-    for owner in cls.__mro__:
-        with suppress(NameError):
-            declared |= get_type_hints(vars(owner)["__init__"]) if "__init__" in vars(owner) else {}
+    for constructor in (vars(owner)["__init__"] for owner in cls.__mro__ if "__init__" in vars(owner)):
+        for name, annotation in getattr(constructor, "__annotations__", {}).items():
+            with suppress(NameError, AttributeError, SyntaxError, TypeError):
+                alone = SimpleNamespace(__annotations__={name: annotation})
+                declared |= get_type_hints(alone, getattr(constructor, "__globals__", {}))
     for name, hint in declared.items():
-        if get_origin(hint) is Literal and name in arguments and arguments[name] not in get_args(hint):
-            raise UsageError(f"model.{name}: '{arguments[name]}' is none of {', '.join(map(str, get_args(hint)))}")
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        others = {kind for kind in kinds if get_origin(kind) is not Literal}
+        if not choices or name not in arguments or not others <= {type(None)}:
+            continue
+        if arguments[name] not in choices and not (others and arguments[name] is None):
+            raise UsageError(f"model.{name}: '{arguments[name]}' is none of {', '.join(map(str, choices))}")
 
 
 def require_within(interval: str, **arguments: float | None) -> None:

@@ -210,9 +210,11 @@ class LightningSteps(HasArguments):
         """The optimiser over [parameter_groups][], and its schedule, advanced every batch."""
         given, stages = self.arguments, self.stages()
         groups = self.parameter_groups()
-        if outside := [name for name, one in self.named_parameters() if one.requires_grad and not name.startswith("network.")]:
+        listed = {id(parameter) for group in groups for parameter in group["params"]}
+        if left := [name for name, one in self.named_parameters() if one.requires_grad and id(one) not in listed]:
             raise UsageError(
-                f"model: {first_five(outside)} lies outside of the network, where nothing trains it; put it into build_network()"
+                f"model: {first_five(left)} is in no parameter group, so that nothing trains it; put it into build_network(), "
+                "or give it a group in parameter_groups()"
             )
         for group in groups:
             group["lr"] *= self.lr_factor()

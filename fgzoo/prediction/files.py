@@ -141,20 +141,23 @@ def _below(
         here = _identity(folder)
         if here in above and folder.is_symlink():
             return
-        inside = [child for child in folder.iterdir() if child.name[0] != "." and child.name.lower() not in LITTER]
+        with os.scandir(folder) as entries:
+            kept = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in LITTER]
+            # What the folder itself says of its files costs no look at each of them.
+            inside = [(folder / entry.name, entry.is_dir()) for entry in kept]
     except OSError:
         yield folder, "unread"
         return
     yield folder, "folder"
-    for child in sorted(inside, key=lambda child: natural_order(child.name)):
-        if os.path.isdir(child):  # noqa: PTH112
+    for child, is_folder in sorted(inside, key=lambda one: natural_order(one[0].name)):
+        if is_folder:
             yield from _below(child, above | {here})
         else:
             yield child, "file"
 
 
 def _above(path: Path) -> frozenset[tuple[int, int]]:
-    return frozenset(map(_identity, path.parents))
+    return frozenset(map(_identity, Path(os.path.realpath(path.parent), "_").parents))
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -27,12 +27,11 @@ from typing import NamedTuple, Protocol, TypeAlias, get_args
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from fgzoo.allocator import keep_in_worker
 from fgzoo.data.card import DataCard
 from fgzoo.data.images import decode, from_pillow
+from fgzoo.data.loader import Loader
 from fgzoo.data.shared_memory import no_room
 from fgzoo.data.transforms import Transform, default_resize, resize_transform
 from fgzoo.errors import CheckpointError, DataError, TrainingError, UntrainedError, UsageError
@@ -473,12 +472,11 @@ def batches(
     Yields:
         What [read_views][] returns.
     """
-    loader: DataLoader[ImageLike] = DataLoader(
-        images,  # type: ignore[arg-type] # any sequence will do
+    loader = Loader(
+        images,
         batch_size=batch_size,
         num_workers=min(num_workers, math.ceil(len(images) / batch_size)),
         collate_fn=partial(read_views, prepare),
-        worker_init_fn=keep_in_worker,
         pin_memory=pinned,
         generator=torch.Generator(),  # its own, so that the caller's random numbers stay as they are
     )

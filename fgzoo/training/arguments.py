@@ -64,7 +64,9 @@ def with_implied(verb: str, arguments: list[str]) -> tuple[list[str], Path | Non
     if verb == "fit" and resumed is not None:
         if configured:
             raise UsageError("--resume: a run continues with its own config; leave --config and --model away")
-        folder = find_run(os.environ.get(RUN_VARIABLE) or resumed, base)
+        # Beside the first process of a run, others may see a newer one.
+        told = os.environ.get(RUN_VARIABLE) if resumed == "last" else None
+        folder = find_run(told or resumed, base, begun=True)
         if not (folder / CONFIG).is_file():
             raise UsageError(f"--resume: {folder} is no run's folder (it holds no {CONFIG})")
         return ["--config", str(folder / CONFIG), *_split_of(folder, arguments), *arguments, "--resume", str(folder)], None

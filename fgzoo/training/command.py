@@ -271,7 +271,8 @@ class TrainingCLI(LightningCLI):
         self.run_folder = folder
         if self.verb == "fit":
             os.environ[RUN_VARIABLE] = str(folder)
-        if getattr(rank_zero_only, "rank", 0) or self.dry:
+        # Lightning's own environment knows a node's rank before it knows that of a process.
+        if getattr(rank_zero_only, "rank", 0) or int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) or self.dry:
             return
         resumed = self.verb == "fit" and self.config.fit.resume
         if resumed and not os.access(folder, os.W_OK):
@@ -279,12 +280,12 @@ class TrainingCLI(LightningCLI):
         self.claimed = self.claimed or _missing(folder)
         prepare_folder(folder, self.verb)
         if self.verb == "fit":
-            lock = FileLock(folder / LOCK)
+            lock = FileLock(folder / LOCK, fallback_to_soft=False)
             try:
                 lock.acquire(timeout=0)
             except Timeout as error:
                 way = "" if resumed else ", or give another place by --output"
-                raise UsageError(f"fit: another run is writing to {folder}; let it end{way}") from error
+                raise UsageError(f"fit: another run is writing to {folder} (it holds {LOCK} there); let it end{way}") from error
             except (OSError, NotImplementedError):  # a file system that knows no locks
                 return
             self.lock = lock

@@ -210,6 +210,7 @@ def test_columns_that_mark_a_split_are_read(
         ("path,label,valid", "{path},{label},perhaps", "'valid'"),
         ("path,label,split,phase", "{path},{label},{split},train", "'phase'"),
         ("path,label,split,is_test", "{path},{label},{split},1", "'is_test'"),
+        ("path,label,valid", "{path},{label},1", "'valid'"),
         ("path,label,category", "{path},{label},bird", "'category'"),
     ],
 )
@@ -218,6 +219,18 @@ def test_columns_that_look_as_if_they_were_read_are_named(
 ) -> None:
     notes = read_folder(root, write_lines(tmp_path / "list.csv", [header, *rows(form)])).notes
     assert any(f"list.csv: not read: {unread};" in note for note in notes)
+
+
+def test_words_for_splits_that_set_no_training_image_apart_say_other_things(root: Path, tmp_path: Path) -> None:
+    listing = read_folder(root, write_lines(tmp_path / "list.csv", ["path,label,status", *rows("{path},{label},valid")]))
+    assert (len(listing.train), len(listing.val), len(listing.test)) == (8, 0, 0)
+
+
+def test_class_folders_called_as_splits_are_classes(tmp_path: Path) -> None:
+    lines = [f"{name}/{i}.jpg,{name}" for name in ("train", "validate", "eval") for i in range(2)]
+    for line in lines:
+        save(tmp_path / line.partition(",")[0])
+    assert len(read_folder(tmp_path, write_lines(tmp_path / "list.csv", ["path,label", *lines])).train) == 6
 
 
 def test_names_beside_numbers_of_classes_are_read(root: Path, tmp_path: Path) -> None:
@@ -275,7 +288,10 @@ BAD = {
     "neither true nor false": (["path,label,is_valid", "crow/crow0.jpg,crow,"], "line 2: '' does not say whether .* in val"),
     "in two splits": (["path,label,is_valid,is_test", "crow/crow0.jpg,crow,1,1"], "line 2: the image is in val and test; give"),
     "in no split": (["path,label,is_train", "crow/crow0.jpg,crow,False"], "line 2: the image is in no split; give a column"),
-    "two columns of splits": (["path,label,phase,mode", "crow/crow0.jpg,crow,train,test"], "'phase' and 'mode' contradict"),
+    "two columns of splits": (
+        ["path,label,phase,mode", "crow/crow0.jpg,crow,train,test", "crow/crow1.jpg,crow,test,train"],
+        "'phase' and 'mode' contradict",
+    ),
     "a label that is nan": (["path,label", "crow/crow0.jpg,nan"], "line 2: the label is 'nan', as tools write an empty cell"),
     "no column of images": (["label,weight", "crow,1"], "line 1: no column of images among label, weight"),
     "two columns of one name": (["path,label,Label", "crow/crow0.jpg,a,b"], "line 1: two columns are called 'label'"),

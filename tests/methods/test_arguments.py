@@ -92,3 +92,15 @@ def test_choices_of_a_subclass_are_checked_too() -> None:
     assert Pooled(3, "max", **TINY).arguments.pool == "max"
     with pytest.raises(UsageError, match=r"model\.pool: 'sum' is none of mean, max"):
         Pooled(3, "sum", **TINY)
+
+
+def test_an_annotation_that_cannot_be_read_switches_off_no_other() -> None:
+    class Pooled(Baseline):
+        def __init__(self, num_classes: int, pool: Literal["mean", "max"] | None = None, prior: Any = 0, **others: Any) -> None:
+            super().__init__(num_classes, **others)
+
+    for annotation in ("torch.Nothing", "no name", "Unknown", "Any.nothing"):
+        Pooled.__init__.__annotations__["prior"] = annotation
+        assert Pooled(3, **TINY).arguments.pool is None
+        with pytest.raises(UsageError, match=r"model\.pool: 'sum' is none of mean, max"):
+            Pooled(3, "sum", **TINY)

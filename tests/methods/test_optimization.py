@@ -123,11 +123,16 @@ def test_a_layer_with_a_rate_of_its_own_stands_beside_those_that_decay() -> None
     assert [group["lr"] for group in groups if any(p is patches for p in group["params"])] == [3.0]
 
 
-def test_a_parameter_outside_of_the_network_is_refused(tmp_path: Path) -> None:
+def test_a_parameter_that_no_group_has_is_refused(tmp_path: Path) -> None:
     class Scaled(Baseline):
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
             self.scale = torch.nn.Parameter(torch.ones(()))
 
-    with pytest.raises(UsageError, match=r"model: scale lies outside of the network, where nothing trains it"):
+    class Grouped(Scaled):
+        def parameter_groups(self) -> list[dict[str, Any]]:
+            return [*super().parameter_groups(), {"params": [self.scale], "lr": 0.1, "name": "scale"}]
+
+    with pytest.raises(UsageError, match=r"model: scale is in no parameter group, so that nothing trains it"):
         trainer(tmp_path, max_epochs=1).fit(make(Scaled), loader())
+    trainer(tmp_path, max_epochs=1).fit(make(Grouped), loader())

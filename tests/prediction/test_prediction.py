@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,6 +156,13 @@ def test_a_folder_that_links_to_those_above_is_read_once(tree: Path, name: str) 
     assert len(prediction_files.image_paths([name], io.StringIO())) == len(TREE)
 
 
+@pytest.mark.parametrize("name", ["../new*", "../newest/**/*.jpg"])
+def test_a_link_beside_the_folder_one_is_in_is_no_link_back(tree: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "newest").symlink_to("c.d")
+    monkeypatch.chdir(tree / "c.d")
+    assert prediction_files.image_paths([name], io.StringIO()) == [Path("../newest/x.jpg")]
+
+
 @pytest.mark.parametrize(
     ("pattern", "found"),
     [("tree/*.jpg", ["b2.jpg"]), ("tree/**/*.jp*", ["a/y 1/ü.jpeg", "b2.jpg", "c.d/x.jpg"]), ("tree/*", TREE), ("tree/**", TREE)],
@@ -230,14 +237,14 @@ def test_a_path_that_cannot_be_looked_at_is_a_row(trained: SimpleNamespace, phot
 
 @pytest.mark.parametrize("name", ["tree", "tree/**/*", "tree/*"])
 def test_a_folder_that_cannot_be_read_stands_among_the_others(tree: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    inside = Path.iterdir  # whatever the permissions, the superuser may read a folder
+    inside = os.scandir  # whatever the permissions, the superuser may read a folder
 
-    def iterdir(self: Path) -> Iterator[Path]:
-        if self.name == "a":
-            raise PermissionError(errno.EACCES, "Permission denied", str(self))
-        return inside(self)
+    def scandir(folder: Any) -> Any:
+        if os.path.basename(folder) == "a":  # noqa: PTH119
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return inside(folder)
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(os, "scandir", scandir)
     found = [path.relative_to("tree").as_posix() for path in prediction_files.image_paths([name], io.StringIO())]
     assert found == ["a", *TREE[2:]]
 

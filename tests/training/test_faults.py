@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 
 from fgzoo.data import datamodule
 from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.data.loader import Loader
 from fgzoo.errors import TrainingError
 from fgzoo.methods.baseline import Baseline
 from fgzoo.training.command import LogConsole
@@ -209,11 +211,30 @@ def test_a_folder_is_one_runs_as_long_as_that_lasts(tmp_path: Path) -> None:
     run = start(tmp_path, "--output", "run", "--trainer.max_epochs", 4000, "--data.num_workers", 2, **quiet)
     wait_for(tmp_path / "run/checkpoints/last.ckpt", run)
     for other, way in ((("--resume", "run"), ""), ((*BIRDS, "--output", "run"), ", or give another place by --output")):
-        assert fgzoo("fit", *other).err == f"fgzoo: fit: another run is writing to run; let it end{way}\n"
+        assert fgzoo("fit", *other).err == f"fgzoo: fit: another run is writing to run (it holds .lock there); let it end{way}\n"
     run.kill()
     run.communicate(timeout=SECONDS)
     assert "done already" in fgzoo("fit", "--resume", "run", "--trainer.max_epochs", 1).out
     assert not (tmp_path / "run/.lock").exists()
+
+
+def test_a_file_system_without_locks_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    result = fit(make_cub(tmp_path / "data"), "--output", "run")
+    assert (result.status, result.err) == (0, "")
+
+
+def test_nodes_of_lightnings_own_environment_share_a_folder(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        peers = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    how = ("--output", "run", "--trainer.max_epochs", 1, "--trainer.num_nodes", 2, "--trainer.strategy", "ddp")
+    nodes = [start(tmp_path, *how, NODE_RANK=str(number), **peers) for number in range(2)]
+    said = [node.communicate(timeout=SECONDS) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
 
 
 def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
@@ -265,10 +286,13 @@ def test_ctrl_c_while_a_loader_worker_starts_ends_the_run(tmp_path: Path) -> Non
     assert result.err == "fgzoo: interrupted; go on by fgzoo fit --resume run\n"
 
 
-def test_ctrl_c_is_nothing_to_a_loader_worker(tmp_path: Path) -> None:
-    batches: Any = iter(FGVCDataModule("cub", make_cub(tmp_path / "data"), 64, 64, batch_size=3, num_workers=1).test_dataloader())
-    os.kill(batches._workers[0].pid, signal.SIGINT)
-    assert sum(len(targets) for _, targets, _ in batches) == 6
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_ctrl_c_is_nothing_to_a_loader_worker(start_method: str) -> None:
+    loader = Loader(range(40), num_workers=1, prefetch_factor=2, multiprocessing_context=start_method)
+    items: Any = iter(loader)
+    assert int(next(items)) == 0  # so it has begun
+    os.kill(items._workers[0].pid, signal.SIGINT)
+    assert [int(item) for item in items] == list(range(1, 40))
 
 
 def test_the_file_that_kills_a_loader_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
