@@ -343,6 +343,11 @@ def test_no_verb_names_an_option_of_another_one_for_a_checkpoint(verb: str) -> N
     assert fgzoo(verb, *arguments).err.startswith("fgzoo: checkpoint 'last': there is no trained run below ")
 
 
+def test_a_missing_checkpoint_is_called_as_it_was_typed() -> None:
+    said = fgzoo("fit", "--config", "birds", "--model", "baseline", "--ckpt_path", "best").err
+    assert said.startswith("fgzoo: checkpoint 'best': there is no trained run below ")
+
+
 def test_an_untrained_model_is_not_tested_in_python_either(plain: SimpleNamespace) -> None:
     data = FGVCDataModule("cub", plain.root, image_size=64, num_workers=0)
     model = create_model("baseline", 3, "test_efficientnet", pretrained=False)

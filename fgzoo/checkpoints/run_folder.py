@@ -124,11 +124,13 @@ def find_run(said: str | Path, base: Path, begun: bool = False) -> Path:
     Raises:
         CheckpointError: There is none below base.
     """
-    if str(said) != "last":
-        return user_path(said)
+    return _newest("last", base, begun) if str(said) == "last" else user_path(said)
+
+
+def _newest(said: str, base: Path, begun: bool = False) -> Path:
     run = newest_begun(base) if begun else newest_run(base)
     if run is None:
-        raise CheckpointError(f"checkpoint 'last': there is no {'' if begun else 'trained '}run below {base}")
+        raise CheckpointError(f"checkpoint '{said}': there is no {'' if begun else 'trained '}run below {base}")
     return run
 
 
@@ -147,7 +149,7 @@ def find_checkpoint(said: str, base: Path) -> Path:
     """
     if said not in ("last", "best"):
         return resolve(said)
-    run = find_run("last", base)
+    run = _newest(said, base)
     path = run / (LAST if said == "last" else BEST)
     if not path.is_file():
         raise CheckpointError(
