@@ -19,8 +19,9 @@ from pathlib import Path
 
 from fgzoo.allocator import keep_freed_memory
 from fgzoo.commands import COMMANDS
-from fgzoo.errors import TrainingError, UsageError, did_you_mean
+from fgzoo.errors import TrainingError, UsageError
 from fgzoo.methods import import_path
+from fgzoo.wording import did_you_mean
 
 #: Verb -> what it does, as `fgzoo --help` shows it.
 VERBS = {

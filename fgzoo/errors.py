@@ -7,9 +7,6 @@ traceback. [TrainingError][] is what happens to a run on its way.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 
 class UsageError(Exception):
     """Wrong usage or wrong input: one readable line, exit status 2."""
@@ -33,19 +30,3 @@ class TrainingError(Exception):
 
 class UntrainedError(UsageError):
     """An answer was asked of a network that has never been trained."""
-
-
-def did_you_mean(said: str, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> str:
-    """The end of a message about a wrong name.
-
-    Args:
-        said: The wrong name.
-        known: The right ones.
-        cutoff: How similar one must be, from 0 to 1.
-        most: How many are proposed.
-
-    Returns:
-        E.g. `; did you mean 'cub/rra'?`, or nothing where none is near.
-    """
-    near = difflib.get_close_matches(said, list(known), n=most, cutoff=cutoff)
-    return f"; did you mean {', '.join(map(repr, near))}?" if near else ""

@@ -16,6 +16,8 @@ from typing import Any, overload
 
 import yaml
 
+from fgzoo.errors import UsageError
+
 
 @overload
 def user_path(said: str | Path) -> Path: ...
@@ -37,6 +39,22 @@ def is_file(path: Path) -> bool:
 def is_stream(path: Path) -> bool:
     """Whether a pipe or a device is there, which is written straight into."""
     return os.path.exists(path) and not is_file(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112 - as above
+
+
+def prepare_folder(folder: Path, verb: str) -> None:
+    """Make a folder to write to.
+
+    Raises:
+        UsageError: It cannot be made or written to; in the verb's name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"cannot be made ({error.strerror or error})"
+    else:
+        why = "" if os.access(folder, os.W_OK) else "cannot be written to"
+    if why:
+        raise UsageError(f"{verb}: {folder} {why}; give another place by --output")
 
 
 #: An absolute path in a text, after what may stand before one; `https://...` and `hf://...` are none.

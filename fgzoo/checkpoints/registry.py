@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from fgzoo.errors import CheckpointError, did_you_mean
+from fgzoo.errors import CheckpointError
 from fgzoo.files import atomic_write, parse_yaml, user_path
 from fgzoo.methods import BUILT_IN
 from fgzoo.recipes import recipe_files
+from fgzoo.wording import did_you_mean
 
 #: The list that is part of the package.
 REGISTRY = Path(__file__).parent / "zoo.yaml"

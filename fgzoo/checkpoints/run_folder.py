@@ -10,8 +10,9 @@ import yaml
 from fgzoo.checkpoints.download import fetch_checkpoint
 from fgzoo.checkpoints.hub import SCHEME
 from fgzoo.checkpoints.registry import list_checkpoints
-from fgzoo.errors import CheckpointError, UsageError, did_you_mean
+from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.files import parse_yaml, user_path
+from fgzoo.wording import did_you_mean
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"

@@ -9,7 +9,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from fgzoo.commands.models import load_models, loader_processes
 from fgzoo.errors import UsageError
-from fgzoo.files import is_file
+from fgzoo.files import is_file, prepare_folder
 
 
 def explain(
@@ -57,7 +57,7 @@ def explain(
     explained = None if class_ == "predicted" else class_
     workers = loader_processes(num_workers, single_batch=len(paths) <= batch_size)
     found = explanation.explain(model, list(paths), top_k, explained, batch_size, workers)
-    files.prepare_folder(output, "explain")
+    prepare_folder(output, "explain")
     with files.Watch(len(paths), "explain") as watch:
         counted = watch.predictions(found)
         drawn = pictures.write_pictures(output, paths, counted) if png else counted

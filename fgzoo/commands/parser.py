@@ -20,8 +20,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
-from fgzoo.errors import UsageError, did_you_mean
+from fgzoo.errors import UsageError
 from fgzoo.files import user_path
+from fgzoo.wording import did_you_mean
 
 Verb = Callable[..., int]
 

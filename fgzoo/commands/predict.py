@@ -11,7 +11,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from fgzoo.commands.models import load_models, loader_processes
 from fgzoo.errors import UsageError
-from fgzoo.files import is_stream
+from fgzoo.files import is_stream, prepare_folder
 from fgzoo.prediction import Form, Precision, Reject, TestTime
 
 #: What predictions and features can be written as; by default a file's suffix says it.
@@ -82,7 +82,7 @@ def predict(
     from fgzoo.prediction import files, inference
 
     if output is not None and not is_stream(output):
-        files.prepare_folder(output.resolve().parent, "predict")
+        prepare_folder(output.resolve().parent, "predict")
     paths = files.image_paths(images, sys.stdin)
     models = load_models([checkpoint, *also], trust, files.find_device(device))
     resized = models if size is None else [model.at_size(size) for model in models]

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fgzoo.data.folder import list_folder
-from fgzoo.data.lists import box_from_one, by_name, checked, first_five
+from fgzoo.data.lists import box_from_one, by_name, checked
 from fgzoo.data.matlab import read_matlab
 from fgzoo.data.records import Listing, Record
 from fgzoo.errors import DataError, UsageError
+from fgzoo.wording import first_five
 
 #: The official files and their md5; they have no address any more.
 OFFICIAL_FILES = {

@@ -22,7 +22,6 @@ from fgzoo.data.dataset import RecordDataset, Sample, collate
 from fgzoo.data.download import prepare
 from fgzoo.data.folder import read_folder
 from fgzoo.data.images import DecoderName, active_decoder, decode
-from fgzoo.data.lists import first_five
 from fgzoo.data.loader import Loader
 from fgzoo.data.records import AircraftLevel, Listing, Record
 from fgzoo.data.samplers import Balance, ClassDecks, EpochSampler
@@ -41,6 +40,7 @@ from fgzoo.data.transforms import (
 from fgzoo.data.tree import Split
 from fgzoo.errors import DataError, UsageError
 from fgzoo.files import user_path
+from fgzoo.wording import first_five
 
 DatasetName = Literal["birds", "cub", "cars", "aircraft", "folder"]
 

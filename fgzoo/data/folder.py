@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from fgzoo.data.lists import checked, consistent, first_five
+from fgzoo.data.lists import checked, consistent
 from fgzoo.data.records import Listing, Record
 from fgzoo.data.tables import read_image_table
 from fgzoo.data.tree import ARCHIVES, TABLES, Labelled, Split, natural_order, read_class_folders, table_within
 from fgzoo.errors import DataError
+from fgzoo.wording import first_five
 
 
 def read_folder(root: Path, csv: Path | None = None) -> Listing:

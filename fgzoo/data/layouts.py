@@ -8,10 +8,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fgzoo.data.datamodule import DatasetName, FGVCDataModule
-from fgzoo.data.lists import first_five
 from fgzoo.data.split import stratified_holdout
 from fgzoo.errors import DataError
 from fgzoo.files import user_path
+from fgzoo.wording import first_five
 
 #: Shares that are set apart where the data itself has no such part: of all images for testing, of the others for validation.
 TEST_FRACTION = 0.2

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from fgzoo.data.records import Box, Listing, Record
 from fgzoo.errors import DataError
 from fgzoo.files import file_hash, is_file
+from fgzoo.wording import first_five
 
 #: Byte order marks and the encodings they stand for; that of UTF-32 begins as that of UTF-16 does.
 _MARKS = (
@@ -172,11 +173,6 @@ def box_from_one(x0: float, y0: float, x1: float, y1: float) -> Box:
 def by_name(records: Iterable[Record]) -> tuple[Record, ...]:
     """Sort records by name, so that neither the file system nor a list's order matters."""
     return tuple(sorted(records, key=lambda record: record.name))
-
-
-def first_five(names: Sequence[str]) -> str:
-    """The first five of many names, separated by commas; an ellipsis where there are more."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def missing_images(listing: Listing) -> list[str]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fgzoo.data.images import image_suffixes
 from fgzoo.data.lists import Row, read_text
-from fgzoo.data.tree import SPLIT_NAMES, Labelled, Split, find_images, natural_order, split_of
+from fgzoo.data.tree import SPLIT_NAMES, Labelled, Split, find_pictures, natural_order, split_of
 from fgzoo.errors import DataError
 from fgzoo.files import is_file
 
@@ -407,9 +407,8 @@ class _Places:
     @cached_property
     def _by_key(self) -> dict[str, Path]:
         """The images below the root, by their path without case and with composed accents; empty where there is no folder."""
-        return (
-            {_key(path.relative_to(self.root).as_posix()): path for path in find_images(self.root)} if self.root.is_dir() else {}
-        )
+        found = find_pictures(self.root) if self.root.is_dir() else []
+        return {_key(path.relative_to(self.root).as_posix()): path for path in found}
 
     def _as_stored(self, path: Path) -> Path:
         """A path as the file system spells it: it may tell case, or composed from decomposed accents."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 from fgzoo.data.images import image_suffixes, picture_suffixes, why_unread
-from fgzoo.data.lists import first_five
 from fgzoo.errors import DataError
+from fgzoo.wording import first_five
 
 Split = Literal["train", "val", "test"]
 
@@ -109,51 +109,84 @@ def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
     Raises:
         DataError: A folder cannot be read.
     """
-    files: list[Path] = []
-    folders: list[Folder] = []
     try:
-        here = path.stat()
-        within = above | {(here.st_dev, here.st_ino)}
-        with os.scandir(path) as entries:
-            found = [entry for entry in entries if entry.name.lower() not in LITTER]
-        hidden = sorted(path / entry.name for entry in found if entry.name[0] == "." and _is_folder(entry))
-        kept = [entry for entry in found if entry.name[0] != "."]
-        for entry in sorted(kept, key=lambda entry: natural_order(entry.name)):
-            child = path / entry.name
-            if not _is_folder(entry):
-                files.append(child)
-            elif not entry.is_symlink() or _identity(child) not in within:
-                folders.append(scan(child, within))
+        found = _contents(path, above)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    files = [child for child, is_folder in found.children if not is_folder]
+    folders = tuple(scan(child, found.within) for child, is_folder in found.children if is_folder)
     suffixes = image_suffixes()
     images = tuple(file for file in files if file.suffix.lower() in suffixes)
     others = tuple(file for file in files if file.suffix.lower() not in suffixes)
     count = len(images) + sum(folder.count for folder in folders)
-    return Folder(path, images, others, tuple(folders), tuple(hidden), count)
+    return Folder(path, images, others, folders, found.hidden, count)
 
 
-def find_images(path: Path) -> list[Path]:
-    """The pictures below a folder at any depth, in natural order; litter and files that are no pictures are left out.
+def walk(
+    path: Path, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[Path, Literal["file", "folder", "unread"]]]:
+    """A folder and what lies below it at any depth, in natural order and without litter, while it is read.
 
     Args:
-        path: The folder; symbolic links are followed, those back to a folder above are not.
+        path: The folder; symbolic links are followed.
+        above: Device and number of the folders that this one lies in; a link back to one of them is not followed.
 
-    Returns:
-        Their paths; a folder's images stand where its name does among its neighbours. Pictures that need a package, and
-        cameras' raw files, are among them, so that no photo is passed over in silence.
+    Yields:
+        Paths, each with what it is; a folder that cannot be read is `unread`.
+    """
+    try:
+        if _leads_back(path, above):
+            return
+        found = _contents(path, above)
+    except OSError:
+        yield path, "unread"
+        return
+    yield path, "folder"
+    for child, is_folder in found.children:
+        if is_folder:
+            yield from walk(child, found.within)
+        else:
+            yield child, "file"
+
+
+def find_pictures(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> list[Path]:
+    """The pictures that [walk][] finds, and the folders that cannot be read, perhaps this one itself.
+
+    Pictures that need a package, and cameras' raw files, are among them, so that no photo is passed over in silence.
+    """
+    suffixes = picture_suffixes()
+    found = walk(path, above)
+    return [inner for inner, what in found if what == "unread" or (what == "file" and inner.suffix.lower() in suffixes)]
+
+
+def folders_above(path: Path) -> frozenset[tuple[int, int]]:
+    """Device and number of the folders that a path lies in, as [walk][] takes them."""
+    return frozenset(map(_identity, Path(os.path.realpath(path.parent), "_").parents))
+
+
+class _Contents(NamedTuple):
+    """What lies in a folder itself, in natural order and without litter.
+
+    Attributes:
+        children: Files and folders, each with whether it is a folder.
+        hidden: Folders whose name begins with a dot.
+        within: Device and number of this folder and those above it.
     """
 
-    def pictures(folder: Folder) -> Iterator[Path]:
-        unread = [file for file in folder.others if file.suffix.lower() in picture_suffixes()]
-        inner = {child.path: child for child in folder.folders}
-        for entry in sorted((*folder.images, *unread, *inner), key=lambda entry: natural_order(entry.name)):
-            if entry in inner:
-                yield from pictures(inner[entry])
-            else:
-                yield entry
+    children: list[tuple[Path, bool]]
+    hidden: tuple[Path, ...]
+    within: frozenset[tuple[int, int]]
 
-    return list(pictures(scan(path)))
+
+def _contents(path: Path, above: frozenset[tuple[int, int]]) -> _Contents:
+    within = above | {_identity(path)}
+    with os.scandir(path) as entries:
+        # What the folder itself says of its files costs no look at each of them.
+        found = [(path / entry.name, _is_folder(entry)) for entry in entries if entry.name.lower() not in LITTER]
+    hidden = tuple(sorted(child for child, is_folder in found if child.name[0] == "." and is_folder))
+    seen = ((child, is_folder) for child, is_folder in found if child.name[0] != ".")
+    kept = [(child, is_folder) for child, is_folder in seen if not (is_folder and _leads_back(child, within))]
+    return _Contents(sorted(kept, key=lambda one: natural_order(one[0].name)), hidden, within)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -161,6 +194,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _leads_back(path: Path, above: frozenset[tuple[int, int]]) -> bool:
+    """Whether a path is a symbolic link to one of the folders above it."""
+    return path.is_symlink() and _identity(path) in above
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -15,10 +15,11 @@ from fgzoo.data.datamodule import usable_cores
 from fgzoo.data.duplicates import told
 from fgzoo.data.folder import list_folder
 from fgzoo.data.images import decode
-from fgzoo.data.lists import copied_files, first_five, missing_images
+from fgzoo.data.lists import copied_files, missing_images
 from fgzoo.data.records import Listing
 from fgzoo.errors import DataError, UsageError
 from fgzoo.files import is_file
+from fgzoo.wording import first_five
 
 
 class Counts(NamedTuple):

@@ -37,9 +37,8 @@ from fgzoo.export.graph import (
 )
 from fgzoo.export.parity import Parity, Run, compare, comparison_images, prepared, read
 from fgzoo.export.quantization import INT8_LIMITS, QuantizationImages, check_loss, measure, quantized
-from fgzoo.files import user_path
+from fgzoo.files import prepare_folder, user_path
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.prediction.files import prepare_folder
 from fgzoo.prediction.inference import ImageLike, listed, required_card
 
 #: What a format needs; torch.export needs nothing more than torch.

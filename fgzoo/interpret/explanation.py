@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fgzoo.errors import UsageError, did_you_mean
+from fgzoo.errors import UsageError
 from fgzoo.interpret.metrics import grad_cam
 from fgzoo.nn.backbone import Backbone
 from fgzoo.nn.passes import shared_passes
@@ -30,6 +30,7 @@ from fgzoo.prediction.inference import (
     views_transform,
 )
 from fgzoo.prediction.rejection import UNKNOWN
+from fgzoo.wording import did_you_mean
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier

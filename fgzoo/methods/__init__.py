@@ -10,7 +10,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgzoo.errors import UsageError, did_you_mean
+from fgzoo.errors import UsageError
+from fgzoo.wording import did_you_mean
 
 if TYPE_CHECKING:
     from fgzoo.methods.base import FineGrainedClassifier as FineGrainedClassifier

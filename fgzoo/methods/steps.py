@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics.classification import MulticlassAccuracy
 
-from fgzoo.data.lists import first_five
 from fgzoo.errors import UntrainedError, UsageError
 from fgzoo.methods.arguments import HasArguments
 from fgzoo.methods.evaluation import Evaluation
@@ -27,6 +26,7 @@ from fgzoo.methods.run_length import epoch_steps, run_steps
 from fgzoo.methods.training_stages import EnterStages, TrainingStage, stage_at, stage_ends
 from fgzoo.nn.output import MethodOutput
 from fgzoo.prediction.rejection import Calibration
+from fgzoo.wording import first_five
 
 Batch = tuple[Tensor, Tensor, Tensor]
 

@@ -13,9 +13,10 @@ from timm.models import get_model_input_config
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import nn
 
-from fgzoo.errors import CheckpointError, UsageError, did_you_mean
+from fgzoo.errors import CheckpointError, UsageError
 from fgzoo.nn import birds_resnet  # noqa: F401 - timm knows it from here on
 from fgzoo.nn.weights import read_weights
+from fgzoo.wording import did_you_mean
 
 #: Smallest sides of images, by timm's module, of networks that are left without a pixel by smaller ones.
 SMALLEST_SIDES = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v2": 75, "ghostnet": 33} | dict.fromkeys(

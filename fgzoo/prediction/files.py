@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TextIO, TypeVar
+from typing import Any, NamedTuple, Protocol, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgzoo.data.images import picture_suffixes
-from fgzoo.data.tree import LITTER, natural_order
+from fgzoo.data.tree import LITTER, find_pictures, folders_above, natural_order, walk
 from fgzoo.errors import TrainingError, UsageError
 from fgzoo.files import atomic_write, user_path
 from fgzoo.prediction import Form
@@ -63,7 +63,7 @@ def image_paths(arguments: Sequence[str], stdin: TextIO, verb: str = "predict") 
         path = Path(name)
         # Brackets are common in names, so what exists is no pattern.
         pattern = typed and glob.has_magic(name) and not os.path.exists(path)  # noqa: PTH110 - Path.exists raises
-        matches = _matches(name) if pattern else _pictures(path) if os.path.isdir(path) else [path]  # noqa: PTH112
+        matches = _matches(name) if pattern else find_pictures(path) if os.path.isdir(path) else [path]  # noqa: PTH112
         empty += not matches
         found += matches or [path]
     if empty == len(named):  # true of an empty list, too
@@ -95,7 +95,7 @@ def _matches(pattern: str) -> list[Path]:
         if any(part.lower() in LITTER for part in match.parts):  # hidden files match no pattern by themselves
             continue
         if os.path.isdir(match):  # noqa: PTH112
-            found += _pictures(match, _above(match))
+            found += find_pictures(match, folders_above(match))
         elif match.suffix.lower() in picture_suffixes():
             found.append(match)
     # `**` matches folders as well as the images in them.
@@ -112,73 +112,11 @@ def _globbed(folder: Path, pattern: Sequence[str]) -> Iterator[Path]:
         if not rest:
             yield start
         elif os.path.isdir(start):  # noqa: PTH112
-            for path, what in _below(start, _above(start)):
+            for path, what in walk(start, folders_above(start)):
                 if what == "folder":
                     yield from _globbed(path, rest)
                 elif what == "unread":
                     yield path
-
-
-def _pictures(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> list[Path]:
-    """The pictures that [_below][] finds, and the folders that cannot be read, perhaps this one itself."""
-    return [
-        path
-        for path, what in _below(folder, above)
-        if what == "unread" or (what == "file" and path.suffix.lower() in picture_suffixes())
-    ]
-
-
-def _below(
-    folder: Path, above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[tuple[Path, Literal["file", "folder", "unread"]]]:
-    """A folder and what lies below it, each with what it is, in natural order and without litter.
-
-    Args:
-        folder: The folder; symbolic links are followed.
-        above: Device and number of the folders that this one lies in; a link back to one of them is not followed.
-    """
-    try:
-        here = _identity(folder)
-        if here in above and folder.is_symlink():
-            return
-        with os.scandir(folder) as entries:
-            kept = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in LITTER]
-            # What the folder itself says of its files costs no look at each of them.
-            inside = [(folder / entry.name, entry.is_dir()) for entry in kept]
-    except OSError:
-        yield folder, "unread"
-        return
-    yield folder, "folder"
-    for child, is_folder in sorted(inside, key=lambda one: natural_order(one[0].name)):
-        if is_folder:
-            yield from _below(child, above | {here})
-        else:
-            yield child, "file"
-
-
-def _above(path: Path) -> frozenset[tuple[int, int]]:
-    return frozenset(map(_identity, Path(os.path.realpath(path.parent), "_").parents))
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def prepare_folder(folder: Path, verb: str) -> None:
-    """Make a folder to write to.
-
-    Raises:
-        UsageError: It cannot be made or written to; in the verb's name.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = f"cannot be made ({error.strerror or error})"
-    else:
-        why = "" if os.access(folder, os.W_OK) else "cannot be written to"
-    if why:
-        raise UsageError(f"{verb}: {folder} {why}; give another place by --output")
 
 
 def find_device(name: str, verb: str = "predict") -> torch.device:

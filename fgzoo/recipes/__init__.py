@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from fgzoo.errors import UsageError, did_you_mean
+from fgzoo.errors import UsageError
 from fgzoo.files import parse_yaml, user_path
+from fgzoo.wording import did_you_mean
 
 FOLDER = Path(__file__).parent
 

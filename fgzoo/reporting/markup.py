@@ -10,6 +10,7 @@ from PIL import Image
 
 from fgzoo.prediction.rejection import REJECTED, Calibration
 from fgzoo.reporting.photos import embedded
+from fgzoo.wording import plural
 
 #: What people call the parts of a run's images.
 PARTS: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
@@ -25,11 +26,6 @@ def class_name(name: str) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """A share, or a dash where there is none."""
     return "–" if np.isnan(share) else f"{100 * share:.{digits}f}\u00a0%"
-
-
-def plural(count: int, one: str, many: str) -> str:
-    """A number and what it counts."""
-    return f"{count:,} {one if count == 1 else many}"
 
 
 def few_below(found: Calibration) -> str:

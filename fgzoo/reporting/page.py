@@ -13,19 +13,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fgzoo.data.lists import first_five
 from fgzoo.files import shown_folder, without_places
 from fgzoo.interpret.page import fill, head, json_data, packaged, policy
 from fgzoo.methods import method_name
 from fgzoo.methods.evaluation import tail_classes
 from fgzoo.reporting.findings import Copies, DoubtfulLabel
-from fgzoo.reporting.markup import PARTS, percent, plural
+from fgzoo.reporting.markup import PARTS, percent
 from fgzoo.reporting.photos import Photos
 from fgzoo.reporting.pictured import classes_section, copies_section, doubts_section, mistakes_section
 from fgzoo.reporting.plotted import confidence_section, confusion_section, matrix, training_section
 from fgzoo.reporting.run import Run
 from fgzoo.reporting.scores import HELD_OUT, Scores, at_share, calibration_error, coverage, interval, reliability
 from fgzoo.version import __version__
+from fgzoo.wording import first_five, plural
 
 
 def page(run: Run, photos: Photos, doubts: Sequence[DoubtfulLabel] | None, copies: Copies | None, mistakes: int) -> str:

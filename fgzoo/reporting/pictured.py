@@ -10,10 +10,11 @@ import numpy as np
 from fgzoo.files import without_places
 from fgzoo.reporting import charts
 from fgzoo.reporting.findings import Copies, CopyGroup, DoubtfulLabel
-from fgzoo.reporting.markup import PARTS, SHOWN, class_name, figure, folded, image, path_line, percent, plural, rest_line
+from fgzoo.reporting.markup import PARTS, SHOWN, class_name, figure, folded, image, path_line, percent, rest_line
 from fgzoo.reporting.photos import BESIDE, EXAMPLE, Looked, Photos, look
 from fgzoo.reporting.run import Run
 from fgzoo.reporting.scores import HELD_OUT, Scores, interval
+from fgzoo.wording import plural
 
 #: Photos of a class in its row, wrong answers among them at most; and of all classes, which each have one at least.
 EXAMPLES, WRONG, ROWS = 3, 1, 900

@@ -9,9 +9,10 @@ import numpy as np
 
 from fgzoo.prediction.rejection import SCORES
 from fgzoo.reporting import charts
-from fgzoo.reporting.markup import class_name, few_below, percent, plural
+from fgzoo.reporting.markup import class_name, few_below, percent
 from fgzoo.reporting.run import Curve, Run
 from fgzoo.reporting.scores import Scores, at_share, calibration_error, coverage, reliability
+from fgzoo.wording import plural
 
 #: Confused pairs beside the matrix.
 PAIRS = 12

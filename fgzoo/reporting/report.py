@@ -9,14 +9,13 @@ from typing import NamedTuple
 import torch
 
 from fgzoo.errors import UsageError
-from fgzoo.files import atomic_write
-from fgzoo.prediction.files import prepare_folder
+from fgzoo.files import atomic_write, prepare_folder
 from fgzoo.reporting.findings import doubtful_labels, find_copies, write_copies, write_label_errors
-from fgzoo.reporting.markup import plural
 from fgzoo.reporting.page import page
 from fgzoo.reporting.photos import Photos
 from fgzoo.reporting.run import read_run
 from fgzoo.reporting.scores import HELD_OUT, interval
+from fgzoo.wording import plural
 
 #: Where a run keeps its report, below its folder.
 FOLDER = "report"

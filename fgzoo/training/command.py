@@ -45,18 +45,16 @@ from fgzoo.checkpoints.run_folder import (
 from fgzoo.data.card import DataCard
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.folder import absent_classes
-from fgzoo.data.lists import copied_files, first_five
+from fgzoo.data.lists import copied_files
 from fgzoo.data.split_file import read_parts
 from fgzoo.data.tree import Split
 from fgzoo.errors import UntrainedError, UsageError
-from fgzoo.files import user_path
+from fgzoo.files import prepare_folder, user_path
 from fgzoo.methods import available, import_path
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.methods.evaluation import tail_classes
 from fgzoo.methods.run_length import StopAfter, step_limit
-from fgzoo.prediction.files import prepare_folder
 from fgzoo.prediction.rejection import UNKNOWN
-from fgzoo.reporting.markup import plural
 from fgzoo.training import resuming
 from fgzoo.training.arguments import RUN_VARIABLE, RecipeFile, check_one_method, values_of, with_implied
 from fgzoo.training.callbacks import EpochLines, ImageScores, ReproducibleSteps, RunRecord, checkpoints
@@ -66,6 +64,7 @@ from fgzoo.training.messages import MisconfiguredError, explain_parser_error, fi
 from fgzoo.training.report import write_calibration
 from fgzoo.training.run_logger import RunLogger, run_loggers
 from fgzoo.training.time_budget import duration, epochs_within
+from fgzoo.wording import first_five, plural
 
 #: Held by the process that writes into a run's folder; the system lets go of it however that ends.
 LOCK = ".lock"

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fgzoo.errors import UsageError, did_you_mean
+from fgzoo.errors import UsageError
 from fgzoo.methods import available, import_path
 from fgzoo.recipes import read_recipe
+from fgzoo.wording import did_you_mean
 
 #: How similar a name must be to be proposed: options are long and misspelt in one of their parts.
 NEAR = 0.5

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from fgzoo.data.lists import box_from_one, checked, first_five, read_lines, read_rows, read_table, require_same_ids
+from fgzoo.data.lists import box_from_one, checked, read_lines, read_rows, read_table, require_same_ids
 from fgzoo.data.records import Listing, Record
 from fgzoo.errors import DataError
+from fgzoo.wording import first_five
 
 
 def listed(tmp_path: Path, content: bytes) -> Path:

@@ -11,7 +11,7 @@ import pytest
 
 from fgzoo.data.folder import read_folder
 from fgzoo.data.records import Listing
-from fgzoo.data.tree import find_images, natural_order, split_of
+from fgzoo.data.tree import find_pictures, natural_order, split_of
 from fgzoo.errors import DataError
 from tests.builders import make_folder, save
 
@@ -246,7 +246,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     listing = read_folder(root)
     assert listing.class_names == ("crow", "jay", "wren")
     assert counts(listing) == (7, 0, 0)
-    assert len(find_images(root)) == 7
+    assert len(find_pictures(root)) == 7
 
 
 def test_a_link_that_leads_nowhere_is_a_missing_image(tmp_path: Path) -> None:

@@ -156,6 +156,12 @@ def test_a_folder_that_links_to_those_above_is_read_once(tree: Path, name: str) 
     assert len(prediction_files.image_paths([name], io.StringIO())) == len(TREE)
 
 
+@pytest.mark.parametrize("name", ["tree", "tree/**"])
+def test_a_link_to_itself_does_not_hide_the_photos_beside_it(tree: Path, name: str) -> None:
+    (tree / "round").symlink_to(tree / "round")
+    assert len(prediction_files.image_paths([name], io.StringIO())) == len(TREE)
+
+
 @pytest.mark.parametrize("name", ["../new*", "../newest/**/*.jpg"])
 def test_a_link_beside_the_folder_one_is_in_is_no_link_back(tree: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree / "newest").symlink_to("c.d")
