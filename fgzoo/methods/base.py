@@ -60,7 +60,7 @@ class FineGrainedClassifier(LightningSteps):
         layer_decay: Factor of the learning rate from each backbone layer to the one below; `None`: one rate for all. Meant for
             vision transformers.
         momentum: Momentum of `sgd`.
-        weight_decay: Weight decay of weights; norms and biases have none.
+        weight_decay: Weight decay of weights; norms, biases, tokens and position embeddings have none.
         schedule: `cosine`, `step`, `one_cycle` or `constant`, advanced every batch.
         warmup_epochs: Epochs of linear warm-up (`one_cycle` has its own).
         milestones: Epochs at which `step` multiplies the rate by `gamma`.
@@ -349,7 +349,7 @@ class FineGrainedClassifier(LightningSteps):
     # ------------------------------------------------------------------ help for methods
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups from [learning_rates][]; norms and biases do not decay.
+        """Optimiser groups from [learning_rates][]; norms, biases, tokens and position embeddings do not decay.
 
         Returns:
             Groups named like their submodule, `new` for the rest, with `/norm+bias` or the layer's number behind it.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -135,7 +136,7 @@ def make_optimizer(
 def parameter_groups(
     network: nn.Module, factors: Mapping[str, float], lr: float, weight_decay: float, layer_decay: float | None
 ) -> list[dict[str, Any]]:
-    """Optimiser groups of a network; norms and biases do not decay. Tokens and position embeddings do.
+    """Optimiser groups of a network; norms, biases and what timm says of its networks (tokens, position embeddings) do not decay.
 
     Args:
         network: The network.
@@ -149,20 +150,38 @@ def parameter_groups(
     """
     groups: list[dict[str, Any]] = []
     inside: set[nn.Parameter] = set()
+    spared = _spared(network)
     # The innermost first, so that a module inside a named one keeps its own rate.
     for name, factor in sorted(factors.items(), key=lambda item: -item[0].count(".")):
         module = network.get_submodule(name)
         named = [(path, parameter) for path, parameter in module.named_parameters() if parameter not in inside]
         inside.update(parameter for _, parameter in named)
         if isinstance(module, Backbone) and layer_decay is not None:
-            groups += layer_decay_groups(module, named, name, lr * factor, weight_decay, layer_decay)
+            groups += layer_decay_groups(module, named, name, lr * factor, weight_decay, layer_decay, spared)
         else:
-            groups += split_decay(named, name, lr * factor, weight_decay)
+            groups += split_decay(named, name, lr * factor, weight_decay, spared)
     rest = [(name, parameter) for name, parameter in network.named_parameters() if parameter not in inside]
-    return groups + split_decay(rest, "new", lr, weight_decay)
+    return groups + split_decay(rest, "new", lr, weight_decay, spared)
 
 
-def split_decay(named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def _spared(network: nn.Module) -> set[nn.Parameter]:
+    """What timm says that weight decay spares in its networks, by names or patterns of names."""
+    return {
+        parameter
+        for module in network.modules()
+        for pattern in getattr(module, "no_weight_decay", tuple)()
+        for name, parameter in module.named_parameters()
+        if fnmatchcase(name, pattern)
+    }
+
+
+def split_decay(
+    named: Iterable[tuple[str, nn.Parameter]],
+    name: str,
+    lr: float,
+    weight_decay: float,
+    spared: Set[nn.Parameter] = frozenset(),
+) -> list[dict[str, Any]]:
     """At most two groups of one peak learning rate: weights that decay; norms and biases (one dimension or none) that do not.
 
     Args:
@@ -170,25 +189,33 @@ def split_decay(named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float,
         name: Name of the groups, shown by learning-rate monitors.
         lr: Peak learning rate.
         weight_decay: Weight decay of the first group.
+        spared: Others that do not decay.
     """
     learnt = [parameter for _, parameter in named if parameter.requires_grad]
-    decayed = [parameter for parameter in learnt if parameter.ndim > 1]
-    spared = [parameter for parameter in learnt if parameter.ndim <= 1]
+    decayed = [parameter for parameter in learnt if parameter.ndim > 1 and parameter not in spared]
+    others = [parameter for parameter in learnt if parameter.ndim <= 1 or parameter in spared]
     groups = [
         {"params": decayed, "lr": lr, "weight_decay": weight_decay, "name": name},
-        {"params": spared, "lr": lr, "weight_decay": 0.0, "name": f"{name}/norm+bias"},
+        {"params": others, "lr": lr, "weight_decay": 0.0, "name": f"{name}/norm+bias"},
     ]
     return [group for group in groups if group["params"]]
 
 
 def layer_decay_groups(
-    backbone: Backbone, named: Iterable[tuple[str, nn.Parameter]], name: str, lr: float, weight_decay: float, decay: float
+    backbone: Backbone,
+    named: Iterable[tuple[str, nn.Parameter]],
+    name: str,
+    lr: float,
+    weight_decay: float,
+    decay: float,
+    spared: Set[nn.Parameter],
 ) -> list[dict[str, Any]]:
     """Groups of these parameters of a backbone; the rate is `lr` at the deepest layer and falls by `decay` to each one below."""
     from timm.optim import param_groups_layer_decay
 
     own = {parameter for _, parameter in named}
-    groups = param_groups_layer_decay(backbone.model, weight_decay=weight_decay, layer_decay=decay)
+    without = [path for path, parameter in backbone.model.named_parameters() if parameter in spared]
+    groups = param_groups_layer_decay(backbone.model, weight_decay, without, layer_decay=decay)
     found = [
         {
             "params": [parameter for parameter in group["params"] if parameter in own],

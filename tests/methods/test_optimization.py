@@ -87,6 +87,18 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
 
 
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+@pytest.mark.parametrize(
+    ("backbone", "spared"),
+    [("test_vit", {"cls_token", "pos_embed"}), ("xcit_nano_12_p16_224", {"pos_embed", "blocks"})],  # temperatures of blocks
+)
+def test_tokens_and_position_embeddings_do_not_decay(backbone: str, spared: set[str], layer_decay: float | None) -> None:
+    model = create_model("baseline", 3, backbone, pretrained=False, layer_decay=layer_decay)
+    decayed = {id(p) for group in model.parameter_groups() if group["weight_decay"] for p in group["params"]}
+    weights = {name: p for name, p in model.network.backbone.model.named_parameters() if p.requires_grad and p.ndim > 1}
+    assert {name.partition(".")[0] for name, p in weights.items() if id(p) not in decayed} == spared
+
+
 def test_frozen_parameters_are_left_out() -> None:
     network = nn.Linear(3, 2)
     network.weight.requires_grad_(False)
