@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fgzoo.errors import DataError, UsageError
@@ -38,6 +38,10 @@ _RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2", ".svg")
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 #: What Pillow can open before it has imported its other formats.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP")
+
+#: EXIF orientations by which rows become columns, and the sides, (3, H, W), along which the picture is mirrored then.
+_TRANSPOSED = (5, 6, 7, 8)
+_MIRRORED: dict[object, tuple[int, ...]] = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
 
 _END_OF_IMAGE = b"\xff\xd9"
 
@@ -85,10 +89,9 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
         # Open leaves a JPEG stream behind the first scan's header: a thumbnail's end lies before it.
         if image.format == "JPEG" and data.find(_END_OF_IMAGE, stream.tell()) < 0:
             raise EOFError("the JPEG stream breaks off before its end marker")
-        # An orientation in XMP alone is honoured by Pillow and unknown to torchcodec.
-        plain = image.mode in ("L", "RGB") and b"tiff:Orientation" not in image.info.get("xmp", b"")
-        if decode_jpeg is not None and image.format == "JPEG" and plain and enough is None:
-            return decode_jpeg(data)
+        plain = image.format == "JPEG" and image.mode in ("L", "RGB") and enough is None
+        if decode_jpeg is not None and plain and (stored := _without_exif(data)) is not None:
+            return _upright(decode_jpeg(stored), image.getexif().get(ExifTags.Base.Orientation))
         if enough is not None:
             image.draft(None, (enough, enough))
         return _decode_with_pillow(image)
@@ -228,6 +231,30 @@ def _torchcodec_jpeg() -> Callable[[bytes], Tensor] | None:
     except (ImportError, OSError, RuntimeError):  # absent, or its shared libraries do not fit this torch
         return None
     return partial(decoders.decode_jpeg, mode="RGB")
+
+
+def _without_exif(data: bytes) -> bytes | None:
+    """A JPEG file with its APP1 segments under another name; `None` where there is more than segments before the first scan.
+
+    In the first of them, whatever it is, torchcodec looks for an orientation; Pillow finds it in all, and in more forms.
+    """
+    renamed, place = bytearray(data), 2
+    while data[place : place + 2] != b"\xff\xda":
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if data[place] != 0xFF or marker < 0xC0 or 0xD0 <= marker <= 0xD9 or marker == 0xFF:
+            return None
+        if marker == 0xE1:
+            renamed[place + 1] = 0xE9
+        place += 2 + length
+    return bytes(renamed)
+
+
+def _upright(picture: Tensor, orientation: object) -> Tensor:
+    """A picture (3, H, W) as it is stored, turned as its EXIF orientation says; one without, or an unknown one, stays."""
+    if orientation not in _MIRRORED:
+        return picture
+    turned = picture.transpose(1, 2) if orientation in _TRANSPOSED else picture
+    return turned.flip(_MIRRORED[orientation]).permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _most_pixels(image: Image.Image, max_pixels: int) -> int:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -117,6 +118,38 @@ def test_exif_orientation_is_applied(file_format: str, value: int, decoder: str,
 @BOTH
 def test_orientation_in_xmp_alone_is_applied(decoder: str, tmp_path: Path) -> None:
     assert decoded(tmp_path, encode(gradient(), xmp=xmp_oriented(6)), decoder).shape == (3, 83, 61)
+
+
+def app1(content: bytes) -> bytes:
+    return b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def tagged(kind: int, value: bytes, order: bytes = b"MM") -> bytes:
+    """EXIF of one tag, the orientation, as a number of another kind than cameras write."""
+    end: Literal["big", "little"] = "big" if order == b"MM" else "little"
+    words = ((42, 2), (8, 4), (1, 2), (274, 2), (kind, 2), (1, 4))
+    return b"Exif\0\0" + order + b"".join(number.to_bytes(size, end) for number, size in words) + value.ljust(4, b"\0") + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "segments",
+    {
+        "XMP before EXIF": app1(b"http://ns.adobe.com/xap/1.0/\0<x/>") + app1(tagged(3, b"\0\6")),
+        "another maker's before EXIF": app1(b"FLIR\0\1") + app1(tagged(3, b"\0\6")),
+        "a long number": app1(tagged(4, b"\0\0\0\6")),
+        "a byte": app1(tagged(1, b"\6", b"II")),
+        "another header": app1(tagged(3, b"\0\6").replace(b"Exif\0\0", b"Exif\0\xff")),
+        "after a byte that fills up": b"\xff" + app1(tagged(3, b"\0\6")),
+        "of no known kind": app1(tagged(3, b"\0\x63")),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_decoders_agree_on_odd_exif(segments: tuple[str, bytes], tmp_path: Path) -> None:
+    data = encode(gradient())
+    data = data[:2] + segments[1] + data[2:]
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    for decoder in ("torchcodec", "pillow"):
+        assert np.array_equal(decoded(tmp_path, data, decoder).permute(1, 2, 0), expected)
 
 
 @BOTH
