@@ -241,7 +241,8 @@ class RRANetwork(nn.Module):
         candidates = self._candidates(images, features, keys)
         if not self.training:
             return candidates[:, : self.test_patches]
-        choice = (draw_uniform(images, keys, salt=1) * candidates.shape[1]).long()
+        # Not the salt of the mirror images, which would each see one half of the patches.
+        choice = (draw_uniform(images, keys, salt=3) * candidates.shape[1]).long()
         return candidates.gather(1, choice[:, :, None].expand(-1, -1, 4))
 
     def _candidates(self, images: Tensor, features: Tensor, keys: Tensor | None) -> Tensor:

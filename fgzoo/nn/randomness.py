@@ -24,7 +24,7 @@ def keyed_uniform(keys: Tensor, count: int = 1, salt: int = 0) -> Tensor:
     Args:
         keys: (B, 3) int64: seed, epoch and index of each sample.
         count: How many numbers a sample draws.
-        salt: A constant of the place that draws, so that two places do not draw the same numbers.
+        salt: A constant of the place that draws, so that two places do not draw the same numbers; 1 mirrors training images.
 
     Returns:
         (B, count) float32 in [0, 1).

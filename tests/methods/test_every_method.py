@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from fgzoo.methods import available, find_method
+from fgzoo.data import transforms
+from fgzoo.methods import available, find_method, rra, srbn
 from fgzoo.methods.base import FineGrainedClassifier
-from fgzoo.testing import CHECKS, NUM_CLASSES
+from fgzoo.methods.training_stages import EnterStages
+from fgzoo.nn import randomness
+from fgzoo.nn.randomness import keyed_uniform
+from fgzoo.testing import CHECKS, NUM_CLASSES, example_batch
 from tests import THOROUGH
 from tests.small import SMALL
 
@@ -80,3 +85,29 @@ def test_method(name: str, more: dict[str, Any], check: str, backbone: str) -> N
         return cls(num_classes=NUM_CLASSES, backbone=backbone, pretrained=False, **arguments)
 
     CHECKS[check](make)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [*((name, {}) for name in METHODS), ("srbn", {"shuffle": True}), ("rra", {"patches": "random"})]
+)
+def test_no_choice_of_a_method_is_that_of_the_mirror_images(
+    name: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    salts: list[int] = []
+
+    def recorded(keys: Tensor, count: int = 1, salt: int = 0) -> Tensor:
+        salts.append(salt)
+        return keyed_uniform(keys, count, salt)
+
+    for module in (randomness, transforms, rra, srbn):
+        monkeypatch.setattr(module, "keyed_uniform", recorded)
+    cls, fixed = find_method(name)
+    model = cls(num_classes=NUM_CLASSES, backbone="tiny_vgg", pretrained=False, **{**fixed, **SMALL.get(name, {}), **more})
+    images, targets, keys = example_batch()
+    transforms.flip_batch(images, keys)
+    (mirrored,) = salts
+    stages = EnterStages()
+    for stage in range(len(model.stages())):
+        stages.enter(model, stage)
+        list(model.train().training_outputs(images, targets, keys))
+    assert mirrored not in salts[1:]
