@@ -86,7 +86,7 @@ class Results:
             self.arrays[predicted_name(row)] = scored["predicted"].astype(np.uint16)
             self.arrays[targets_name(row)] = scored["targets"].astype(np.uint16)
             if averaged:
-                self.arrays[f"probabilities/{cell.name}"] = scored["probabilities"]
+                self.arrays[f"probabilities/{cell.name}"] = scored["probabilities"].astype(np.float16)
 
 
 def parts_of(name: str) -> tuple[str, str, str]:

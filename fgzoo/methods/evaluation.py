@@ -172,11 +172,14 @@ def tail_classes(counts: Sequence[int] | None) -> list[int]:
 
 
 class CalibrationError(MulticlassCalibrationError):
-    """The expected calibration error of logits, which the metric would take for probabilities where a batch's lie in [0, 1]."""
+    """The expected calibration error of logits, which the metric would take for probabilities where a batch's lie in [0, 1].
+
+    Confidences that are rounded to 1 are of the last bin, and not of one beyond it.
+    """
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch: logits (B, K) and classes (B,)."""
-        super().update(preds.softmax(dim=1), target)
+        super().update(preds.softmax(dim=1).clamp(max=1 - 2**-24), target)
 
 
 class NegativeLogLikelihood(MeanMetric):

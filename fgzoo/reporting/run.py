@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from fgzoo.checkpoints.loading import load
+from fgzoo.checkpoints.loading import load, read_checkpoint
 from fgzoo.checkpoints.run_data import data_trained_on
 from fgzoo.checkpoints.run_folder import CONFIG, COST, LAST, METRICS
 from fgzoo.data.card import DataCard
@@ -36,7 +36,7 @@ class Run:
         folder: Where it lies.
         model: Its last checkpoint.
         curves: What was logged by name, e.g. `train/loss`, of training and validation.
-        scores: Its answers by part, calibrated where the model is; what was not scored is not there.
+        scores: Its answers by part, calibrated where the model is; what these weights were not scored on is not there.
         data: Its data; `None` where that is not to be found.
         trouble: Why it is not, in one line.
         command: What was typed.
@@ -90,7 +90,8 @@ def read_run(folder: Path, root: Path | None = None, trust: Sequence[str] = (), 
     settings = yaml.safe_load(text)
     model = load(folder / LAST, trust).to(device or torch.device("cpu"))
     # What `predict` says is calibrated, too.
-    scores = Scores.read(folder, model.num_classes, 1.0 if model.calibration is None else model.calibration.temperature)
+    temperature = 1.0 if model.calibration is None else model.calibration.temperature
+    scores = Scores.read(folder, model.num_classes, read_checkpoint(folder / LAST)["global_step"], temperature)
     data, trouble = _find_data(folder, root, required_card(model, "report"))
     cost = json.loads((folder / COST).read_text(encoding="utf-8")) if (folder / COST).is_file() else {}
     command = first.removeprefix("# ") if first.startswith("#") else ""

@@ -18,7 +18,7 @@ HeldOut = Literal["test", "val"]
 #: Parts that are held out of training, and what people call them; the one that counts most comes first.
 HELD_OUT: dict[HeldOut, str] = {"test": "test", "val": "validation"}
 #: What a file of probabilities holds.
-STORED = ("names", "targets", "predicted", "probabilities")
+STORED = ("names", "targets", "predicted", "probabilities", "steps")
 #: Bins of the calibration plot and error, as in [Evaluation][fgzoo.methods.evaluation.Evaluation].
 BINS = 15
 
@@ -54,8 +54,7 @@ class Scores:
         self.targets = targets
         self.predicted = predicted
         everyone = np.arange(len(predicted))
-        # Single precision, so that many images take no more room than they did.
-        self.probabilities = probabilities.astype(np.float32)
+        self.probabilities = np.array(probabilities, np.float32)
         self.uncalibrated = self.probabilities[everyone, predicted] / self.probabilities.sum(axis=1)
         self.probabilities **= np.float32(1 / temperature)
         self.probabilities /= self.probabilities.sum(axis=1, keepdims=True)
@@ -63,8 +62,10 @@ class Scores:
         self.right = targets == predicted
 
     @classmethod
-    def read(cls, run: Path, num_classes: int, temperature: float = 1.0) -> dict[HeldOut, Scores]:
-        """Those of a run's folder, by part.
+    def read(cls, run: Path, num_classes: int, steps: int, temperature: float = 1.0) -> dict[HeldOut, Scores]:
+        """Those of a run's folder, by part, as far as weights that were trained for so many steps gave them.
+
+        Another checkpoint's lie there where the run went on after a test, or its best epoch was tested.
 
         Raises:
             UsageError: A file is not what `fgzoo test` writes, or belongs to other classes.
@@ -76,13 +77,13 @@ class Scores:
                 continue
             try:
                 with np.load(path) as file:
-                    names, targets, predicted, probabilities = (file[name] for name in STORED)
+                    names, targets, predicted, probabilities, trained = (file[name] for name in STORED)
                 scores = cls(part, names, targets, predicted, probabilities, temperature)
             except (ValueError, KeyError, OSError, IndexError) as error:
                 raise UsageError(f"report: {path} is not what `fgzoo test` writes ({error}); run it again") from error
             if scores.probabilities.shape != (len(scores.names), num_classes):
                 raise UsageError(f"report: {path} is of {scores.probabilities.shape[1]} classes, the checkpoint of {num_classes}")
-            if len(scores.names):
+            if len(scores.names) and trained == steps:
                 found[part] = scores
         return found
 
@@ -153,9 +154,12 @@ class Bin(NamedTuple):
 
 
 def reliability(scores: Scores, bins: int = BINS, calibrated: bool = True) -> list[Bin]:
-    """The bins of equal width that hold an answer, from low confidence, calibrated or as it was given, to high."""
+    """The bins of equal width that hold an answer, from low confidence, calibrated or as it was given, to high.
+
+    What lies between two bins is of the higher one.
+    """
     confidence = scores.confidence if calibrated else scores.uncalibrated
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    place = np.clip(np.digitize(confidence, np.linspace(0, 1, bins + 1, dtype=np.float32)) - 1, 0, bins - 1)
     found = []
     for index in np.unique(place).tolist():
         inside = place == index

@@ -156,10 +156,14 @@ class ImageScores(Callback):
 
     In `fit` every validation calibrates the model, so that the checkpoint that follows it holds temperature and threshold; the
     last one's answers are written at the end. `test` and `validate` write theirs. See [write_probabilities][].
+
+    Attributes:
+        steps: Those of the checkpoint that is being scored; `None` where the trainer knows them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.steps: int | None = None
         self.records: Sequence[Record] = ()
         self.logits = torch.empty(0)
         self.seen = torch.empty(0)
@@ -199,7 +203,8 @@ class ImageScores(Callback):
         records = [record for record, there in zip(self.records, seen.tolist(), strict=True) if there]
         targets = torch.tensor([record.target for record in records])
         path = self.folder / PROBABILITIES[_scored_split(trainer)]
-        self.write = partial(write_probabilities, path, logits[seen], targets, [record.name for record in records])
+        steps = trainer.global_step if self.steps is None else self.steps
+        self.write = partial(write_probabilities, path, logits[seen], targets, [record.name for record in records], steps)
         if trainer.state.fn == TrainerFn.FITTING:
             # By every process, since any may save the model.
             pl_module.calibration = Calibration.fit(logits[seen], targets) if logits.isfinite().all() else None

@@ -334,8 +334,16 @@ class TrainingCLI(LightningCLI):
                 known.check_classes(self.datamodule.card)
             if self.verb != "fit":
                 self._check_part(known)
-            for logger in run_loggers(self.trainer) if self.verb != "fit" else []:
-                logger.place = int(checkpoint.get("epoch", 0)), max(0, int(checkpoint.get("global_step", 0)) - 1)
+            if self.verb != "fit":
+                self._say_what_is_scored(int(checkpoint.get("epoch", 0)), int(checkpoint.get("global_step", 0)))
+
+    def _say_what_is_scored(self, epoch: int, steps: int) -> None:
+        """Let what is written of a checkpoint's answers say how long it had been trained."""
+        for logger in run_loggers(self.trainer):
+            logger.place = epoch, max(0, steps - 1)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined] # which Lightning sets
+            if isinstance(callback, ImageScores):
+                callback.steps = steps
 
     def _check_part(self, known: DataCard | None) -> None:
         """Say which of the images to be scored are gone or others, and refuse those of another part of the checkpoint's run."""

@@ -106,17 +106,18 @@ def _shortened(name: str) -> str:
     return name if len(name) <= SHOWN_LETTERS else f"{name[:start]}…{name[start + 1 - SHOWN_LETTERS :]}"
 
 
-def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:
+def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequence[str], steps: int) -> None:
     """Write what every image was given, in one move.
 
     `numpy.load(path)` holds `names`, the images as their data set lists them; `targets`, their classes; `predicted`, the classes
-    with the largest logits; `probabilities`, (N, K) in half precision, so that nearly equal ones may have become equal.
+    with the largest logits; `probabilities`, (N, K) in single precision; `steps`, those that the weights had been trained for.
 
     Args:
         path: An `.npz` file.
         logits: (N, K).
         targets: (N,) classes.
         names: N names.
+        steps: Optimiser steps of the weights that gave them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part, part.open("wb") as file:
@@ -125,7 +126,8 @@ def write_probabilities(path: Path, logits: Tensor, targets: Tensor, names: Sequ
             names=np.array(names),
             targets=targets.numpy().astype(np.int32),
             predicted=logits.argmax(dim=1).numpy().astype(np.int32),
-            probabilities=logits.softmax(dim=1).numpy().astype(np.float16),
+            probabilities=logits.float().softmax(dim=1).numpy(),
+            steps=steps,
         )
 
 

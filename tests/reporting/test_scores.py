@@ -8,7 +8,9 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from fgzoo.errors import UsageError
+from fgzoo.methods.evaluation import CalibrationError
 from fgzoo.reporting.scores import (
+    BINS,
     Scores,
     at_share,
     calibration_error,
@@ -18,6 +20,7 @@ from fgzoo.reporting.scores import (
     label_errors,
     reliability,
 )
+from fgzoo.training.report import write_probabilities
 
 
 def scores(probabilities: np.ndarray, targets: list[int] | np.ndarray) -> Scores:
@@ -126,18 +129,47 @@ def test_most_planted_label_errors_are_found_and_put_right() -> None:
 
 
 def test_files_are_read_by_part(tmp_path: Path) -> None:
-    assert Scores.read(tmp_path, 2) == {}
-    said = {"names": ["a", "b"], "targets": [0, 1], "predicted": [1, 1], "probabilities": np.eye(2)[[1, 1]].astype(np.float16)}
+    assert Scores.read(tmp_path, 2, steps=7) == {}
+    said = {"names": ["a", "b"], "targets": [0, 1], "predicted": [1, 1], "probabilities": np.eye(2)[[1, 1]], "steps": 7}
     np.savez(tmp_path / "val_probabilities.npz", **said)
-    found = Scores.read(tmp_path, 2)
+    found = Scores.read(tmp_path, 2, steps=7)
     assert list(found) == ["val"]
     assert found["val"].names == ["a", "b"]
     assert found["val"].accuracy == 0.5
     with pytest.raises(UsageError, match=r"val_probabilities.npz is of 2 classes, the checkpoint of 3"):
-        Scores.read(tmp_path, 3)
+        Scores.read(tmp_path, 3, steps=7)
+
+
+def test_answers_of_other_weights_are_left_out(tmp_path: Path) -> None:
+    write_probabilities(tmp_path / "test_probabilities.npz", torch.eye(2), torch.arange(2), ["a", "b"], steps=7)
+    assert list(Scores.read(tmp_path, 2, steps=7)) == ["test"]
+    assert Scores.read(tmp_path, 2, steps=8) == {}
+
+
+@pytest.mark.parametrize("temperature", [0.3, 3.0])
+def test_what_is_read_is_calibrated_as_logits_are(tmp_path: Path, temperature: float) -> None:
+    logits = torch.randn(50, 200) + 25 * torch.nn.functional.one_hot(torch.arange(50), 200)
+    write_probabilities(tmp_path / "test_probabilities.npz", logits, torch.arange(50), [*map(str, range(50))], steps=1)
+    found = Scores.read(tmp_path, 200, 1, temperature)["test"]
+    expected = (logits.double() / temperature).softmax(dim=1)
+    assert np.allclose(found.probabilities, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_the_calibration_error_is_that_of_the_metric() -> None:
+    # Many answers are as good as certain, and some lie on a border of two bins.
+    confidence = torch.tensor([1.0] * 30 + [0.2] * 5 + [0.4, 0.55, 0.8, 0.97])
+    logits = torch.stack([confidence.log(), torch.log1p(-confidence).clamp(min=-200)], dim=1)
+    logits = torch.cat([logits, logits.new_full((len(logits), 4), -300)], dim=1)
+    targets = torch.arange(len(logits)) % 3 // 2
+    metric = CalibrationError(num_classes=6, n_bins=BINS)
+    metric.update(logits, targets)
+    probabilities = logits.softmax(dim=1).numpy()
+    scores = Scores("test", [*map(str, range(len(targets)))], targets.numpy(), probabilities.argmax(axis=1), probabilities)
+    assert calibration_error(reliability(scores)) == pytest.approx(float(metric.compute()), abs=1e-6)
+    assert max(one.high for one in reliability(scores)) == 1
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "test_probabilities.npz").write_bytes(b"PK")
     with pytest.raises(UsageError, match=r"test_probabilities.npz is not what `fgzoo test` writes"):
-        Scores.read(tmp_path, 3)
+        Scores.read(tmp_path, 3, steps=7)
