@@ -100,12 +100,13 @@ def fetch_from_hub(address: str) -> Path:
             found = hub.hf_hub_download(*wanted[:2], revision=wanted.revision, local_files_only=stay, force_download=again)
             path = Path(found)
             digest = path.resolve().name
-            if len(digest) < 40:  # where the cache cannot hold links, files have their own names
+            if len(digest) < 40 and not stay:  # where the cache cannot hold links, files have their own names
                 digest = hub.get_hf_file_metadata(url=_url(hub, wanted)).etag or ""
         except Exception as error:  # it raises types of its own, of the transport and of the system
             raise TransferError(f"{address} could not be downloaded: {hub_complaint(error, wanted.repository)}") from error
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise TransferError(f"{address} cannot be verified: the hub knows no sha256 of it, as of files stored by git LFS")
+            why = "FGZOO_OFFLINE forbids asking for its sha256" if stay else "the hub knows no sha256 of it, as of LFS files"
+            raise TransferError(f"{address} cannot be verified: {why}")
         if has_digest(path, f"sha256:{digest}"):
             return path
         if stay:

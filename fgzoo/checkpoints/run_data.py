@@ -80,6 +80,8 @@ def data_of_card(card: DataCard, root: Path | None = None) -> FGVCDataModule:
 
 
 def _module(settings: Mapping[str, Any], place: str) -> FGVCDataModule:
+    if named := _named_classes(settings):
+        raise DataError(f"{place}: the data is of the class {named[0]}, and importing what a run names would run its code")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(FGVCDataModule, "data")
     try:
@@ -87,3 +89,11 @@ def _module(settings: Mapping[str, Any], place: str) -> FGVCDataModule:
     except (ArgumentError, TypeError) as error:  # of another version of fgzoo, or of a data module of one's own
         raise DataError(f"{place}: {' '.join(str(error).split())}") from error
     return data
+
+
+def _named_classes(value: Any) -> list[Any]:
+    """The classes that settings name, at any depth; a parser imports them, whatever it expects there."""
+    if not isinstance(value, Mapping):
+        return []
+    own = [value["class_path"]] if "class_path" in value else []
+    return own + [name for inner in value.values() for name in _named_classes(inner)]

@@ -25,6 +25,9 @@ IGNORED = -1
 #: Of how many loader workers it is known what they are reading.
 MAX_WORKERS = 256
 
+#: What to do about an image that cannot be read.
+_WAYS_OUT = "Replace it, take it out of the data set, or leave such images out: --data.on_error skip"
+
 
 class RecordDataset(Dataset[Sample | None]):
     """Reads a record's image, transforms it, and returns (uint8 image, class, index).
@@ -78,7 +81,7 @@ class RecordDataset(Dataset[Sample | None]):
         except DataError as error:
             message = f"{error} ({self.split} image {place}, '{record.name}')"
             if self.on_error == "raise":
-                raise DataError(message) from error
+                raise DataError(f"{message}. {_WAYS_OUT}") from error
             if not self.skipped[place]:
                 self.skipped[place] = True
                 warnings.warn(f"skipped {int(self.skipped.sum())} so far: {message}", stacklevel=2)

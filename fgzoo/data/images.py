@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from torch import Tensor
 
 from fgzoo.errors import DataError, UsageError
@@ -34,14 +35,18 @@ _PLUGINS = {
 }
 #: Suffixes of cameras' raw files and of drawings, in lower case.
 _RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2", ".svg")
-#: Formats of Pillow's that hold no picture it can decode, or that it hands to another program.
-_NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+#: Formats of Pillow's that hold no picture it can decode, that it hands to another program, or whose pixels it decodes, however
+#: many they are, while it opens a file (ICO).
+_NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "ICO", "IPTC", "MPEG", "WMF"})
 #: What Pillow can open before it has imported its other formats.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP")
 
 #: EXIF orientations by which rows become columns, and the sides, (3, H, W), along which the picture is mirrored then.
 _TRANSPOSED = (5, 6, 7, 8)
 _MIRRORED: dict[object, tuple[int, ...]] = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
+
+#: Tags of TIFF: what a picture is beside the file's others (1: a smaller version), and the version of DNG.
+_SUBFILE, _DNG_VERSION = 254, 50706
 
 _END_OF_IMAGE = b"\xff\xd9"
 
@@ -56,7 +61,8 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
     * EXIF orientation is applied: the picture is upright.
     * Transparency is dropped: the colours stored in the file are returned as if every pixel were opaque.
     * Of an animation, the first frame is returned. The format is read from the content, never from the file's name.
-    * Samples of 16 bits are scaled to 8 (divided by 257); samples of 32 bits have no defined range and are refused.
+    * Gray samples of 9 to 16 bits are scaled to 8, of colours of 16 bits Pillow keeps the upper 8; samples of 32 bits have no
+      defined range and are refused. So are cameras' raw files, in which a reader of TIFF finds a preview.
     * A JPEG file that breaks off is an error. Damage inside a complete JPEG stream is repaired by libjpeg unnoticed.
 
     Args:
@@ -73,17 +79,26 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
         DataError: The file is missing, empty, no image, broken off, or larger than `max_pixels`.
         UsageError: `decoder` is `torchcodec` and torchcodec cannot be imported.
     """
-    decode_jpeg = _torchcodec_jpeg() if active_decoder(decoder) == "torchcodec" else None
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if not data:
-        raise DataError(f"{path} is empty (0 bytes); replace the file or take it out of the data set.")
+    return decode_content(data, str(path), decoder, max_pixels, enough)
 
+
+def decode_content(
+    data: bytes, name: str, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXELS, enough: int | None = None
+) -> Tensor:
+    """What [decode][] returns of a file with this content; errors call it by the name."""
+    decode_jpeg = _torchcodec_jpeg() if active_decoder(decoder) == "torchcodec" else None
+    if not data:
+        raise DataError(f"{name} is empty (0 bytes).")
+    suffix = Path(name).suffix
     stream = io.BytesIO(data)
     try:
         image = open_picture(stream)
+        if image.format == "TIFF" and (suffix.lower() in _RAW or _is_preview(image)):
+            raise UnidentifiedImageError
         if image.width * image.height > (most := _most_pixels(image, max_pixels)):
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {most}")
         # Open leaves a JPEG stream behind the first scan's header: a thumbnail's end lies before it.
@@ -96,10 +111,10 @@ def decode(path: Path, decoder: DecoderName = "auto", max_pixels: int = MAX_PIXE
             image.draft(None, (enough, enough))
         return _decode_with_pillow(image)
     except UnidentifiedImageError as error:
-        reason = why_unidentified(data) or why_unread(path.suffix) or f"it starts with {data[:8]!r}"
-        raise DataError(f"{path} is not an image that can be read ({reason}).") from error
+        reason = why_unidentified(data) or why_unread(suffix) or f"it starts with {data[:8]!r}"
+        raise DataError(f"{name} is not an image that can be read ({reason}).") from error
     except Exception as error:  # a damaged file makes decoders raise nearly any type
-        raise unreadable(path, error, " Replace it or take it out of the data set.") from error
+        raise unreadable(name, error) from error
 
 
 @cache
@@ -147,12 +162,12 @@ def from_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Tensor:
         raise unreadable(name, error) from error
 
 
-def unreadable(name: object, error: Exception, advice: str = "") -> DataError:
-    """What to say of a picture that a decoder refuses, by its error, and what to do where it is damaged."""
+def unreadable(name: str, error: Exception) -> DataError:
+    """What to say of a picture that a decoder refuses, by its error."""
     if isinstance(error, Image.DecompressionBombError):
         # Pillow speaks of an attack.
         return DataError(f"{name} is too large: {str(error).partition(', could be')[0]}. Scale it down.")
-    return DataError(f"{name} is damaged or incomplete: {str(error).rstrip('.')}.{advice}")
+    return DataError(f"{name} is damaged or incomplete: {str(error).rstrip('.')}.")
 
 
 def active_decoder(decoder: DecoderName = "auto") -> Literal["torchcodec", "pillow"]:
@@ -221,7 +236,9 @@ def why_unidentified(data: bytes) -> str | None:
     heif = data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
     if heif:
         return why_unread(".heic")
-    return why_unread(".jxl") if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")) else None
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return why_unread(".jxl")
+    return why_unread(_RAW[0]) if data.startswith((b"II", b"MM")) else None
 
 
 @cache
@@ -257,6 +274,12 @@ def _upright(picture: Tensor, orientation: object) -> Tensor:
     return turned.flip(_MIRRORED[orientation]).permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
+def _is_preview(image: Image.Image) -> bool:
+    """Whether a TIFF's first picture says of itself that it is a smaller version of another one, or is of a DNG file."""
+    tags = getattr(image, "tag_v2", {})
+    return bool(tags.get(_SUBFILE, 0) & 1) or _DNG_VERSION in tags
+
+
 def _most_pixels(image: Image.Image, max_pixels: int) -> int:
     """The largest width x height of a picture of this kind."""
     animated = image.format == "WEBP" and getattr(image, "is_animated", False)
@@ -268,10 +291,14 @@ def _decode_with_pillow(image: Image.Image) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image.load()
+    tags, wide = getattr(image, "tag_v2", {}), image.format == "PPM" and image.mode == "I"  # whose samples fill 16 bits
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        gray = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+    if image.mode.startswith("I;16") or wide:
+        white = 2 ** tags.get(BITSPERSAMPLE, (16,))[0] - 1
+        gray = (np.asarray(image).astype(np.uint32) * 255 + white // 2) // white
+        if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+            gray = 255 - gray
+        image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"samples of 32 bits (Pillow mode {image.mode}) have no defined range; save the picture with 8 bits")
     elif "transparency" in image.info:

@@ -78,18 +78,21 @@ def k_folds(records: Sequence[Record], k: int, seed: int, groups: Groups = ()) -
         all records; without groups their sizes differ by at most one.
 
     Raises:
-        UsageError: `k` is below 2 or above the number of records, or a class has a single image or group.
+        UsageError: `k` is below 2 or above the number of records, or a class would have no image to train on.
     """
     if not 2 <= k <= len(records):
         raise UsageError(f"{len(records)} images cannot be cut into {k} folds; choose 2 to {len(records)}.")
     units: list[_Unit] = []
-    for target, members in _shuffled_classes(records, seed, groups).items():
-        if len(members) < 2:
-            of = "a single image" if len(members[0]) == 1 else "images that are all alike"
-            raise UsageError(f"Class {target} has {of}; cross-validation needs two of every class.")
+    for members in _shuffled_classes(records, seed, groups).values():
         units += members
     # Dealt out across classes: folds of equal size.
-    return [_parted(records, {record.name for unit in units[fold::k] for record in unit}) for fold in range(k)]
+    folds = [_parted(records, {record.name for unit in units[fold::k] for record in unit}) for fold in range(k)]
+    sizes = _targets(records)
+    for train, _ in folds:
+        for target in sorted(sizes.keys() - _targets(train).keys()):
+            of = "a single image" if sizes[target] == 1 else "images that are all alike"
+            raise UsageError(f"Class {target} has {of}; cross-validation needs two of every class.")
+    return folds
 
 
 def long_tail(records: Sequence[Record], exponent: float, seed: int) -> tuple[Record, ...]:

@@ -18,7 +18,7 @@ HEADER = ("path", "label", "split")
 
 
 def write_split(path: Path, class_names: Sequence[str], splits: Mapping[Split, Sequence[Record]]) -> None:
-    """Write a table of path, label and split, which also does for `--data.csv`.
+    """Write a table of path, label and split, which also does for `--data.csv` where its names are usual ones.
 
     Args:
         path: The file; it is written in one move.
@@ -27,7 +27,7 @@ def write_split(path: Path, class_names: Sequence[str], splits: Mapping[Split, S
     """
     # File names need not be valid UTF-8; their bytes come out as they are.
     with atomic_write(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file)  # whose own line ends are what it quotes in names
         writer.writerow(HEADER)
         writer.writerows((r.name, class_names[r.target], split) for split, records in splits.items() for r in records)
 

@@ -40,6 +40,8 @@ WEIGHTED, BETWEEN = ("Conv", "Gemm", "MatMul"), ("Add", "Clip", "Relu", "MaxPool
 INT8_LIMITS: dict[Format, dict[str, int]] = {"onnx": {}, "openvino": {"batch": 1}}
 #: The loss of accuracy, as a share of the images, above which a file is refused.
 LARGEST_LOSS = 0.01
+#: The same of images that are called unknown beyond those of the float file, but for one image.
+MOST_UNKNOWN = 0.05
 
 
 class QuantizationImages(NamedTuple):
@@ -273,11 +275,18 @@ def _share(which: Tensor) -> float:
 
 
 def check_loss(loss: Loss, force: bool) -> None:
-    """Refuse a file that names too many images wrongly.
+    """Refuse a file that names too many images wrongly, or calls too many unknown.
 
     Raises:
         ExportError: It does, and is not forced.
     """
+    if loss.unknown_before is not None and loss.unknown_after is not None and not force:
+        more = loss.unknown_after - loss.unknown_before
+        if more * loss.images > MOST_UNKNOWN * loss.images + 1 + 1e-9:  # of few images one proves nothing
+            raise ExportError(
+                f"export: {loss}: {100 * more:.1f} points more are unknown, and {100 * MOST_UNKNOWN:.0f} are allowed; nothing "
+                "was written. --force writes it all the same"
+            )
     lost = loss.before - loss.after
     if lost > LARGEST_LOSS + 1e-9 and not force:  # a point may be a little more, in roundings
         raise ExportError(

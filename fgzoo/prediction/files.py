@@ -230,14 +230,14 @@ def _write_jsonl(output: Path | None, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _write_lines(output: Path | None, header: str, rows: Iterable[str]) -> None:
-    r"""Write lines, each in one piece; the rows that are written when Ctrl-C, a signal, or want of memory ends it stay.
+    r"""Write lines, each in one piece, in UTF-8; the rows that are written when Ctrl-C, a signal, or want of memory ends it stay.
 
     A byte of a file's name that is no UTF-8 comes out as \udcXX, JSON's own way of writing it.
     """
     errors = "backslashreplace"
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors=errors)
+            sys.stdout.reconfigure(encoding="utf-8", errors=errors)
         for line in itertools.chain([header], rows):
             sys.stdout.write(line)
             sys.stdout.flush()

@@ -5,14 +5,13 @@ style and no fonts. Gradio would bring twenty-five packages of 170 MB and an old
 take five seconds to start.
 
 Whatever is sent is an image in memory, whose bytes and pixels are bounded before they are read. A page of another site cannot
-use the server through a visitor's browser: it would need a permission to send such a request that is never given, and the name
-of the host must be one of this machine's.
+use the server through a visitor's browser: it would need a permission to send such a request that is never given, and the host
+must be called by an address, by this machine's name, or as `--host` says.
 """
 
 from __future__ import annotations
 
 import html
-import io
 import json
 import socket
 import sys
@@ -24,10 +23,10 @@ from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from fgzoo.data.images import from_pillow, open_picture, unreadable, why_unidentified
-from fgzoo.errors import DataError, TrainingError, UsageError
+from fgzoo.data.images import decode_content
+from fgzoo.errors import TrainingError, UsageError
 from fgzoo.files import without_places
 from fgzoo.interpret.explanation import Explanation, explain
 from fgzoo.interpret.page import data_uri, fill, head, packaged, policy
@@ -114,7 +113,7 @@ class Server(ThreadingHTTPServer):
         if not self.turn.acquire(timeout=PATIENCE):
             return {"error": "Too many photos at once; try again."}
         try:
-            image = from_pillow(opened(content), MAX_PIXELS)
+            image = decode_content(content, "The picture", max_pixels=MAX_PIXELS)
             (found,) = self.model.predict(image, top_k=CLASSES)
             (seen,) = explain(self.model, image, top_k=1)
         except (TrainingError, UsageError) as error:
@@ -127,28 +126,17 @@ class Server(ThreadingHTTPServer):
         return {"classes": found.classes, "shares": found.probabilities, "accepted": found.accepted, "pictures": shown}
 
 
-def _is_loopback(name: str | None) -> bool:
+def _is_loopback(name: str) -> bool:
     """Whether a name is an address of this machine that no other reaches."""
+    return _is_address(name) and ip_address(name).is_loopback
+
+
+def _is_address(name: str) -> bool:
     try:
-        return ip_address(name or "").is_loopback
+        ip_address(name)
     except ValueError:
         return False
-
-
-def opened(content: bytes) -> Image.Image:
-    """An image file's content as a picture, of which only the header has been read.
-
-    Raises:
-        DataError: It is none that can be read.
-    """
-    try:
-        return open_picture(io.BytesIO(content))
-    except UnidentifiedImageError as error:
-        why = why_unidentified(content)
-        how = f" ({why})" if why else ""
-        raise DataError(f"This is no picture that can be read here{how}. Photos as JPEG, PNG or WebP can.") from error
-    except Exception as error:  # a damaged file makes decoders raise nearly any type
-        raise unreadable("The picture", error) from error
+    return True
 
 
 def ordered(seen: Explanation) -> list[tuple[str, Image.Image]]:
@@ -191,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
         # A type that no form of another site can send unasked.
         elif self.headers.get("Content-Type") != "application/octet-stream":
-            self.send_error(415)
+            self.send_error(415, "send the photo itself, with the header Content-Type: application/octet-stream")
         elif not length.isdecimal():
             self.send_error(411)
         elif len(length) > len(str(MAX_BYTES)) or int(length) > MAX_BYTES:  # int() takes a few thousand digits at most
@@ -203,14 +191,18 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(json.dumps(answer).encode(), "application/json", "default-src 'none'")
 
     def welcome(self) -> bool:
-        """Whether the request names this machine, where it alone is heard; another name may be another site's trick."""
+        """Whether the request names this machine; another name may be another site's trick."""
         try:
-            name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+            name = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
         except ValueError:
             self.send_error(400, "the host is no address")
             return False
-        if self.server.alone and name not in ("localhost", self.server.host.lower()) and not _is_loopback(name):
-            self.send_error(403, "this page is for this machine alone")
+        own = ["localhost", self.server.host.lower()]
+        if not self.server.alone:
+            machine = socket.gethostname().lower()
+            own += [machine, f"{machine}.local"]
+        if name not in own and not (_is_loopback(name) if self.server.alone else _is_address(name)):
+            self.send_error(403, "this page is not served under that name; --host NAME serves it")
             return False
         return True
 

@@ -68,6 +68,20 @@ def test_a_damaged_file_is_fetched_again_or_named_where_that_is_forbidden(
     assert fetch_checkpoint("hf://some.one/birds").read_bytes() == content
 
 
+def test_offline_a_copy_without_its_sha256_is_not_trusted_and_nothing_asked(filled: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = fetch_checkpoint("hf://some.one/birds")
+    content = place.read_bytes()
+    place.unlink()
+    place.write_bytes(content)  # as caches are where there are no links
+    monkeypatch.setenv("FGZOO_OFFLINE", "1")
+    before = list(filled.asked)
+    with pytest.raises(CheckpointError, match="cannot be verified: FGZOO_OFFLINE forbids asking for its sha256"):
+        fetch_checkpoint("hf://some.one/birds")
+    assert filled.asked == before
+    monkeypatch.delenv("FGZOO_OFFLINE")
+    assert fetch_checkpoint("hf://some.one/birds") == place
+
+
 def test_another_content_than_the_hub_promised_is_refused(filled: Hub) -> None:
     filled.spoilt = True
     with pytest.raises(CheckpointError, match="is another file than its sha256"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def test_a_runs_own_birds_are_its_data_and_no_others(tmp_path: Path) -> None:
         data_trained_on(replace(card, fingerprint="0" * 16), tmp_path)
     with pytest.raises(CheckpointError, match="class 3 is 'nothing' there"):
         data_trained_on(card, None)
+
+
+@pytest.mark.parametrize(
+    "named", ["birds: {class_path: payload.Birds}", "class_path: payload.Data", "birds: {body: {class_path: payload.X}}"]
+)
+def test_no_class_that_a_config_names_is_imported(tmp_path: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "payload.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "config.yaml").write_text(f"seed_everything: 0\ndata: {{name: birds, image_size: 64, {named}}}\n")
+    with pytest.raises(DataError, match=r"the data is of the class payload\.\w+, and importing what a run names would run"):
+        data_of_run(tmp_path)
+    assert "payload" not in sys.modules
 
 
 def test_images_may_lie_elsewhere(run: Path, tmp_path: Path) -> None:

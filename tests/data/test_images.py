@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -345,6 +345,40 @@ def test_postscript_is_not_handed_to_another_program(tmp_path: Path) -> None:
     gradient().save(tmp_path / "a.eps")
     with pytest.raises(DataError, match="is not an image that can be read"):
         decode(tmp_path / "a.eps")
+
+
+def gray_tiff(samples: list[int], bits: int, photometric: int) -> bytes:
+    """An uncompressed gray TIFF of one row, as Pillow reads and does not write them."""
+    packed = "".join(f"{value:0{bits}b}" for value in samples)
+    data = int(packed, 2).to_bytes(len(packed) // 8, "big") if bits < 16 else struct.pack(f"<{len(samples)}H", *samples)
+    entries = [(256, len(samples)), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1)]
+    entries.append((279, len(data)))
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + bytes(4)
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 1), (16, 0), (8, 0)])
+def test_gray_samples_fill_eight_bits_whatever_white_is(bits: int, photometric: int, tmp_path: Path) -> None:
+    white = 2**bits - 1
+    image = decoded(tmp_path, gray_tiff([0, white // 2, white, white], bits, photometric), "auto", "a.tif")
+    shown = image[0, 0].tolist()
+    expected = [0, 127, 255, 255]
+    assert shown == pytest.approx(expected if photometric else [255 - value for value in expected], abs=1)
+
+
+def test_a_gray_portable_map_of_16_bits_is_read(tmp_path: Path) -> None:
+    content = b"P5 3 1 65535\n" + struct.pack(">HHH", 0, 32_768, 65_535)
+    assert decoded(tmp_path, content, "auto", "a.pgm")[0, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("DSC_1.NEF", {}), ("a.tif", {254: 1}), ("a.dng", {}), ("a.tiff", {50706: (1, 4, 0, 0)})]
+)
+def test_a_preview_in_a_cameras_raw_file_is_not_taken_for_the_photo(name: str, more: dict[int, Any], tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    gradient().save(stream, "TIFF", tiffinfo=more)
+    with pytest.raises(DataError, match=rf"{name} is not an image that can be read \(export as JPEG or TIFF\)"):
+        decoded(tmp_path, stream.getvalue(), "auto", name)
 
 
 @pytest.fixture

@@ -96,6 +96,13 @@ def test_class_of_one_image_has_no_folds() -> None:
         k_folds(records(7, 1), 2, 0)
 
 
+def test_a_class_whose_images_are_all_like_those_of_another_is_refused() -> None:
+    listed = records(6, 2)
+    alike = [record.name for record in (*listed[:3], *listed[6:])]
+    with pytest.raises(UsageError, match="Class 1 has images that are all alike"):
+        k_folds(listed, 2, seed=0, groups=[alike])
+
+
 # ---------------------------------------------------------------------- long tails
 
 

@@ -53,6 +53,16 @@ def test_a_fraction_of_classes_of_one_image_is_refused(tmp_path: Path) -> None:
         module(make_folder(tmp_path, per_class=1, splits=()), test_fraction=0.2).setup()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names that Windows does not take")
+@pytest.mark.parametrize("name", ["a\rb.jpg", "a\nb.jpg", 'a"b,.jpg', os.fsdecode(b"a\xe9.jpg")])
+def test_a_split_file_keeps_odd_names(root: Path, tmp_path: Path, name: str) -> None:
+    save(root / "class 1" / name)
+    data = module(root, test_fraction=0.2)
+    data.write_split(tmp_path / "split.csv")
+    assert parts(module(root, split_file=tmp_path / "split.csv")) == parts(data)
+    assert any(name in one for names in parts(data).values() for one in names)
+
+
 def test_a_split_file_gives_the_same_parts(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:
     read = module(root, split_file=tmp_path / "split.csv")
     assert parts(read) == parts(drawn)

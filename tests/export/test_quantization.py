@@ -153,10 +153,18 @@ def test_an_answer_that_is_no_number_is_refused() -> None:
 
 def test_more_than_a_point_is_refused_unless_it_is_forced() -> None:
     check_loss(Loss(0.8, 0.79, 5, 100, "test images", True), force=False)
+    check_loss(Loss(0.8, 0.8, 0, 12, "test images", True, 0.0, 1 / 12), force=False)
     worse = Loss(0.8, 0.789, 5, 1000, "test images", True)
     with pytest.raises(
         ExportError, match=r"top-1 80\.00 -> 78\.90 %, .*: 1\.10 points lost, and 1 is allowed; nothing was written"
     ):
+        check_loss(worse, force=False)
+    check_loss(worse, force=True)
+
+
+def test_a_file_that_calls_known_images_unknown_is_refused() -> None:
+    worse = Loss(0.9, 0.9, 0, 100, "validation images", True, 0.05, 0.97)
+    with pytest.raises(ExportError, match=r"92\.0 points more are unknown, and 5 are allowed; nothing was written"):
         check_loss(worse, force=False)
     check_loss(worse, force=True)
 

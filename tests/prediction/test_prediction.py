@@ -287,6 +287,15 @@ def test_a_name_that_is_not_utf_8_leaves_the_file_one_of_utf_8(trained: SimpleNa
     assert json.loads((tmp_path / "p.jsonl").read_text())["path"] == odd
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_what_goes_to_a_pipe_is_utf_8_whatever_its_own_encoding(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.TextIOWrapper(io.BytesIO(), "cp1252")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    answer = prediction.Prediction(("a",), (1.0,), accepted=True)
+    prediction_files.write_predictions(None, form, [Path("🐦.jpg")], [answer], 1)
+    assert "🐦.jpg" in pipe.buffer.getvalue().decode()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="names that Windows does not take")
 def test_a_line_end_in_a_name_ends_no_row(trained: SimpleNamespace, tmp_path: Path) -> None:
     names = ["a\rb.jpg", "a\nb.jpg"]

@@ -95,5 +95,5 @@ def test_a_file_that_is_no_picture_is_told(page: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     page.set_input_files("#file", tmp_path / "notes.txt")
     page.wait_for_selector(".state.bad")
-    assert page.locator("#state").inner_text().startswith("This is no picture that can be read here.")
+    assert page.locator("#state").inner_text().startswith("The picture is not an image that can be read")
     assert page.locator("#result").is_hidden()

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageFile
 
 from fgzoo.checkpoints.download import CHECKOUT
 from fgzoo.checkpoints.safetensors import save_safetensors
+from fgzoo.data.images import decode_content
 from fgzoo.errors import UsageError
 from fgzoo.methods.base import FineGrainedClassifier
 from fgzoo.prediction.rejection import Calibration
@@ -72,14 +74,22 @@ def test_the_page_says_nothing_of_where_its_checkpoint_lies() -> None:
 
 def test_what_pillow_hands_to_another_program_is_refused(server: Server) -> None:
     found = answer(server, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
-    assert found == {"error": "This is no picture that can be read here. Photos as JPEG, PNG or WebP can."}
+    assert found["error"].startswith("The picture is not an image that can be read (it starts with b'%!PS")
 
 
 def test_a_picture_that_needs_a_package_names_it(server: Server) -> None:
     found = answer(server, b"\xff\x0a" + bytes(40))
-    assert found == {
-        "error": "This is no picture that can be read here (pip install pillow-jxl-plugin). Photos as JPEG, PNG or WebP can."
-    }
+    assert found == {"error": "The picture is not an image that can be read (pip install pillow-jxl-plugin)."}
+
+
+def test_pixels_are_counted_before_they_are_decoded_whatever_holds_them(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    huge = encode(Image.new("L", (13_300, 13_300)), "PNG")
+    icon = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(huge), 22) + huge
+    loaded: list[Image.Image] = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", loaded.append)
+    for content, said in ((huge, "too large: 13300 x 13300 pixels"), (icon, "not an image that can be read")):
+        assert said in answer(server, content)["error"]
+    assert not loaded
 
 
 def test_a_port_that_no_machine_has_is_told() -> None:
@@ -98,7 +108,7 @@ def test_an_answer_is_that_of_predict_with_the_maps_of_explain(server: Server) -
 
 
 def picture_of(content: bytes) -> Any:
-    return module.from_pillow(module.opened(content))
+    return decode_content(content, "a photo")
 
 
 def test_maps_that_gave_most_come_first_and_not_too_many() -> None:
@@ -123,8 +133,8 @@ def doubting() -> FineGrainedClassifier:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"no picture", "This is no picture that can be read here. Photos as JPEG, PNG or WebP can."),
-        (b"", "This is no picture that can be read here. Photos as JPEG, PNG or WebP can."),
+        (b"no picture", "The picture is not an image that can be read (it starts with"),
+        (b"", "The picture is empty"),
         (PHOTO[: len(PHOTO) // 2], "The picture is damaged"),
     ],
     ids=["text", "nothing", "half"],
@@ -138,7 +148,7 @@ def test_no_picture_is_decoded_before_its_turn(server: Server, monkeypatch: pyte
         raise AssertionError
 
     monkeypatch.setattr(module, "PATIENCE", 0.01)
-    monkeypatch.setattr(module, "opened", decoded)
+    monkeypatch.setattr(module, "decode_content", decoded)
     with server.turn:
         assert answer(server, PHOTO) == {"error": "Too many photos at once; try again."}
 
@@ -177,7 +187,7 @@ def six() -> bool:
 
 def test_a_picture_of_too_many_pixels_is_not_decoded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PIXELS", 100)
-    assert "is too large: 48 x 40 pixels. Scale it down." in answer(server, PHOTO)["error"]
+    assert "is too large: 48 x 40 pixels, the limit is 100. Scale it down." in answer(server, PHOTO)["error"]
 
 
 def test_an_upload_beyond_the_bound_is_refused_before_it_is_read(server: Server) -> None:
@@ -232,6 +242,15 @@ def sending(server: Server, content: bytes) -> Iterator[socket.socket]:
 )
 def test_who_is_answered(how: dict[str, Any], status: int, server: Server) -> None:
     assert ask(server, **how)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("evil.example", 403), ("192.0.2.7:80", 200), ("[2001:db8::1]", 200), ("localhost", 200), (socket.gethostname(), 200)],
+)
+def test_who_is_answered_where_others_are_heard(host: str, status: int) -> None:
+    with serving(small(), "0.0.0.0") as server:
+        assert ask(server, Host=host)[0] == status
 
 
 def test_the_page_may_ask_this_server_alone(server: Server) -> None:
