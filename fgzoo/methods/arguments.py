@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from types import FrameType, SimpleNamespace, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -86,11 +86,24 @@ class BuildsNetwork(type):
         bound = inspect.signature(cls).bind(*args, **kwargs)
         bound.apply_defaults()
         arguments: dict[str, Any] = {}
-        for name, parameter in inspect.signature(cls).parameters.items():
+        parameters = inspect.signature(cls).parameters
+        for name, parameter in parameters.items():
             value = bound.arguments[name]
-            arguments.update(value if parameter.kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                value = dict(zip(_names_behind(cls, parameters.keys()), value, strict=False))
+            several = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+            arguments.update(value if several else {name: value})
         model.finish(arguments)
         return model
+
+
+def _names_behind(cls: type, own: Collection[str]) -> list[str]:
+    """What the class above calls, in order, the arguments that a constructor hands on by `*args` after those of its own."""
+    above = next(base for base in cls.__mro__[1:] if "__init__" in vars(base))
+    parameters = inspect.signature(above).parameters
+    names = [name for name, one in parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD and name not in own]
+    more = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())
+    return names + (_names_behind(above, [*own, *parameters]) if more else [])
 
 
 class HasArguments(L.LightningModule, metaclass=BuildsNetwork):

@@ -43,6 +43,7 @@ from fgzoo.prediction import Reject, TestTime
 from fgzoo.prediction.inference import ImageLike, Prediction, classify, embed, required_card
 from fgzoo.prediction.rejection import Calibration
 from fgzoo.version import __version__
+from fgzoo.wording import did_you_mean
 
 
 class FineGrainedClassifier(LightningSteps):
@@ -183,6 +184,11 @@ class FineGrainedClassifier(LightningSteps):
         self._set_hparams(plain)
         self.network = self.build_network().to(memory_format=torch.channels_last)
         groups = {*self.learning_rates(), "new"}
+        parts = dict(self.network.named_modules())
+        for name in self.learning_rates():
+            if name not in parts:
+                near = did_you_mean(name, parts)
+                raise UsageError(f"model: learning_rates() has a rate for '{name}', which is no submodule of the network{near}")
         for stage in self.stages():
             if unknown := stage.rates.keys() - groups:
                 named = ", ".join(sorted(unknown))

@@ -23,7 +23,8 @@ class StopAfter(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Stop, if that was the last step."""
-        if trainer.global_step >= self.steps:
+        # As its schedule counts: what a resumed run did before may have been larger or smaller batches.
+        if getattr(pl_module, "position", trainer.global_step) >= self.steps:
             trainer.should_stop = True
 
 

@@ -132,7 +132,16 @@ class LightningSteps(HasArguments):
         self.log("train/loss", loss, prog_bar=True, **how)
         self.log_dict(values, **how)
         self.train_top1.update(output.logits.detach(), classes)
-        return loss
+        return loss * self._share_of_step(batch_idx)
+
+    def _share_of_step(self, batch_idx: int) -> float:
+        """By what a batch counts more where an epoch has fewer left than are accumulated, so that a step is their mean.
+
+        Lightning divides every batch's loss by the number that is accumulated.
+        """
+        every, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        left = 0 if math.isinf(batches) else int(batches) % every
+        return every / left if left and batch_idx >= batches - left else 1.0
 
     def _optimize(self, loss: Tensor, last: bool) -> None:
         """One of several optimiser steps of a batch; the last one counts the batch and advances the schedule.
@@ -255,9 +264,15 @@ class LightningSteps(HasArguments):
 
     def lr_factor(self) -> float:
         """By what this run's batch changes the learning rates, see `lr_batch`."""
-        size, meant_for = self._of_data("batch_size"), self.arguments.lr_batch
-        if meant_for is None or size is None:
+        meant_for = self.arguments.lr_batch
+        if meant_for is None or self._trainer is None:
             return 1.0
+        size = self._of_data("batch_size")
+        if size is None:
+            self.trainer.fit_loop.setup_data()  # nobody need have asked for the data yet
+            size = getattr(self.trainer.train_dataloader, "batch_size", None)
+        if size is None:
+            raise UsageError("model.lr_batch: the data does not say how large its batches are; leave it away (null)")
         batch = size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         return batch / meant_for if self.arguments.optimizer == "sgd" else math.sqrt(batch / meant_for)
 

@@ -288,6 +288,7 @@ class EpochLines(Callback):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.started = 0.0
+        self.validated = False
         self.finished: str | None = None
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
         self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -310,7 +311,11 @@ class EpochLines(Callback):
         """Print the epoch before (its averages are known only now), and start the clock."""
         self._print(trainer)
         self.bar.update(self.task, description=_epoch(trainer))
-        self.started = time.perf_counter()
+        self.started, self.validated = time.perf_counter(), False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that this epoch's values of validation are its own."""
+        self.validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
@@ -329,7 +334,7 @@ class EpochLines(Callback):
     def _print(self, trainer: L.Trainer) -> None:
         if self.finished is None or not trainer.is_global_zero:
             return
-        shown = ("train/loss", "train/top1", "val/top1", "val/nll")
+        shown = ("train/loss", "train/top1", *(("val/top1", "val/nll") if self.validated else ()))
         values = {name: float(trainer.callback_metrics[name]) for name in shown if name in trainer.callback_metrics}
         figures = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.console.print(f"{self.finished}  {figures}")

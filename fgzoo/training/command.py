@@ -12,9 +12,10 @@ import time
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -519,6 +520,8 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say what is about to be trained, and what is left out."""
+        if self.trainer.limit_train_batches == 0:
+            raise UsageError("fit: --trainer.limit_train_batches 0 trains nothing; give 1 or more, or a share such as 0.1")
         count = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
         sizes = {split: len(records) for split, records in self.datamodule.splits.items() if records}
         shown = ", ".join(f"{number} {split}" for split, number in sizes.items())
@@ -615,6 +618,7 @@ def run(verb: str, arguments: list[str], *, closing: bool = True) -> TrainingCLI
     """
     console = LogConsole(soft_wrap=True, highlight=False, markup=False)
     quieten()
+    tell_numbers_from_shares()
     import_methods()
     try:
         cli = TrainingCLI(verb, arguments, console)
@@ -669,6 +673,18 @@ def import_methods() -> None:
         import_path(path)
 
 
+def tell_numbers_from_shares() -> None:
+    """Let options of the trainer that take a number of batches, 1, or a share of them, 1.0, tell them apart.
+
+    The parser takes the first type of an annotation that fits. Lightning's are unions of int and float, and of those typing keeps
+    one for both orders: that which was made first in this process, by whichever library.
+    """
+    annotations = L.Trainer.__init__.__annotations__
+    for name, kind in annotations.items():
+        if {int, float} <= {*get_args(kind)}:
+            annotations[name] = reduce(or_, sorted(get_args(kind), key=lambda one: one is not int))
+
+
 def default_precision() -> str:
     """bf16 mixed precision where the hardware computes in it, else single precision."""
     if torch.cuda.is_available():
@@ -682,6 +698,8 @@ def quieten() -> None:
     """Keep Lightning's advice and repeated notices out of the log; warnings of substance stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # What a profiler reports, it says to its log.
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
     for message in (
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",

@@ -104,3 +104,28 @@ def test_an_annotation_that_cannot_be_read_switches_off_no_other() -> None:
         assert Pooled(3, **TINY).arguments.pool is None
         with pytest.raises(UsageError, match=r"model\.pool: 'sum' is none of mean, max"):
             Pooled(3, "sum", **TINY)
+
+
+class HandsOn(Baseline):
+    """A subclass that hands on what it does not know by place."""
+
+    def __init__(self, num_classes: int, *given: Any, focus: float = 2.0, **named: Any) -> None:
+        super().__init__(num_classes, *given, **named)
+
+
+class HandsOnAgain(HandsOn):
+    """And one of that, whose arguments are all handed on."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+
+
+@pytest.mark.parametrize("cls", [HandsOn, HandsOnAgain])
+@pytest.mark.parametrize("given", [(3, "test_efficientnet", False), (3,)])
+def test_what_is_handed_on_by_place_makes_the_model_anew(cls: type[Baseline], given: tuple[Any, ...]) -> None:
+    named = {"lr": 0.5} | ({} if len(given) > 1 else {"backbone": "test_efficientnet", "pretrained": False})
+    model = cls(*given, **named)
+    again = cls(**model.hparams)
+    assert dict(again.hparams) == dict(model.hparams)
+    assert (again.hparams["backbone"], again.hparams["lr"], again.num_classes) == ("test_efficientnet", 0.5, 3)
+    assert "given" not in again.hparams

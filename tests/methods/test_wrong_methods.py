@@ -82,6 +82,15 @@ def test_a_rate_of_no_parameter_group_is_refused() -> None:
         make(Misspelt)
 
 
+def test_a_rate_of_no_part_of_the_network_is_refused() -> None:
+    class Misspelt(Baseline):
+        def learning_rates(self) -> dict[str, float]:
+            return {**super().learning_rates(), "classifer": 2.0}
+
+    with pytest.raises(UsageError, match="a rate for 'classifer', .* no submodule of the network; did you mean 'classifier'"):
+        make(Misspelt)
+
+
 def test_a_rate_inside_of_what_a_stage_freezes_is_refused() -> None:
     class Nested(Baseline):
         def learning_rates(self) -> dict[str, float]:

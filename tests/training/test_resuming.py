@@ -59,6 +59,15 @@ def test_the_schedule_goes_on_by_its_share_of_epochs_whatever_the_batch(run: Pat
     assert rates(run) == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_run_of_steps_ends_where_its_schedule_does_whatever_the_batch(begun: SimpleNamespace, tmp_path: Path) -> None:
+    with breaking_off(Baseline, epoch=2, batch=1):
+        steps = ("--trainer.max_steps", 20, "--data.val_fraction", 0.2, *RATES)
+        assert fit(begun.root, "--output", tmp_path / "run", *steps, epochs=-1).status == 130
+    assert fgzoo("fit", "--resume", tmp_path / "run", "--data.batch_size", 5).status == 0
+    # Ten steps by threes are two epochs, six steps by fives.
+    assert rates(tmp_path / "run")[10:] == pytest.approx([cosine(step / 20) for step in range(6, 20)], rel=1e-6)
+
+
 def test_what_a_run_is_given_holds_and_is_its_own_from_then_on(run: Path) -> None:
     given = ("--model.lr", 0.5, "--model.schedule", "constant", "--model.weight_decay", 0.03, "--trainer.max_epochs", 5)
     with breaking_off(Baseline, epoch=4, batch=1):

@@ -99,6 +99,30 @@ def test_rates_are_as_given_where_no_batch_is_named(tmp_path: Path) -> None:
     assert rates(tmp_path, batch_size=8) == pytest.approx([0.1, 1.0])
 
 
+def test_rates_follow_the_batch_of_any_loader(tmp_path: Path) -> None:
+    model = make(Baseline, lr=1.0, backbone_lr_factor=1.0, schedule="constant", lr_batch=8)
+    trainer(tmp_path, max_epochs=1).fit(model, loader(batch_size=2))
+    assert {group["lr"] for group in model.optimizers().optimizer.param_groups} == {0.25}
+
+
+def test_a_batch_of_unknown_size_is_refused_where_rates_should_follow_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.lr_batch: the data does not say how large its batches are"):
+        trainer(tmp_path, max_epochs=1).fit(make(Baseline, lr_batch=8), list(loader()))
+
+
+@pytest.mark.parametrize("batches", [2, 3])
+def test_a_step_is_the_mean_of_the_batches_that_an_epoch_has_left_for_it(tmp_path: Path, batches: int) -> None:
+    def trained(every: int, limit: int) -> dict[str, torch.Tensor]:
+        plain = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "freeze_norm": "affine", "lr": 0.1}
+        model = make(Baseline, backbone_lr_factor=0.0, **plain)
+        run = trainer(tmp_path, max_epochs=1, accumulate_grad_batches=every, limit_train_batches=limit, limit_val_batches=0)
+        run.fit(model, loader())
+        return model.state_dict()
+
+    whole, cut = trained(batches, batches), trained(8, batches)
+    assert all(torch.allclose(value, cut[name], atol=1e-7) for name, value in whole.items() if value.is_floating_point())
+
+
 def test_no_batch_is_refused() -> None:
     with pytest.raises(UsageError, match=r"^model\.lr_batch: 0"):
         make(Baseline, lr_batch=0)

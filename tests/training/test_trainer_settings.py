@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch.loggers import CSVLogger
 
 from fgzoo.checkpoints.run_folder import PROBABILITIES, newest_run
@@ -40,6 +43,32 @@ def steps(run: Path, what: str = "train/loss") -> list[int]:
 def test_how_many_steps_an_epoch_has(root: Path, setting: tuple[str, object], expected: list[int]) -> None:
     assert fit(root, "--output", "run", *HELD_OUT, f"--trainer.{setting[0]}", setting[1], epochs=2).status == 0
     assert steps(Path("run")) == expected
+
+
+def test_a_number_of_batches_is_no_share_of_them() -> None:
+    # In a process of its own, since what is imported first decides how Lightning's own annotations come out.
+    limits = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1.0", "--print_config"]
+    done = subprocess.run([sys.executable, "-m", "fgzoo", "fit", *limits], capture_output=True, text=True, check=True)
+    said = yaml.safe_load(done.stdout)["trainer"]
+    assert (said["limit_train_batches"], said["limit_val_batches"]) == (1, 1.0)
+    assert (type(said["limit_train_batches"]), type(said["limit_val_batches"])) == (int, float)
+
+
+def test_training_on_nothing_is_refused(root: Path) -> None:
+    result = fit(root, "--trainer.limit_train_batches", 0)
+    assert result.status == 2
+    assert "--trainer.limit_train_batches 0 trains nothing" in result.err
+
+
+def test_a_line_of_an_epoch_has_no_validation_of_another(root: Path) -> None:
+    result = fit(root, "--output", "run", *HELD_OUT, "--trainer.check_val_every_n_epoch", 2, epochs=3)
+    lines = [line for line in result.out.splitlines() if line.startswith("epoch ")]
+    assert ["val/top1" in line for line in lines] == [False, True, False]
+
+
+def test_a_profiler_reports(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert fit(root, "--output", "run", "--trainer.profiler", "simple").status == 0
+    assert "run_training_epoch" in caplog.text
 
 
 def test_overfitting_shows_the_same_images_in_every_epoch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
