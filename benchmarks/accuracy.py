@@ -56,7 +56,7 @@ def run(
     """Run a plan's cells that are not done; status 1 where one failed.
 
     Args:
-        plan: A plan's name, or a YAML file.
+        plan: A plan's name, or a YAML file; its results, called as it is, lie beside those of the others.
         root: Folders of data sets, NAME=PATH, or PATH where there is one.
         weights: Files instead of timm's hub, BACKBONE=PATH, or PATH for every backbone.
         devices: GPUs by number: a cell at a time on each.

@@ -150,6 +150,11 @@ class Block(NamedTuple):
     arrays: Arrays
 
     @property
+    def by_label(self) -> dict[str, Group]:
+        """The first group of every label, which is that of today's settings where rows of earlier ones were kept."""
+        return {group.label: group for group in reversed(self.groups)}
+
+    @property
     def baselines(self) -> list[Group]:
         """The baseline, and its longer runs, as `cells_of` names these."""
         return [group for group in self.groups if re.fullmatch(rf"{BASELINE}(, (\S+, )?\d+ epochs)?", group.label)]
@@ -172,7 +177,7 @@ class Block(NamedTuple):
     def equal_epochs(self, wanted: Sequence[str] = ()) -> str:
         """All groups beside the baseline of as many epochs and beside their parent, with the wanted columns or all."""
         parents = {row.label: row.parent for row in self.plan.rows}
-        by_label = {group.label: group for group in self.groups}
+        by_label = self.by_label
         elsewhere = {parent.label for parent in longer_parents(self.plan.rows).values()}
         others = [group for group in self.groups if group not in self.baselines and group.label not in elsewhere]
         needed = {(group.backbone, group.epochs) for group in others}
@@ -223,7 +228,7 @@ class Block(NamedTuple):
 
     def equal_time(self) -> str:
         """Groups beside their parent that trained as long, both of the seeds that they share."""
-        by_label, rows = {group.label: group for group in self.groups}, []
+        by_label, rows = self.by_label, []
         for label, longer in longer_parents(self.plan.rows).items():
             group, parent = by_label.get(label), by_label.get(longer.label)
             if group is None or parent is None or not group.runs.keys() & parent.runs.keys():
@@ -304,9 +309,15 @@ class Block(NamedTuple):
 def blocks_of(plan: Plan, rows: Sequence[Row], arrays: Arrays) -> list[Block]:
     """Rows in blocks: the plan's variants first, in its order."""
     variants = {variant.name: place for place, variant in enumerate(plan.variants)}
-    labels = {(row.label, row.method): place for place, row in enumerate(plan.rows)}
+    places = {(row.label, row.method): place for place, row in enumerate(plan.rows)}
+    current = {(row.label, row.method, row.arguments) for row in plan.rows}
+
+    def order(row: Row) -> tuple[int, bool]:
+        label = row["label"], row["method"]
+        return places.get(label, len(places)), (*label, row["arguments"]) not in current
+
     found: dict[tuple[str, ...], dict[tuple[str, ...], dict[tuple[str, str], Row]]] = defaultdict(lambda: defaultdict(dict))
-    for row in sorted(rows, key=lambda row: labels.get((row["label"], row["method"]), len(labels))):
+    for row in sorted(rows, key=order):
         groups = found[row["variant"], row["dataset"], row["fingerprint"]]
         key = (row["label"], row["method"], row["arguments"], row["backbone"], row["epochs"])
         groups[key][row["seed"], row["fold"]] = row
@@ -325,7 +336,7 @@ def over_datasets(blocks: Sequence[Block]) -> str:
     gains: dict[tuple[str, str], list[NDArray[Any]]] = defaultdict(list)
     parents = {row.label: row.parent for row in blocks[0].plan.rows}
     for block in blocks:
-        by_label = {group.label: group for group in block.groups}
+        by_label = block.by_label
         for group in (group for group in block.groups if group.label in parents):
             shown = f"{mean_std(group.values('top1'))} ({len(group.runs)} runs)"
             rows[group.label] |= {"what": group.label, f"{block.dataset}, top-1 %": shown}

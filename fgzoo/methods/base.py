@@ -92,7 +92,8 @@ class FineGrainedClassifier(LightningSteps):
             beside the projections of attention (`lora`, arXiv 2106.09685), of vision transformers.
         lora_rank: Their rank.
         teacher: Trained checkpoints of the same classes to learn from, too: names, runs' folders or files. The command line loads
-            them; in Python, set `teachers`. What is scored learns from the average of their probabilities for the same view.
+            them; in Python, set `teachers`. The output's logits (of Coarse2Fine and WS-DAN the first view's) learn from the
+            average of their probabilities for the same view.
         teacher_weight: What the teachers count; the loss terms of the classes have the rest, in the step of a batch whose output
             is scored (of methods that take several, the others learn from labels alone).
         teacher_temperature: Divides the logits of teachers and student before both are compared.

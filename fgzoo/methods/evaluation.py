@@ -109,13 +109,14 @@ class ClassCounts(Metric):
         self.add_state("near", torch.zeros((), dtype=torch.long), "sum")
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Count a batch: logits (B, K) and classes (B,)."""
+        """Count a batch: logits (B, K) and classes (B,); an answer that is no number is wrong."""
         counts = (targets != IGNORED).long()
         targets, found = targets.clamp(min=0), logits.argmax(dim=1)
         self.images.scatter_add_(0, targets, counts)
-        self.hits.scatter_add_(0, targets, counts * (found == targets))
+        answered = counts * ~logits.isnan().any(dim=1)
+        self.hits.scatter_add_(0, targets, answered * (found == targets))
         best = logits.topk(self.most, dim=1).indices
-        self.near += ((best == targets[:, None]).any(dim=1) * counts).sum()
+        self.near += ((best == targets[:, None]).any(dim=1) * answered).sum()
 
     def compute(self) -> dict[str, Tensor]:
         """The values by name, and `images` and `hits`, (K,)."""
@@ -183,7 +184,10 @@ class CalibrationError(MulticlassCalibrationError):
 
 
 class NegativeLogLikelihood(MeanMetric):
-    """Mean negative log-likelihood of the true class, in nats."""
+    """Mean negative log-likelihood of the true class, in nats; no number where one image's is none."""
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")
 
     def update(self, preds: Tensor, target: Tensor) -> None:  # type: ignore[override]
         """Add a batch: logits (B, K) and classes (B,)."""

@@ -448,9 +448,14 @@ class RRA(FineGrainedClassifier):
     def setup(self, stage: str) -> None:
         """Check the box file against the data, before anything is trained."""
         super().setup(stage)
-        if self.arguments.patch_file is not None and self._of_data("augmentation", "paper") != "paper":
+        if self.arguments.patch_file is None:
+            return
+        size = self._of_data("image_size")
+        whole = {"augmentation": "paper", "resize": size, "resize_mode": "squash"}
+        if any(self._of_data(name, wanted) != wanted for name, wanted in whole.items()):
             raise UsageError(
-                "model.patches: boxes from a file fit whole images only; use --data.augmentation paper, which crops nothing"
+                "model.patches: boxes from a file fit whole images only, which nothing crops; use --data.augmentation paper "
+                f"--data.resize {size} --data.resize_mode squash"
             )
 
     def on_train_epoch_start(self) -> None:

@@ -445,9 +445,9 @@ class SRBN(FineGrainedClassifier):
         bilinear_head: Beside the LSTM's readout stands B-CNN's on the attended vector; each has its own cross-entropy. Without it
             everything that learns does so through the scan, which takes far more epochs than B-CNN
             (`benchmarks/results/accuracy/remedies.md`).
-        hidden_weight: lambda, the share of the LSTM's scores beside B-CNN's, which have weight 1; it changes no gradient. The
-            default is good on a fold of the training split of fifty classes of CUB after ten epochs, when the scan still knows
-            little (`benchmarks/results/head_weight.md`); after long training 1 may be better.
+        hidden_weight: lambda, the share of the LSTM's scores beside B-CNN's, which have weight 1; it changes no gradient but that
+            of teachers. The default is good on a fold of the training split of fifty classes of CUB after ten epochs, when the
+            scan still knows little (`benchmarks/results/head_weight.md`); after long training 1 may be better.
         directions: Corners that the LSTM scans from: 1, or 4, summed.
         hidden_size: Channels of the LSTM's state.
         rank: Rank of the local bilinear features.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -52,6 +53,15 @@ def test_the_calibrated_error_is_that_of_logits_over_the_temperature() -> None:
         assert (found[name], found[f"{name}_calibrated"]) == (plain[name], soft[name])
         assert plain[name] != soft[name]
     assert "nll_calibrated" not in plain
+
+
+def test_an_answer_that_is_no_number_is_wrong_and_is_not_passed_over() -> None:
+    logits, targets = torch.eye(6), torch.arange(6)
+    logits[0] = torch.nan
+    logits[1, 5] = -torch.inf
+    found = counted(6, (logits, targets)).compute()
+    assert (found["top1"], found["top5"]) == (pytest.approx(5 / 6), pytest.approx(5 / 6))
+    assert found["nll"].isnan()
 
 
 def test_logits_between_zero_and_one_are_no_probabilities() -> None:

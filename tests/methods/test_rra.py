@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+from fgzoo.data.datamodule import FGVCDataModule
+from fgzoo.data.synthetic import Birds
 from fgzoo.errors import DataError, UsageError
 from fgzoo.methods.rra import RRA, GlobalStream, LocalStream, RRANetwork, read_boxes
 from fgzoo.nn import crop_boxes, normalize_map, paste_boxes
@@ -372,6 +374,14 @@ def test_images_that_are_predicted_have_no_stored_boxes(tmp_path: Path) -> None:
 def test_loaders_without_names_have_no_stored_boxes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="looks boxes up by the images' names, which only a data module's have"):
         trainer(tmp_path, max_epochs=1).fit(small("rra", patches="file", patch_file="boxes.npz"), loader())
+
+
+@pytest.mark.parametrize("cropped", [{"augmentation": "standard"}, {"resize": 110}, {"resize_mode": "shortest"}])
+def test_stored_boxes_need_whole_images(tmp_path: Path, cropped: dict[str, Any]) -> None:
+    whole = {"image_size": 64, "resize": 64, "augmentation": "paper", "num_workers": 0}
+    data = FGVCDataModule("birds", birds=Birds(4, 2, 1, 64), **{**whole, **cropped})
+    with pytest.raises(UsageError, match=r"fit whole images only.*--data\.resize 64 --data\.resize_mode squash"):
+        trainer(tmp_path, max_epochs=1).fit(small("rra", patches="file", patch_file="boxes.npz"), datamodule=data)
 
 
 def test_stored_boxes_need_named_images() -> None:

@@ -87,7 +87,7 @@ def test_a_rate_of_no_part_of_the_network_is_refused() -> None:
         def learning_rates(self) -> dict[str, float]:
             return {**super().learning_rates(), "classifer": 2.0}
 
-    with pytest.raises(UsageError, match="a rate for 'classifer', .* no submodule of the network; did you mean 'classifier'"):
+    with pytest.raises(UsageError, match=r"a rate for 'classifer', .* no submodule of the network; did you mean 'classifier'"):
         make(Misspelt)
 
 
