@@ -61,9 +61,28 @@ def prepare_folder(folder: Path, verb: str) -> None:
 _PLACE = re.compile(r"""(?<![^\s=:,;('"\[{])(?:file://|~|[A-Za-z]:)?(?:[/\\](?![/\\])[^\s/\\'",;\])}]+)+[/\\]?""")
 
 
+#: The same where it fills quotation marks, or a whole text, whatever characters it has.
+_QUOTED = re.compile(r"""(?P<mark>["'])(?:file://|~|[A-Za-z]:)?[/\\](?![/\\])(?:(?!(?P=mark))[^\n])*(?P=mark)""")
+_WHOLE = re.compile(r"""(?:file://|~|[A-Za-z]:)?[/\\](?![/\\])[^\n:,;]*""")
+
+
 def without_places(text: str) -> str:
-    """A text to be handed on: of absolute paths, which say where things lie on one machine, the last names are left."""
-    return _PLACE.sub(lambda found: re.split(r"[/\\]", found.group().rstrip("/\\"))[-1], text)
+    """A text to be handed on: of absolute paths, which say where things lie on one machine, the last names are left.
+
+    Paths are found by what usually stands around them; a name with a space in it is known for a part of one where the path is the
+    whole text, stands in quotation marks, or lies in the home folder.
+    """
+    if _WHOLE.fullmatch(text):
+        return _last_name(text)
+    home = str(Path.home())
+    if len(home) > 1:
+        text = re.sub(rf"(?<![\w.-]){re.escape(home)}(?=[/\\])", "~", text)
+    text = _QUOTED.sub(lambda found: found["mark"] + _last_name(found.group()[1:-1]) + found["mark"], text)
+    return _PLACE.sub(lambda found: _last_name(found.group()), text)
+
+
+def _last_name(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def handed_on(value: Any) -> Any:

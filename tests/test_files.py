@@ -24,11 +24,22 @@ def test_what_cannot_be_written_is_named_and_not_its_temporary_file(place: str, 
         ("local-dir:/home/me/net", "local-dir:net"),
         ("Read from '/home/me/list.csv', ~/x/y and C:\\Users\\me\\z.csv.", "Read from 'list.csv', y and z.csv."),
         ("file:///home/me/run", "run"),
+        ("/home/jane doe/data/birds", "birds"),
+        ("C:\\Users\\Jane Doe\\birds\\", "birds"),
+        ("fgzoo fit '/home/jane doe/birds' --output \"/home/o'brien/a\"", "fgzoo fit 'birds' --output \"a\""),
+        ("it's in '/home/me/a b', isn't it", "it's in 'a b', isn't it"),
         ("https://host/a/b hf://OWNER/NAME photos/a.jpg and/or 1/2, 3 / 4", None),
     ],
 )
 def test_of_absolute_paths_the_last_names_are_left(text: str, left: str | None) -> None:
     assert without_places(text) == (text if left is None else left)
+
+
+def test_a_home_with_a_space_in_its_name_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/jane doe"))
+    assert without_places("The first: /home/jane doe/birds/a.jpg is empty, /home/jane doe2 not.") == (
+        "The first: a.jpg is empty, jane doe2 not."
+    )
 
 
 def test_settings_are_handed_on_at_any_depth() -> None:

@@ -5,6 +5,7 @@ Everything lies in the frame that the network saw: the image after the weights' 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -109,13 +110,14 @@ def explain(
 
 
 def class_index(names: Sequence[str], name: str) -> int:
-    """The index of a class among all names.
+    """The index of a class among all names, however accents are composed.
 
     Raises:
         UsageError: There is no such class; names the nearest.
     """
-    if name in names:
-        return list(names).index(name)
+    composed = [unicodedata.normalize("NFC", one) for one in names]
+    if (wanted := unicodedata.normalize("NFC", name)) in composed:
+        return composed.index(wanted)
     hint = did_you_mean(name, names, cutoff=0.4) or f"; there are {len(names)}, the first is '{names[0]}'"
     raise UsageError(f"explain: no class '{name}' in this checkpoint{hint}")
 

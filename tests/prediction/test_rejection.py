@@ -38,7 +38,7 @@ def literal_loss(logits: Tensor, targets: Tensor, temperature: float) -> float:
     total = 0.0
     for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
         total += math.log(sum(math.exp((value - row[target]) / temperature) for value in row))
-    return (total + math.log(temperature) ** 2 / 2) / len(logits)
+    return (total + 2 * math.log(temperature) ** 2) / len(logits)
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
@@ -123,6 +123,15 @@ def test_a_threshold_rejects_its_share_of_the_held_out_images(score: Any, rate: 
     found = Calibration.fit(logits, targets, score, *known)
     rejected = sum(value < found.threshold(rate) for value in found.scores(logits, *known[:1]).tolist())
     assert 200 * rate - 1 <= rejected <= 200 * rate
+
+
+@pytest.mark.parametrize("score", ["probability", "energy"])
+def test_the_held_out_image_of_the_lowest_score_is_known_in_another_batch_too(score: Any) -> None:
+    logits, targets = labelled(images=12)
+    found = Calibration.fit(logits, targets, score)
+    rounded = logits * (1 + 1e-6 * torch.randn_like(logits))
+    assert (found.scores(rounded) >= found.threshold(0.0)).all()
+    assert found.threshold(0.0) == pytest.approx(float(found.scores(logits).min()), rel=2e-4)
 
 
 def test_between_stored_rates_thresholds_lie_on_a_line() -> None:
