@@ -62,7 +62,8 @@ LEGEND = f"""\
 *Final map*: the last of `explain`, fixed before measuring. *Pointing*: the map's maximum is at most {TOLERANCE} pixels (at
 224) from the box, any part's centre, the deciding part's; several maxima share the hit. *Energy*: the map's mass inside the
 box, or inside discs of that radius. Images whose part is hidden are left out of its columns. Grad-CAM reads the network's
-first backbone. A coarse map cannot point finely: enlarging puts its maximum at the middle of a cell. Insertion from the
+first backbone. A coarse map cannot point finely: enlarging puts its maximum at the middle of a cell, which
+of networks that pad evenly (all but VGG and TensorFlow's) is half a cell right of and below what it is of. Insertion from the
 blurred image, deletion to the mean colour, areas under the class's probability: to be compared within a network. *Ranks*:
 Spearman's correlation with the trained network's map after the top 1/8 of the layers, or all, have been initialised anew; a
 map that keeps its ranks does not depend on what was learnt. Means ± standard errors over images, places in per cent; in

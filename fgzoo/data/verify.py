@@ -15,7 +15,7 @@ from fgzoo.data.datamodule import usable_cores
 from fgzoo.data.duplicates import told
 from fgzoo.data.folder import list_folder
 from fgzoo.data.images import decode
-from fgzoo.data.lists import copied_files, missing_images
+from fgzoo.data.lists import by_class, copied_files, missing_images
 from fgzoo.data.records import Listing
 from fgzoo.errors import DataError, UsageError
 from fgzoo.files import is_file
@@ -58,6 +58,7 @@ class VerifyReport:
         official: The official size; `None` for a folder of one's own.
         missing: Names of listed images that do not exist.
         copied: Names of validation and test images that are files of another split, too, byte by byte.
+        contradicted: Names of images that are files of another class, too.
         undecodable: Message per image that cannot be decoded; empty where none was tried.
         decoded: Number of images that were decoded; 0 where none was tried.
     """
@@ -67,13 +68,14 @@ class VerifyReport:
     official: Counts | None
     missing: tuple[str, ...]
     copied: tuple[str, ...]
+    contradicted: tuple[str, ...]
     undecodable: tuple[str, ...]
     decoded: int
 
     @property
     def passed(self) -> bool:
-        """No image is missing or cannot be decoded; the size is the official one, or, of own data, no image is in two splits."""
-        whole = self.official == self.found or (self.official is None and not self.copied)
+        """No image is missing or cannot be decoded; the size is the official one, or, of own data, no image is in two parts."""
+        whole = self.official == self.found or (self.official is None and not self.copied and not self.contradicted)
         return whole and not self.missing and not self.undecodable
 
     def __str__(self) -> str:
@@ -84,6 +86,8 @@ class VerifyReport:
             lines.append(f"{len(self.missing)} images missing: {first_five(self.missing)}")
         if self.copied:
             lines.append(f"{len(self.copied)} images of validation and test are in another split, too: {first_five(self.copied)}")
+        if self.contradicted:
+            lines.append(f"{len(self.contradicted)} images are in another class, too: {first_five(self.contradicted)}")
         if self.decoded or self.undecodable:
             lines.append(f"{self.decoded} images decoded, {len(self.undecodable)} failed")
         lines += self.undecodable[:5]
@@ -91,7 +95,7 @@ class VerifyReport:
 
 
 def verify(name: str, root: Path, decode_all: bool | None = None) -> VerifyReport:
-    """Count classes and images, look for every image, and for files that are in two splits; decode them all.
+    """Count classes and images, look for every image, and for files that are in two splits or classes; decode them all.
 
     Args:
         name: `cub`, `cars`, `aircraft` or `folder`.
@@ -115,7 +119,9 @@ def verify(name: str, root: Path, decode_all: bool | None = None) -> VerifyRepor
     found = Counts(len(listing.class_names), len(listing.train), len(listing.test))
     missing = tuple(missing_images(listing))
     copied = tuple(copied_files({"train": listing.train, "val": listing.val, "test": listing.test}))
-    return VerifyReport(name, found, OFFICIAL.get(name), missing, copied, tuple(undecodable), len(files) - len(undecodable))
+    contradicted = tuple(copied_files(by_class(listing.records)))
+    decoded = len(files) - len(undecodable)
+    return VerifyReport(name, found, OFFICIAL.get(name), missing, copied, contradicted, tuple(undecodable), decoded)
 
 
 def _why_undecodable(path: Path) -> str | None:

@@ -331,7 +331,10 @@ class SRBNNetwork(nn.Module):
         return MethodOutput(logits, heads, normalize_map(torch.stack(maps, dim=1)), extra)
 
     def streams(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Both streams' maps on the finer one's grid.
+        """Both streams' maps on the finer one's grid, whose cells count as the same places. Our decision.
+
+        They are not quite where networks pad otherwise: VGG's cells lie half a cell from ResNet's, and those of networks with
+        TensorFlow's padding (`tf_...`) a whole one from others'.
 
         Args:
             images: (B, 3, H, W).

@@ -229,8 +229,20 @@ def test_verify_finds_files_that_are_in_two_splits(tmp_path: Path) -> None:
     shutil.copy(root / "train/class 0/image0.jpg", root / "train/class 0/twice.jpg")
     report = verify("folder", root)
     assert report.copied == ("test/class 0/copy.jpg",)
+    assert not report.contradicted
     assert not report.passed
     assert "1 images of validation and test are in another split, too: test/class 0/copy.jpg" in str(report)
+
+
+def test_a_file_of_two_classes_is_told(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, splits=())
+    shutil.copy(root / "class 0/image1.jpg", root / "class 2/other.jpg")
+    report = verify("folder", root)
+    assert (report.passed, report.contradicted) == (False, ("class 2/other.jpg",))
+    assert "1 images are in another class, too: class 2/other.jpg" in str(report)
+    typed = ("--config", "folder", "--model", "baseline", "--data.root", root, "--trainer.fast_dev_run", "true")
+    said = fgzoo("fit", *typed, *NETWORK, *IMAGES, *MACHINE).out
+    assert "1 image is a file of another class, too: class 2/other.jpg" in said
 
 
 def test_fit_says_which_files_are_in_two_splits(tmp_path: Path) -> None:
