@@ -85,7 +85,7 @@ def read_split(path: Path, listing: Listing) -> tuple[dict[str, Split], Listing]
     if class_names != tuple(listing.class_names):
         targets = {name: target for target, name in enumerate(class_names)}
         known = [replace(record, target=targets[listing.class_names[record.target]]) for record in known]
-    note = f"Images left out because {path.name} of the run does not know them: {new}."
+    note = f"Images left out because {path.name} of the run does not know them, added since or unreadable then: {new}."
     own_val = {record.name for record in listing.val}
     return parts, replace(
         listing,

@@ -150,7 +150,10 @@ class TrainingCLI(LightningCLI):
         )
         parser.add_argument("--reset_head", type=bool, default=False, help="fit: leave out weights that depend on the classes.")
         parser.add_argument("--resume", type=str | None, default=None, help="fit: continue this run in its own folder.")
-        time_help = "fit: train as many epochs as fit into this time, e.g. 90s, 20m or 1.5h, by what the first steps take."
+        time_help = (
+            "fit: train as many epochs as fit into this time, e.g. 90s, 20m or 1.5h, by what the first steps take; the start, a "
+            "test and a report come on top."
+        )
         parser.add_argument("--time", type=str | None, default=None, help=time_help)
         report = "fit: when it is done, test once, where there are test images, and write the report, as fit PHOTOS does."
         parser.add_argument("--report", type=bool, default=False, help=report)
