@@ -238,7 +238,13 @@ def build(args: Arguments, method: str, contender: str = "") -> FineGrainedClass
     recipe = f"{'cub' if args.recipe else 'small'}/{method}"
     arguments = read_recipe(recipe if recipe in list_recipes() else "small")["model"]["init_args"]
     arguments |= BEFORE if contender == "before" else {}
-    arguments |= {"backbone": args.backbone_of(method), "lr": 1e-6, "pretrained": False, "backbone_weights": None}
+    arguments |= {
+        "backbone": args.backbone_of(method),
+        "lr": 1e-6,
+        "lr_batch": None,
+        "pretrained": False,
+        "backbone_weights": None,
+    }
     torch.manual_seed(0)
     return create_model(method, args.classes, **arguments)
 

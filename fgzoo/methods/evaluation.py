@@ -191,5 +191,6 @@ class NegativeLogLikelihood(MeanMetric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:  # type: ignore[override]
         """Add a batch: logits (B, K) and classes (B,)."""
-        nll = F.cross_entropy(preds, target, reduction="none", ignore_index=IGNORED)
-        super().update(nll, weight=(target != IGNORED).to(nll.dtype))
+        counts = target != IGNORED
+        # Not by weights, which torchmetrics drops together with its check for what is no number.
+        super().update(F.cross_entropy(preds[counts], target[counts], reduction="none"))

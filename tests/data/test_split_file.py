@@ -10,6 +10,9 @@ from fgzoo import FGVCDataModule
 from fgzoo.errors import DataError, UsageError
 from tests.builders import make_folder, save, write_lines
 
+#: What is said of one image that was added after a run.
+UNKNOWN_TO_THE_RUN = "Images left out because split.csv of the run does not know them, added since or unreadable then: 1."
+
 
 def module(root: Path, **arguments: Any) -> FGVCDataModule:
     return FGVCDataModule("folder", root, **{"num_workers": 0, "seed": 0, **arguments})
@@ -77,7 +80,9 @@ def test_a_split_file_keeps_new_images_out_with_a_word(root: Path, drawn: FGVCDa
     save(root / "class 0" / "new.jpg")
     read = module(root, split_file=tmp_path / "split.csv")
     assert parts(read) == parts(drawn)
-    assert read.listing.notes == ("Images left out because split.csv of the run does not know them, added since or unreadable then: 1.",)
+    assert read.listing.notes == (
+        "Images left out because split.csv of the run does not know them, added since or unreadable then: 1.",
+    )
 
 
 def test_a_split_file_keeps_new_classes_out(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:
@@ -85,7 +90,9 @@ def test_a_split_file_keeps_new_classes_out(root: Path, drawn: FGVCDataModule, t
     read = module(root, split_file=tmp_path / "split.csv")
     assert (read.class_names, read.matches(drawn.card)) == (drawn.class_names, True)
     assert read.splits == drawn.splits
-    assert read.listing.notes == ("Images left out because split.csv of the run does not know them, added since or unreadable then: 1.",)
+    assert read.listing.notes == (
+        "Images left out because split.csv of the run does not know them, added since or unreadable then: 1.",
+    )
 
 
 def test_images_that_are_gone_are_named_and_not_trained_without(root: Path, drawn: FGVCDataModule, tmp_path: Path) -> None:
