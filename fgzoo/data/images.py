@@ -35,6 +35,8 @@ _PLUGINS = {
 }
 #: Suffixes of cameras' raw files and of drawings, in lower case.
 _RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2", ".svg")
+#: What to do about them.
+_INSTEAD_OF_RAW = "export as JPEG or TIFF"
 #: Formats of Pillow's that hold no picture it can decode, that it hands to another program, or whose pixels it decodes, however
 #: many they are, while it opens a file (ICO).
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "ICO", "IPTC", "MPEG", "WMF"})
@@ -136,7 +138,7 @@ def why_unread(suffix: str) -> str | None:
     if suffix in image_suffixes():
         return None
     if suffix in _RAW:
-        return "export as JPEG or TIFF"
+        return _INSTEAD_OF_RAW
     return next((f"pip install {package}" for suffixes, (package, *_) in _PLUGINS.items() if suffix in suffixes), None)
 
 
@@ -238,7 +240,8 @@ def why_unidentified(data: bytes) -> str | None:
         return why_unread(".heic")
     if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
         return why_unread(".jxl")
-    return why_unread(_RAW[0]) if data.startswith((b"II", b"MM")) else None
+    # What is no TIFF after all.
+    return _INSTEAD_OF_RAW if data.startswith((b"II", b"MM")) else None
 
 
 @cache
