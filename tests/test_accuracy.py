@@ -528,6 +528,16 @@ def test_tables_pair_methods_with_baseline_and_parent(bench: Any, finished: Path
     assert "[" not in line_of(report(bench, finished, arrays={}), "| RRA |")
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("label", ["Baseline", "RRA's parent"])
+def test_differences_are_to_todays_settings_of_a_row(bench: Any, finished: Path, label: str, first: bool) -> None:
+    rows = results(bench, finished).rows
+    changed = {"arguments": "--model.lr 9", "top1": "0.01"}
+    earlier = [row | changed | {"cell": f"{row['cell']}-earlier"} for row in rows if row["label"] == label]
+    kept = [*earlier, *rows] if first else [*rows, *earlier]
+    assert line_of(report(bench, finished, kept, {}), "| RRA |") == line_of(report(bench, finished, rows, {}), "| RRA |")
+
+
 def test_seconds_are_those_of_one_machine(bench: Any, finished: Path) -> None:
     rows = [
         row | ({"hardware": "another", "train_seconds": "9999"} if row["cell"] == "rra-seed1" else {})
