@@ -258,14 +258,19 @@ def _without_exif(data: bytes) -> bytes | None:
 
     In the first of them, whatever it is, torchcodec looks for an orientation; Pillow finds it in all, and in more forms.
     """
-    renamed, place = bytearray(data), 2
+    segments, place = [], 2
     while data[place : place + 2] != b"\xff\xda":
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         if data[place] != 0xFF or marker < 0xC0 or 0xD0 <= marker <= 0xD9 or marker == 0xFF:
             return None
         if marker == 0xE1:
-            renamed[place + 1] = 0xE9
+            segments.append(place)
         place += 2 + length
+    if not segments:
+        return data
+    renamed = bytearray(data)
+    for place in segments:
+        renamed[place + 1] = 0xE9
     return bytes(renamed)
 
 

@@ -6,7 +6,7 @@ import codecs
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fgzoo.data.records import Box, Listing, Record
 from fgzoo.errors import DataError
@@ -219,32 +219,34 @@ def consistent(listing: Listing, root: Path) -> Listing:
     return listing
 
 
-def copied_files(splits: Mapping[Any, Sequence[Record]]) -> list[str]:
-    """Images that are in two splits, or two classes, byte by byte. Only files of equal size are read.
+class CopiedFiles(NamedTuple):
+    """Names of images, sorted, that are byte by byte the file of an earlier one.
+
+    Attributes:
+        of_splits: The earlier one is in another split.
+        of_classes: It is of another class.
+    """
+
+    of_splits: list[str]
+    of_classes: list[str]
+
+
+def copied_files(splits: Mapping[str, Sequence[Record]]) -> CopiedFiles:
+    """Images that are in two splits or of two classes. Only files of equal size are read.
 
     Args:
-        splits: Records by split, or by class.
-
-    Returns:
-        Names of the images whose file is one of an earlier split, too, sorted.
+        splits: Records by split.
     """
-    by_size: defaultdict[int, list[tuple[Any, Record, Path]]] = defaultdict(list)
+    by_size: defaultdict[int, list[tuple[str, Record, Path]]] = defaultdict(list)
     for split, records in splits.items():
         for record in records:
             if record.path is not None and is_file(record.path):
                 by_size[record.path.stat().st_size].append((split, record, record.path))
-    found = []
+    of_splits, of_classes = [], []
     for alike in by_size.values():
-        first: dict[str, Any] = {}
-        for split, record, path in alike if len({split for split, *_ in alike}) > 1 else ():
-            if first.setdefault(file_hash(path, "sha256"), split) != split:
-                found.append(record.name)
-    return sorted(found)
-
-
-def by_class(records: Iterable[Record]) -> dict[int, list[Record]]:
-    """Records by class, in their order."""
-    found: defaultdict[int, list[Record]] = defaultdict(list)
-    for record in records:
-        found[record.target].append(record)
-    return found
+        first: dict[str, tuple[str, int]] = {}
+        for split, record, path in alike if len({(split, record.target) for split, record, _ in alike}) > 1 else ():
+            other, target = first.setdefault(file_hash(path, "sha256"), (split, record.target))
+            of_splits += [record.name] if other != split else []
+            of_classes += [record.name] if target != record.target else []
+    return CopiedFiles(sorted(of_splits), sorted(of_classes))

@@ -15,7 +15,7 @@ from fgzoo.data.datamodule import usable_cores
 from fgzoo.data.duplicates import told
 from fgzoo.data.folder import list_folder
 from fgzoo.data.images import decode
-from fgzoo.data.lists import by_class, copied_files, missing_images
+from fgzoo.data.lists import copied_files, missing_images
 from fgzoo.data.records import Listing
 from fgzoo.errors import DataError, UsageError
 from fgzoo.files import is_file
@@ -118,8 +118,7 @@ def verify(name: str, root: Path, decode_all: bool | None = None) -> VerifyRepor
         undecodable = list(filter(None, told(pool.map(_why_undecodable, files), len(files), "Decoding")))
     found = Counts(len(listing.class_names), len(listing.train), len(listing.test))
     missing = tuple(missing_images(listing))
-    copied = tuple(copied_files({"train": listing.train, "val": listing.val, "test": listing.test}))
-    contradicted = tuple(copied_files(by_class(listing.records)))
+    copied, contradicted = map(tuple, copied_files({"train": listing.train, "val": listing.val, "test": listing.test}))
     decoded = len(files) - len(undecodable)
     return VerifyReport(name, found, OFFICIAL.get(name), missing, copied, contradicted, tuple(undecodable), decoded)
 

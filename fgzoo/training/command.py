@@ -46,7 +46,7 @@ from fgzoo.checkpoints.run_folder import (
 from fgzoo.data.card import DataCard
 from fgzoo.data.datamodule import FGVCDataModule
 from fgzoo.data.folder import absent_classes
-from fgzoo.data.lists import by_class, copied_files
+from fgzoo.data.lists import copied_files
 from fgzoo.data.split_file import read_parts
 from fgzoo.data.tree import Split
 from fgzoo.errors import UntrainedError, UsageError
@@ -543,10 +543,11 @@ class TrainingCLI(LightningCLI):
         listing, splits, counts = data.listing, data.splits, data.class_counts
         # Those of parts that were drawn; of others the listing has said it.
         notes = list(dict.fromkeys([*listing.notes, *absent_classes(listing, splits["val"], splits["test"])]))
-        if copied := copied_files(splits):
+        copied, contradicted = copied_files(splits)
+        if copied:
             images = plural(len(copied), "validation or test image is a file", "validation or test images are files")
             notes.append(f"{images} of another split, too: {first_five(copied)}")
-        if contradicted := copied_files(by_class(record for records in splits.values() for record in records)):
+        if contradicted:
             images = plural(len(contradicted), "image is a file", "images are files")
             notes.append(f"{images} of another class, too: {first_five(contradicted)}")
         if UNKNOWN in data.class_names:
